@@ -1,0 +1,151 @@
+package relay
+
+import (
+	"encoding/json"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Message is what a source received and what sinks deliver. It is immutable: a
+// stage that changes something works on a copy, and neither Body nor Attributes
+// may be written to by anyone who was handed a Message.
+type Message struct {
+	// ID never changes within a queue: a redelivered message carries the id it
+	// had before, so that the far side can recognise a duplicate.
+	ID string
+	// Source is the name of the source in the configuration.
+	Source string
+	// Body is the payload, decoded; nil and empty mean the same.
+	Body []byte
+	// Attributes hold what is known beside the body, by the Attribute names
+	// below and, of an unwrapped topic message, topic, tag and publish time. May
+	// be nil; it may be shared between messages.
+	Attributes map[string]string
+	// EnqueuedAt is when the queue accepted the message, by the server's clock.
+	EnqueuedAt time.Time
+	// Attempt counts receives, this one included: 1 for the first.
+	Attempt int
+}
+
+// AttributeBody is the attribute that says how the body was encoded in the
+// queue: BodyBase64 or BodyRaw.
+const AttributeBody = "body"
+
+// The values of AttributeBody.
+const (
+	BodyBase64 = "base64"
+	BodyRaw    = "raw"
+)
+
+// Names of the headers that every sink sends along with a message.
+const (
+	HeaderSource     = "x-mnsrelay-source"
+	HeaderAttempt    = "x-mnsrelay-attempt"
+	HeaderEnqueuedAt = "x-mnsrelay-enqueued-at"
+	HeaderBody       = "x-mnsrelay-body"
+)
+
+// EnqueuedAtFormat is how HeaderEnqueuedAt is written: RFC 3339 in UTC, in
+// milliseconds, the precision that MNS has.
+const EnqueuedAtFormat = "2006-01-02T15:04:05.000Z"
+
+// BodyEncoding is the value of HeaderBody: how the body was encoded in the queue.
+func (m *Message) BodyEncoding() string {
+	if e := m.Attributes[AttributeBody]; e != "" {
+		return e
+	}
+	return BodyRaw
+}
+
+// EnqueuedAtText is the value of HeaderEnqueuedAt.
+func (m *Message) EnqueuedAtText() string {
+	return m.EnqueuedAt.UTC().Format(EnqueuedAtFormat)
+}
+
+// ContentType tells application/json for a body that is JSON, text/plain for
+// other UTF-8 text, and application/octet-stream for the rest.
+func (m *Message) ContentType() string {
+	switch {
+	case json.Valid(m.Body):
+		return "application/json"
+	case utf8.Valid(m.Body):
+		return "text/plain; charset=utf-8"
+	default:
+		return "application/octet-stream"
+	}
+}
+
+// Delivery is a message under lease: a snapshot taken when it was received. The
+// lease keeper owns the current receipt and deadline.
+type Delivery struct {
+	Message
+	// Receipt is the handle that settles the message until Deadline.
+	Receipt string
+	// Deadline is when the lease ends, by the local clock and with its monotonic
+	// reading: the server shows the message to others from then on.
+	Deadline time.Time
+}
+
+// Settlement tells the queue what became of a delivery. Its zero value never
+// deletes.
+type Settlement struct {
+	Delivery
+	// Delete says that every required sink, or the dead letter, has the message.
+	Delete bool
+	// Delay is how long the message stays invisible where Delete is false: at
+	// least a second, at most twelve hours; the source clamps it to that.
+	Delay time.Duration
+}
+
+// Outcome is what became of one message at one sink.
+type Outcome uint8
+
+// Retry is the zero value: a result that was forgotten means that the message is
+// delivered again, never that it arrived.
+const (
+	Retry Outcome = iota
+	Delivered
+	Rejected
+)
+
+func (o Outcome) String() string {
+	switch o {
+	case Retry:
+		return "retry"
+	case Delivered:
+		return "delivered"
+	case Rejected:
+		return "rejected"
+	}
+	return "unknown"
+}
+
+// Result is an Outcome with its cause.
+type Result struct {
+	Outcome Outcome
+	// Err says why the outcome is not Delivered. Wrap it with Fail to give it the
+	// reason under which it is counted.
+	Err error
+	// RetryAfter is how long the far side asked to be left alone; zero where it
+	// did not ask.
+	RetryAfter time.Duration
+}
+
+// Failure is an error with the name under which it is counted.
+type Failure struct {
+	// Reason is a constant of the code that reports it, lower case with
+	// underscores: it becomes the label of a metric.
+	Reason string
+	Err    error
+}
+
+// Fail names the reason of err.
+func Fail(reason string, err error) error { return &Failure{Reason: reason, Err: err} }
+
+func (f *Failure) Error() string {
+	return strings.ReplaceAll(f.Reason, "_", " ") + ": " + f.Err.Error()
+}
+
+// Unwrap gives the cause.
+func (f *Failure) Unwrap() error { return f.Err }

@@ -1,0 +1,47 @@
+package relay
+
+import (
+	"context"
+
+	"go.uber.org/zap"
+)
+
+// Sink delivers messages to one destination, with the settings of one route. It is
+// called concurrently; what is in flight is the confirm window.
+type Sink interface {
+	// Deliver tries each message once and calls done(i, r) once for each ms[i], in
+	// any order and from any goroutine, before it returns. A message for which
+	// done was not called counts as Retry. Delivered is said only after the far
+	// side has confirmed. When ctx ends, Deliver returns without delay.
+	Deliver(ctx context.Context, ms []Message, done func(i int, r Result))
+}
+
+// Endpoint is a configured sink: it owns the connections that its bound sinks
+// share.
+type Endpoint interface {
+	// Run keeps the connections up until ctx ends, reconnecting for ever, then
+	// closes them and returns nil. An error means that it cannot go on at all.
+	// Sinks are used only while Run runs.
+	Run(ctx context.Context) error
+	// Health tells the present health and gives a channel that is closed when it
+	// changes.
+	Health() (Health, <-chan struct{})
+	// Bind makes the Sink for one target of a route. Overrides, if not nil, decodes
+	// the route's own settings over a copy of the sink's per-message settings.
+	Bind(with Overrides) (Sink, error)
+}
+
+// Overrides decodes what a route sets otherwise (`with:`) into settings, a pointer
+// to a struct that holds the sink's own values. A key the struct does not have is
+// an error.
+type Overrides func(settings any) error
+
+// SinkDeps are what every sink is opened with.
+type SinkDeps struct {
+	// Name is the sink's name in the configuration.
+	Name string
+	// Instance names this process to the far side, in a connection name or user
+	// agent: "mnsrelay/VERSION (HOST)".
+	Instance string
+	Log      *zap.Logger
+}

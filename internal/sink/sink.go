@@ -1,0 +1,21 @@
+// Package sink is the table of sink types. A new one is a folder below this one, a
+// line in Types and a call of the conformance suite.
+package sink
+
+import "mnsrelay/internal/relay"
+
+// Config holds the settings of one sink, with the yaml tags by which the
+// configuration fills it.
+type Config interface {
+	// Validate reports every problem at once, joined, each a *setting.Problem with
+	// a path below the sink.
+	Validate() error
+	// Open makes the endpoint of a validated Config. It opens no connection and
+	// starts no goroutine; Endpoint.Run does.
+	Open(deps relay.SinkDeps) (relay.Endpoint, error)
+}
+
+// Types gives, for each type of sink, its settings with their defaults.
+func Types() map[string]func() Config {
+	return map[string]func() Config{}
+}
