@@ -1,0 +1,214 @@
+// Package config reads the one file that configures the relay.
+//
+// The file is YAML, read strictly: a key that is not known, a value of the wrong type
+// and a setting that cannot work are refused, all of them at once, each with its line
+// and with what to write instead. The way of a file:
+//
+//	parse    YAML into nodes that know their line and column
+//	decode   nodes into the Config structs, by reflection over their yaml tags; scalars
+//	         are expanded (${ENV}, ${ENV:-default}, ${file:PATH}) after parsing, so
+//	         that a secret with a quote, a colon or a newline stays one value
+//	derive   what a preset or the name of a queue implies, where nothing was written
+//	check    what needs more than one setting; each package that owns a Config checks
+//	         its own part
+//
+// Where each value came from is remembered on the way: problems point at it, and YAML
+// and JSON print the effective configuration with it, secrets as ***.
+package config
+
+import (
+	"time"
+
+	"mnsrelay/internal/setting"
+	"mnsrelay/internal/sink"
+)
+
+// Config is a checked configuration with every default and derived value in place.
+// Nothing in it changes once Load has returned it.
+type Config struct {
+	Server       Server        `yaml:"server"`
+	Log          Log           `yaml:"log"`
+	DrainTimeout time.Duration `yaml:"drain_timeout"`
+	Reload       Reload        `yaml:"reload"`
+	Ledger       Ledger        `yaml:"ledger"`
+	Tracing      Tracing       `yaml:"tracing"`
+	// InFlight bounds what all sources together hold.
+	InFlight InFlight `yaml:"in_flight"`
+	// Sources, Sinks and Routes are in the order of the file.
+	Sources Sources `yaml:"sources"`
+	Sinks   Sinks   `yaml:"sinks"`
+	// Routes hold those of the file, then one for each source with `to`.
+	Routes []Route `yaml:"routes"`
+
+	// Digest is the SHA-256 of the file's text in hex: it tells one version of the
+	// file from another, not one value of a secret from another.
+	Digest string `yaml:"-"`
+
+	origins map[string]Origin
+}
+
+// Server is the HTTP side: probes, API, metrics, status page.
+type Server struct {
+	// Listen is the address, host:port or :port.
+	Listen string `yaml:"listen"`
+	// AdminToken opens the endpoints that change something; unset, they answer 403.
+	AdminToken setting.Secret `yaml:"admin_token"`
+}
+
+// Log is what is logged and how.
+type Log struct {
+	// Level is debug, info, warn or error.
+	Level string `yaml:"level"`
+	// Format is json or console.
+	Format string `yaml:"format"`
+}
+
+// Reload says when the file is read again.
+type Reload struct {
+	// Watch reads it when it changes; a signal does always.
+	Watch bool `yaml:"watch"`
+}
+
+// Ledger remembers which sink has confirmed which message.
+type Ledger struct {
+	// Type is memory or redis.
+	Type string `yaml:"type"`
+	// TTL is how long an entry is kept.
+	TTL time.Duration `yaml:"ttl"`
+	// URL is where Redis is.
+	URL setting.URL `yaml:"url"`
+}
+
+// Tracing says where traces go.
+type Tracing struct {
+	// OTLPEndpoint is the collector's URL; empty: no traces.
+	OTLPEndpoint setting.URL `yaml:"otlp_endpoint"`
+}
+
+// InFlight is room: how much may be between receive and settle.
+type InFlight struct {
+	Messages int          `yaml:"messages"`
+	Bytes    setting.Size `yaml:"bytes"`
+}
+
+// Sources are in the order of the file.
+type Sources []Source
+
+// Source is one MNS queue and how it is received.
+type Source struct {
+	// Name is its key under sources.
+	Name string `yaml:"-"`
+
+	// Type is mns.
+	Type string `yaml:"type"`
+	// Preset is what the values that were not written come from: alicom-cn,
+	// alicom-intl or none.
+	Preset string `yaml:"preset"`
+	// Endpoint is the URL of the MNS server.
+	Endpoint setting.URL `yaml:"endpoint"`
+	Queue    string      `yaml:"queue"`
+	// BatchSize is how many messages one receive asks for, 1 to 16.
+	BatchSize int `yaml:"batch_size"`
+	// Wait is how long a receive waits at the server for a message: whole seconds,
+	// 0 to 30 s.
+	Wait     time.Duration `yaml:"wait"`
+	Pollers  Pollers       `yaml:"pollers"`
+	InFlight InFlight      `yaml:"in_flight"`
+	// Body is how the body is encoded in the queue: auto, base64 or raw.
+	Body string `yaml:"body"`
+	// Unwrap is auto, where a topic's notification becomes its message, or none.
+	Unwrap string `yaml:"unwrap"`
+	// Guarantee is at_least_once or at_most_once.
+	Guarantee  string     `yaml:"guarantee"`
+	Redelivery Redelivery `yaml:"redelivery"`
+	// MaxReceives is after how many receives a message that fails is given up; 0: never.
+	MaxReceives int `yaml:"max_receives"`
+	// DeadLetter names the sink that takes what is given up; empty: the queue keeps it.
+	DeadLetter      string `yaml:"dead_letter"`
+	DeadLetterLimit Limit  `yaml:"dead_letter_limit"`
+	// Unmatched is what becomes of a message that no route takes: delete, dead_letter
+	// or retain; empty: every message has a route.
+	Unmatched string `yaml:"unmatched"`
+	// Paused keeps the source from receiving.
+	Paused bool `yaml:"paused"`
+	// To makes a route of the source's name, without a condition. Use Config.Routes.
+	To Targets `yaml:"to"`
+}
+
+// Pollers is how many receives of one source run at once.
+type Pollers struct {
+	Min int `yaml:"min"`
+	Max int `yaml:"max"`
+}
+
+// Redelivery is how long a message that failed stays invisible: Initial, then double
+// that with each receive, up to Max.
+type Redelivery struct {
+	Initial time.Duration `yaml:"initial"`
+	Max     time.Duration `yaml:"max"`
+}
+
+// Limit is a count in a stretch of time.
+type Limit struct {
+	Count int           `yaml:"count"`
+	Per   time.Duration `yaml:"per"`
+}
+
+// Sinks are in the order of the file.
+type Sinks []Sink
+
+// Sink is one destination.
+type Sink struct {
+	// Name is its key under sinks.
+	Name string
+	// Type is one of sink.Types.
+	Type string
+	// Settings are those of the type, checked.
+	Settings sink.Config
+}
+
+// Route says which messages of which sources go to which sinks.
+type Route struct {
+	Name string `yaml:"name"`
+	// From names sources.
+	From Names `yaml:"from"`
+	// When is the condition, in CEL; empty: every message.
+	When string  `yaml:"when"`
+	To   Targets `yaml:"to"`
+
+	path string // where it was written: "routes[0]", or "sources.NAME" for a `to`
+}
+
+// Target is one sink of a route.
+type Target struct {
+	Sink string `yaml:"sink"`
+	// Required sinks hold up the delete until they have confirmed.
+	Required bool `yaml:"required"`
+}
+
+// Names is a list of names; a single one may be written without brackets.
+type Names []string
+
+// Targets is a list of targets; a single one, and each in the list, may be written as
+// the name of its sink.
+type Targets []Target
+
+// Problem is one thing wrong with the file.
+type Problem struct {
+	// File is the name it was read by.
+	File string
+	// Line and Column count from 1; both are 0 where the file could not be read.
+	Line, Column int
+	// Path is the setting's path, dotted, list indexes in brackets; empty where the
+	// text is not YAML.
+	Path string
+	// Message says what is wrong and what to write instead. It holds no secret.
+	Message string
+}
+
+// Warning is something that works and is probably not meant.
+type Warning Problem
+
+// Error holds every problem of a file, in the order of its lines. A command that gets
+// it exits with 2.
+type Error struct{ Problems []Problem }
