@@ -1,0 +1,68 @@
+# mnsrelay. `make help` lists the targets.
+
+SHELL := /bin/sh
+.SHELLFLAGS := -euc
+.DEFAULT_GOAL := build
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+BIN     := bin
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+# What `make test` passes on to go test: PKG=./internal/mns TESTFLAGS='-run Lease -count=50'
+PKG       ?= ./...
+TESTFLAGS ?=
+# How long `make fuzz` tries each target.
+FUZZTIME  ?= 60s
+# What `make demo` delivers to beside its own webhook receiver, amqp://...; and other flags of the demo.
+AMQP_URL  ?=
+DEMOFLAGS ?=
+
+.PHONY: build
+build: ## Build bin/mnsrelay.
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/mnsrelay ./cmd/mnsrelay
+
+.PHONY: demo
+demo: build ## Run the whole way with nothing installed; AMQP_URL=amqp://... delivers to RabbitMQ too.
+	exec $(BIN)/mnsrelay demo $(if $(AMQP_URL),--amqp-url '$(AMQP_URL)') $(DEMOFLAGS)
+
+.PHONY: setup
+setup: ## Install what tests and lint need where it is missing (apt-get).
+	./test/setup
+
+# The wrapper is built and then replaces the shell, so that a signal to make reaches it, and it stops its broker.
+.PHONY: test
+test: setup ## Run every test with -race against a private RabbitMQ; MNSRELAY_TEST_AMQP_URL uses yours.
+	go build -o $(BIN)/withbroker ./test/withbroker
+	exec $(BIN)/withbroker -- go test -race $(TESTFLAGS) $(PKG)
+
+.PHONY: lint
+lint: setup ## Check formatting, lint, go.mod and the shell scripts.
+	go run $(GOLANGCI_LINT) fmt --diff
+	go run $(GOLANGCI_LINT) run
+	go mod tidy -diff
+	git ls-files -z | xargs -0 awk 'FNR == 1 && /^#!.*[\/ ](ba)?sh( |$$)/ { print FILENAME } FNR == 1 { nextfile }' | xargs -r shellcheck
+
+.PHONY: fmt
+fmt: ## Format the Go files.
+	go run $(GOLANGCI_LINT) fmt
+
+.PHONY: fuzz
+fuzz: ## Run each fuzz target for FUZZTIME (60s).
+	go list -f '{{.Dir}}' ./... | while read -r dir; do \
+		for target in $$(cat "$$dir"/*_test.go 2>/dev/null | sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p'); do \
+			echo "$$target in $$dir"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$dir" </dev/null; \
+		done; \
+	done
+
+.PHONY: clean
+clean: ## Remove what was built.
+	rm -rf $(BIN)
+
+.PHONY: help
+help: ## List the targets.
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
