@@ -2,7 +2,10 @@
 // line in Types and a call of the conformance suite.
 package sink
 
-import "mnsrelay/internal/relay"
+import (
+	"mnsrelay/internal/relay"
+	"mnsrelay/internal/sink/amqp091"
+)
 
 // Config holds the settings of one sink, with the yaml tags by which the
 // configuration fills it.
@@ -17,5 +20,7 @@ type Config interface {
 
 // Types gives, for each type of sink, its settings with their defaults.
 func Types() map[string]func() Config {
-	return map[string]func() Config{}
+	return map[string]func() Config{
+		"amqp091": func() Config { return amqp091.Defaults() },
+	}
 }

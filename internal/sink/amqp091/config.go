@@ -1,0 +1,389 @@
+package amqp091
+
+import (
+	"cmp"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
+)
+
+// maxShortString is how many bytes a short string holds: exchange, routing key,
+// message id and header names (AMQP 0-9-1: 4.2.5.3). A longer one does not fail
+// the message, it ends the whole connection.
+const maxShortString = 255
+
+// Config holds the settings of one sink of type amqp091. Settings may be set
+// otherwise by a route; the rest belongs to the connection that all routes share.
+type Config struct {
+	// URL is the broker, as amqp[s]://[user:password@]host[:port][/vhost]; a vhost
+	// with special characters is percent-encoded, %2F is the vhost "/", which is
+	// also the default. The query may hold heartbeat=SECONDS. Set URL or URLs.
+	URL setting.URL `yaml:"url"`
+	// URLs are the nodes of one cluster, tried in turn.
+	URLs []setting.URL `yaml:"urls"`
+	// Username and Password are sent as they are, so that special characters need
+	// no encoding; a URL may hold them instead.
+	Username string         `yaml:"username"`
+	Password setting.Secret `yaml:"password"`
+	// TLS is for amqps URLs.
+	TLS TLS `yaml:"tls"`
+
+	Settings `yaml:",inline"`
+}
+
+// Settings are those that a route may set otherwise.
+type Settings struct {
+	// Exchange is where messages are published to; its name is required.
+	Exchange Exchange `yaml:"exchange"`
+	// RoutingKey is at most 255 bytes.
+	RoutingKey string `yaml:"routing_key"`
+	// Headers are added to those that the relay sends, which begin with x-mnsrelay-.
+	Headers map[string]string `yaml:"headers"`
+	// Persistent asks the broker to write messages to disk before it confirms
+	// (delivery mode 2).
+	Persistent bool `yaml:"persistent"`
+	// Mandatory asks the broker to give a message back that no queue would get;
+	// without it such a message is confirmed and gone.
+	Mandatory bool `yaml:"mandatory"`
+	// Unroutable is what becomes of a message that was given back.
+	Unroutable Unroutable `yaml:"unroutable"`
+	// Acknowledge is what counts as delivered.
+	Acknowledge Acknowledge `yaml:"acknowledge"`
+	// Timeout is how long the messages that are handed over together may take
+	// until the last of them is confirmed: more than 0, at most 10m.
+	Timeout time.Duration `yaml:"timeout"`
+}
+
+// Exchange names an exchange and says what it is expected to be. In YAML a string
+// is its name.
+type Exchange struct {
+	Name    string  `yaml:"name"`
+	Type    string  `yaml:"type"`
+	Durable bool    `yaml:"durable"`
+	Declare Declare `yaml:"declare"`
+}
+
+// UnmarshalText reads the short form, the name alone; the other settings stay.
+func (e *Exchange) UnmarshalText(text []byte) error {
+	e.Name = string(text)
+	return nil
+}
+
+// Declare is what is done about an exchange on each connect.
+type Declare string
+
+// The values of Declare.
+const (
+	// DeclareNone does nothing: no right but to write is needed.
+	DeclareNone Declare = "none"
+	// DeclarePassive checks that the exchange exists. The broker does not compare
+	// the type.
+	DeclarePassive Declare = "passive"
+	// DeclareActive makes the exchange where it is missing, and fails where it
+	// exists with another type or durability.
+	DeclareActive Declare = "active"
+)
+
+// Unroutable is what becomes of a message that no queue would get.
+type Unroutable string
+
+// The values of Unroutable.
+const (
+	UnroutableRetry      Unroutable = "retry"
+	UnroutableDeadLetter Unroutable = "dead_letter"
+	UnroutableDrop       Unroutable = "drop"
+)
+
+// Acknowledge is what counts as delivered.
+type Acknowledge string
+
+// The values of Acknowledge.
+const (
+	// AcknowledgeConfirm waits for the publisher confirm of each message.
+	AcknowledgeConfirm     Acknowledge = "confirm"
+	AcknowledgeTransaction Acknowledge = "transaction"
+	AcknowledgeReply       Acknowledge = "reply"
+	AcknowledgeNone        Acknowledge = "none"
+)
+
+// TLS says whom to trust and who we are. The files are read on each connect, so
+// that renewed ones are used without a restart.
+type TLS struct {
+	// CAFile holds the certificates to trust, as PEM; none: the system's.
+	CAFile string `yaml:"ca_file"`
+	// CertFile and KeyFile are the client certificate, as PEM.
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
+	// ServerName is the name the broker's certificate must have; none: the URL's.
+	ServerName string `yaml:"server_name"`
+}
+
+// Defaults is a Config with every default set.
+func Defaults() *Config {
+	return &Config{Settings: Settings{
+		Exchange:    Exchange{Type: "topic", Durable: true, Declare: DeclarePassive},
+		Persistent:  true,
+		Mandatory:   true,
+		Unroutable:  UnroutableRetry,
+		Acknowledge: AcknowledgeConfirm,
+		Timeout:     10 * time.Second,
+	}}
+}
+
+// Validate reports every problem at once, joined, each a *setting.Problem with a
+// path below the sink.
+func (c *Config) Validate() error {
+	_, problems := c.targets()
+	return errors.Join(problems, c.Settings.Validate())
+}
+
+// Open makes the endpoint of a validated Config. It opens no connection and starts
+// no goroutine: Endpoint.Run does.
+func (c *Config) Open(deps relay.SinkDeps) (relay.Endpoint, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	targets, err := c.targets()
+	if err != nil {
+		return nil, err
+	}
+	return newEndpoint(c, targets, deps), nil
+}
+
+// Validate reports every problem at once, as Config.Validate does.
+func (s *Settings) Validate() error {
+	var problems []error
+	problem := func(path, format string, args ...any) {
+		problems = append(problems, setting.Problemf(path, format, args...))
+	}
+	literal := func(path, value string) {
+		if strings.Contains(value, "{{") {
+			problems = append(problems, setting.NotSupportedYet(path, "a {{ }} template"))
+		}
+	}
+
+	switch name := s.Exchange.Name; {
+	case name == "":
+		problem("exchange", "required: write the name of the exchange to publish to")
+	case len(name) > maxShortString:
+		problem("exchange.name", "%d bytes long: AMQP allows at most %d", len(name), maxShortString)
+	default:
+		literal("exchange.name", name)
+	}
+	switch {
+	case s.Exchange.Type == "":
+		problem("exchange.type", "empty: write topic, direct, fanout, headers or the name of a plugin's type")
+	case len(s.Exchange.Type) > maxShortString:
+		problem("exchange.type", "%d bytes long: AMQP allows at most %d", len(s.Exchange.Type), maxShortString)
+	}
+	switch s.Exchange.Declare {
+	case DeclareNone, DeclarePassive, DeclareActive:
+	default:
+		problem("exchange.declare", "%q is unknown: write none, passive or active", s.Exchange.Declare)
+	}
+
+	if len(s.RoutingKey) > maxShortString {
+		problem("routing_key", "%d bytes long: AMQP allows at most %d", len(s.RoutingKey), maxShortString)
+	}
+	literal("routing_key", s.RoutingKey)
+	for _, name := range slices.Sorted(maps.Keys(s.Headers)) {
+		path := "headers." + name
+		switch {
+		case name == "":
+			problem("headers", "a header has no name")
+		case len(name) > maxShortString:
+			problem("headers", "the name %.20q... is %d bytes long: AMQP allows at most %d", name, len(name), maxShortString)
+		case slices.Contains(relayHeaders(), strings.ToLower(name)):
+			problem(path, "the relay sets this header itself: choose another name")
+		case strings.EqualFold(name, "CC"), strings.EqualFold(name, "BCC"):
+			problem(path, "the broker takes CC and BCC for lists of routing keys: choose another name")
+		}
+		literal(path, s.Headers[name])
+	}
+
+	switch s.Unroutable {
+	case UnroutableRetry:
+	case UnroutableDeadLetter, UnroutableDrop:
+		problems = append(problems, setting.NotSupportedYet("unroutable", strconv.Quote(string(s.Unroutable))))
+	default:
+		problem("unroutable", "%q is unknown: write retry, dead_letter or drop", s.Unroutable)
+	}
+	switch s.Acknowledge {
+	case AcknowledgeConfirm:
+	case AcknowledgeTransaction, AcknowledgeReply, AcknowledgeNone:
+		problems = append(problems, setting.NotSupportedYet("acknowledge", strconv.Quote(string(s.Acknowledge))))
+	default:
+		problem("acknowledge", "%q is unknown: write confirm, transaction, reply or none", s.Acknowledge)
+	}
+	if s.Timeout <= 0 || s.Timeout > 10*time.Minute {
+		problem("timeout", "%v is out of range: write more than 0s and at most 10m", s.Timeout)
+	}
+	return errors.Join(problems...)
+}
+
+func relayHeaders() []string {
+	return []string{relay.HeaderSource, relay.HeaderAttempt, relay.HeaderEnqueuedAt, relay.HeaderBody}
+}
+
+// target is one broker address, taken apart.
+type target struct {
+	address   string // host:port, safe to show
+	host      string
+	secure    bool
+	vhost     string
+	username  string
+	password  setting.Secret
+	heartbeat time.Duration
+}
+
+// targets reads the URLs. Its errors are problems and hold no part of a URL's user
+// info.
+func (c *Config) targets() ([]target, error) {
+	type entry struct {
+		path string
+		url  setting.URL
+	}
+	var (
+		entries  []entry
+		targets  []target
+		problems []error
+	)
+	switch {
+	case !c.URL.IsZero() && len(c.URLs) > 0:
+		problems = append(problems, setting.Problemf("urls", "url is set too: write one of them"))
+	case !c.URL.IsZero():
+		entries = append(entries, entry{"url", c.URL})
+	case len(c.URLs) == 0:
+		problems = append(problems, setting.Problemf("url", "required: write amqp://host:5672/vhost or amqps://host:5671/vhost"))
+	}
+	for i, u := range c.URLs {
+		entries = append(entries, entry{fmt.Sprintf("urls[%d]", i), u})
+	}
+	if c.Username == "" && !c.Password.IsZero() {
+		problems = append(problems, setting.Problemf("username", "required where password is set"))
+	}
+	if c.Username != "" && c.Password.IsZero() {
+		problems = append(problems, setting.Problemf("password", "required where username is set"))
+	}
+	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
+		problems = append(problems, setting.Problemf("tls", "cert_file and key_file belong together: write both"))
+	}
+
+	secure := false
+	for _, e := range entries {
+		t, err := readTarget(e.url)
+		if err != nil {
+			problems = append(problems, setting.Problemf(e.path, "%v", err))
+			continue
+		}
+		secure = secure || t.secure
+		switch {
+		case c.Username != "" && t.username != "":
+			problems = append(problems, setting.Problemf(e.path, "holds credentials, and username is set too: write them in one place"))
+		case c.Username != "":
+			t.username, t.password = c.Username, c.Password
+		case t.username == "":
+			// What RabbitMQ allows on loopback out of the box; elsewhere it refuses.
+			t.username, t.password = "guest", setting.NewSecret("guest")
+		}
+		targets = append(targets, t)
+	}
+	if c.TLS != (TLS{}) && !secure && len(targets) == len(entries) && len(entries) > 0 {
+		problems = append(problems, setting.Problemf("tls", "no URL is encrypted: write amqps:// or leave tls out"))
+	}
+	if err := errors.Join(problems...); err != nil {
+		return nil, err
+	}
+	return targets, nil
+}
+
+// readTarget takes u apart. Its errors never quote it.
+func readTarget(u setting.URL) (target, error) {
+	parsed, err := u.Parse()
+	if err != nil {
+		return target{}, err
+	}
+	t := target{host: parsed.Hostname(), vhost: "/", heartbeat: defaultHeartbeat}
+	port := parsed.Port()
+	switch parsed.Scheme {
+	case "amqp":
+		port = cmp.Or(port, "5672")
+	case "amqps":
+		t.secure = true
+		port = cmp.Or(port, "5671")
+	default:
+		return target{}, errors.New("the scheme must be amqp:// or amqps://")
+	}
+	if t.host == "" {
+		return target{}, errors.New("the host is missing")
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return target{}, errors.New("the port must be 1 to 65535")
+	}
+	t.address = net.JoinHostPort(t.host, port)
+	if vhost := strings.TrimPrefix(parsed.Path, "/"); vhost != "" {
+		t.vhost = vhost
+	}
+	// The path "//" and "/%2F" both are the vhost "/"; "/a/b" is the vhost "a/b".
+	if len(t.vhost) > maxShortString {
+		return target{}, fmt.Errorf("the vhost is %d bytes long: AMQP allows at most %d", len(t.vhost), maxShortString)
+	}
+	if parsed.User != nil {
+		t.username = parsed.User.Username()
+		password, _ := parsed.User.Password()
+		t.password = setting.NewSecret(password)
+	}
+	if parsed.Fragment != "" {
+		return target{}, errors.New("there is a # in it: percent-encode it as %23, or use the username and password settings")
+	}
+	query, err := url.ParseQuery(parsed.RawQuery)
+	if err != nil {
+		return target{}, errors.New("the query cannot be read")
+	}
+	for name, values := range query {
+		if name != "heartbeat" {
+			return target{}, errors.New("the query may hold heartbeat=SECONDS only; certificates belong under tls")
+		}
+		seconds, err := strconv.Atoi(values[len(values)-1])
+		if err != nil || seconds < 1 || seconds > 300 {
+			return target{}, errors.New("heartbeat must be 1 to 300, in seconds")
+		}
+		t.heartbeat = time.Duration(seconds) * time.Second
+	}
+	return t, nil
+}
+
+// config reads the files.
+func (t *TLS) config(host string) (*tls.Config, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: cmp.Or(t.ServerName, host)}
+	if t.CAFile != "" {
+		pem, err := os.ReadFile(t.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("read tls.ca_file: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("read tls.ca_file: %s holds no certificate", t.CAFile)
+		}
+	}
+	if t.CertFile != "" {
+		pair, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("read tls.cert_file and tls.key_file: %w", err)
+		}
+		config.Certificates = []tls.Certificate{pair}
+	}
+	return config, nil
+}
