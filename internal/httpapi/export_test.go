@@ -1,0 +1,20 @@
+package httpapi
+
+import (
+	"net/http"
+
+	"github.com/go-chi/chi/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+)
+
+// Paths lists the patterns of the router.
+func Paths() []string {
+	var out []string
+	router := newHandler(Deps{Metrics: prometheus.NewRegistry(), Log: zap.NewNop()}).(chi.Router)
+	_ = chi.Walk(router, func(_, route string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
+		out = append(out, route)
+		return nil
+	})
+	return out
+}
