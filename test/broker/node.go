@@ -1,0 +1,258 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Debian's scripts in /usr/sbin insist on root or the user rabbitmq and on the
+// machine's own node; those behind them do not.
+const (
+	server = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+	ctl    = "/usr/lib/rabbitmq/bin/rabbitmqctl"
+)
+
+// startupComplete is what the server writes when its listeners are open.
+const startupComplete = "Server startup complete"
+
+// Config is what a Node is started with. The zero value is a plain broker.
+type Config struct {
+	// Dir is where the node's own folder is made; empty: the system's temporary
+	// folder.
+	Dir string
+	// Plugins are enabled; none is by default.
+	Plugins []string
+	// Conf is appended to rabbitmq.conf.
+	Conf string
+}
+
+// Node is a RabbitMQ node of our own: on loopback, on free ports, with its own
+// folder, Erlang cookie and epmd, so that it meets no other node of the machine. All
+// of it is gone after Close, and dies with this process too.
+type Node struct {
+	dir         string
+	port        int
+	environment []string
+	epmd        *process
+	beam        *process
+}
+
+// Start starts a node and returns when it accepts connections.
+func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
+	if !Installed() {
+		return nil, fmt.Errorf("%s is not there: install rabbitmq-server with test/setup", server)
+	}
+	dir, err := os.MkdirTemp(cfg.Dir, "mnsrelay-broker-")
+	if err != nil {
+		return nil, fmt.Errorf("make the broker's folder: %w", err)
+	}
+	n := &Node{dir: dir}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.Close())
+		}
+	}()
+	ports, err := freePorts(ctx, 3)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.configure(cfg, ports[0], ports[1], ports[2]); err != nil {
+		return nil, fmt.Errorf("configure the broker: %w", err)
+	}
+	// Erlang would start "epmd -daemon", which outlives everything; this one is a
+	// child in the foreground.
+	epmd := exec.Command("epmd", "-port", strconv.Itoa(ports[2]), "-address", "127.0.0.1") //nolint:noctx // It lives until Close.
+	epmd.Env = n.environment
+	if n.epmd, err = launch(epmd, nil); err != nil {
+		return nil, fmt.Errorf("start epmd: %w", err)
+	}
+	if err := awaitPort(ctx, ports[2], n.epmd); err != nil {
+		return nil, fmt.Errorf("start epmd: %w", err)
+	}
+	if err := n.Start(ctx); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *Node) configure(cfg Config, port, dist, epmd int) error {
+	n.port = port
+	in := func(name string) string { return filepath.Join(n.dir, name) }
+	onLoopback := "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
+	n.environment = []string{
+		"PATH=" + os.Getenv("PATH"),
+		"HOME=" + n.dir,
+		"TMPDIR=" + n.dir,
+		"LANG=C.UTF-8",
+		"LC_ALL=C.UTF-8",
+		"ERL_EPMD_PORT=" + strconv.Itoa(epmd),
+		"ERL_EPMD_ADDRESS=127.0.0.1",
+		"ERL_CRASH_DUMP=/dev/null",
+		// The start script then becomes the server instead of waiting for it.
+		"RUNNING_UNDER_SYSTEMD=true",
+		"RABBITMQ_CONF_ENV_FILE=/dev/null",
+		"RABBITMQ_NODENAME=mnsrelay@localhost",
+		"RABBITMQ_NODE_IP_ADDRESS=127.0.0.1",
+		"RABBITMQ_NODE_PORT=" + strconv.Itoa(port),
+		"RABBITMQ_DIST_PORT=" + strconv.Itoa(dist),
+		"RABBITMQ_LOGS=-",
+		"RABBITMQ_LOG_BASE=" + in("log"),
+		"RABBITMQ_MNESIA_BASE=" + in("data"),
+		"RABBITMQ_PID_FILE=" + in("pid"),
+		"RABBITMQ_CONFIG_FILE=" + in("rabbitmq.conf"),
+		"RABBITMQ_ADVANCED_CONFIG_FILE=" + in("none"),
+		"RABBITMQ_GENERATED_CONFIG_DIR=" + in("generated"),
+		"RABBITMQ_ENABLED_PLUGINS_FILE=" + in("plugins"),
+		"RABBITMQ_PLUGINS_EXPAND_DIR=" + in("expanded"),
+		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=" + onLoopback,
+		"RABBITMQ_CTL_ERL_ARGS=" + onLoopback,
+	}
+	conf := fmt.Sprintf(`listeners.tcp.1 = 127.0.0.1:%d
+log.console.level = info
+vm_memory_high_watermark.absolute = %s
+disk_free_limit.absolute = 50MB
+%s
+`, port, memoryLimit, cfg.Conf)
+	return errors.Join(
+		os.Mkdir(in("data"), 0o700),
+		os.Mkdir(in("log"), 0o700),
+		os.Mkdir(in("generated"), 0o700),
+		os.WriteFile(in(".erlang.cookie"), []byte("mnsrelay"+strconv.FormatUint(rand.Uint64(), 36)), 0o400), //nolint:gosec // It only keeps nodes on loopback apart.
+		os.WriteFile(in("plugins"), []byte("["+strings.Join(cfg.Plugins, ",")+"]."), 0o600),
+		os.WriteFile(in("rabbitmq.conf"), []byte(conf), 0o600),
+	)
+}
+
+// memoryLimit raises the memory alarm.
+const memoryLimit = "1GB"
+
+// Start starts the node again after Stop or Kill, on the same port with the same
+// data, and returns when it accepts connections.
+func (n *Node) Start(ctx context.Context) error {
+	cmd := exec.Command(server) //nolint:noctx // It lives until it is stopped.
+	cmd.Dir = n.dir
+	cmd.Env = n.environment
+	ready := newOutput(startupComplete)
+	beam, err := launch(cmd, ready)
+	if err != nil {
+		return fmt.Errorf("start the broker: %w", err)
+	}
+	n.beam = beam
+	select {
+	case <-ready.seen:
+		return nil
+	case <-beam.done:
+		return fmt.Errorf("start the broker: it ended (%v) and wrote:\n%s", beam.err, ready.tail())
+	case <-ctx.Done():
+		return fmt.Errorf("start the broker: %w; it wrote:\n%s", ctx.Err(), ready.tail())
+	}
+}
+
+// URL is where the node listens, as the user guest, who may do everything.
+func (n *Node) URL() string { return fmt.Sprintf("amqp://guest:guest@127.0.0.1:%d/", n.port) }
+
+// Stop ends the node in order.
+func (n *Node) Stop(ctx context.Context) error { return n.beam.end(ctx, syscall.SIGTERM) }
+
+// Kill ends the node at once.
+func (n *Node) Kill(ctx context.Context) error { return n.beam.end(ctx, syscall.SIGKILL) }
+
+// Pause stops the node's process: the kernel keeps its connections open, and
+// accepts new ones that nobody answers.
+func (n *Node) Pause() error { return n.beam.signal(syscall.SIGSTOP) }
+
+// Resume lets the node's process run on.
+func (n *Node) Resume() error { return n.beam.signal(syscall.SIGCONT) }
+
+// Block raises the memory alarm.
+func (n *Node) Block(ctx context.Context) error {
+	_, err := n.Ctl(ctx, "set_vm_memory_high_watermark", "absolute", "1MB")
+	return err
+}
+
+// Unblock clears the memory alarm.
+func (n *Node) Unblock(ctx context.Context) error {
+	_, err := n.Ctl(ctx, "set_vm_memory_high_watermark", "absolute", memoryLimit)
+	return err
+}
+
+// Ctl runs rabbitmqctl, which takes about a second, and gives what it wrote.
+func (n *Node) Ctl(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, ctl, append([]string{"--quiet"}, args...)...) //nolint:gosec // A fixed program, a test's own arguments.
+	cmd.Dir = n.dir
+	cmd.Env = n.environment
+	cmd.WaitDelay = time.Second
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("run rabbitmqctl %s: %w: %s", args[0], err, strings.TrimSpace(string(out)))
+	}
+	return string(out), nil
+}
+
+// Close ends what is left of the node and removes its folder. It may be called more
+// than once.
+func (n *Node) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var errs []error
+	for _, p := range []*process{n.beam, n.epmd} {
+		if p != nil {
+			errs = append(errs, p.end(ctx, syscall.SIGKILL))
+		}
+	}
+	if err := os.RemoveAll(n.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("remove the broker's folder: %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+// freePorts finds ports below those that the kernel hands out to clients, so that
+// none is taken by a client while the node is stopped.
+func freePorts(ctx context.Context, count int) ([]int, error) {
+	var ports []int
+	for range 1000 {
+		port := 15000 + rand.IntN(17000) //nolint:gosec // Any number will do.
+		var lc net.ListenConfig
+		l, err := lc.Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err != nil {
+			continue
+		}
+		// Held until all are found: no port is found twice.
+		defer l.Close() //nolint:errcheck,gocritic // Nothing was accepted.
+		if ports = append(ports, port); len(ports) == count {
+			return ports, nil
+		}
+	}
+	return nil, errors.New("find free ports on loopback: none between 15000 and 32000")
+}
+
+// awaitPort waits until p listens.
+func awaitPort(ctx context.Context, port int, p *process) error {
+	var dialer net.Dialer
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		c, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err == nil {
+			return c.Close()
+		}
+		select {
+		case <-tick.C:
+		case <-p.done:
+			return fmt.Errorf("it ended: %w", p.err)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
