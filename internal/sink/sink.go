@@ -5,6 +5,8 @@ package sink
 import (
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/sink/amqp091"
+	"mnsrelay/internal/sink/file"
+	"mnsrelay/internal/sink/webhook"
 )
 
 // Config holds the settings of one sink, with the yaml tags by which the
@@ -22,5 +24,7 @@ type Config interface {
 func Types() map[string]func() Config {
 	return map[string]func() Config{
 		"amqp091": func() Config { return amqp091.Defaults() },
+		"file":    func() Config { return file.Defaults() },
+		"webhook": func() Config { return webhook.Defaults() },
 	}
 }

@@ -1,0 +1,260 @@
+// Package file is the sink that appends messages to a file as JSON lines, or writes
+// them to standard output.
+//
+// One goroutine, Run, owns the file; Deliver hands its batch over and waits, so that
+// a disk that stalls holds up nobody whose context has ended. A batch is written by
+// one write and reported as delivered after fsync. What a failed write left is cut
+// off again; where even that fails, and where a crash left half a line, the next open
+// ends that line, so that no message is ever glued to a torn one. A file that was
+// moved away or removed, as logrotate does, is made anew.
+//
+// One process writes a file: what another one appends at the same time could be cut
+// off together with a failed write.
+package file
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"go.uber.org/zap"
+
+	"mnsrelay/internal/relay"
+)
+
+const (
+	// reopenEvery is how long Run waits before it tries again to open a file that
+	// could not be opened or written.
+	reopenEvery = time.Second
+	// stopWithin is how long Run, when it has to end, waits for a write under way.
+	stopWithin = time.Second
+)
+
+// The reasons under which failures are counted.
+const (
+	reasonStopped = "stopped"  // the caller gave up or the endpoint was closed
+	reasonNotOpen = "not_open" // there is no file to write to
+	reasonWrite   = "write"    // a write or its fsync failed
+	reasonEncode  = "encode"   // a message has no JSON
+)
+
+var (
+	errNotYet  = errors.New("the file was not opened yet")
+	errStopped = errors.New("the file is closed")
+	errStuck   = fmt.Errorf("a write did not end within %v", stopWithin)
+)
+
+// Endpoint owns one file. Make it with New.
+type Endpoint struct {
+	open    func() (output, error)
+	log     *zap.Logger
+	health  *relay.Monitor
+	batches chan batch
+	ended   chan struct{} // closed when nothing is written any more
+}
+
+// output is what lines are written to. After an error from write it is closed and
+// opened again.
+type output interface {
+	write(lines []byte) error
+	close() error
+}
+
+// batch is what one Deliver writes. One value goes through written, which never
+// blocks the sender.
+type batch struct {
+	lines   []byte
+	written chan error
+}
+
+var (
+	_ relay.Endpoint = (*Endpoint)(nil)
+	_ relay.Sink     = (*Sink)(nil)
+)
+
+// New makes the endpoint of a validated Config. What stdout is, is passed in, for
+// the Path Stdout.
+func New(c *Config, deps relay.SinkDeps, stdout io.Writer) *Endpoint {
+	e := &Endpoint{
+		log:     deps.Log,
+		health:  relay.NewMonitor(relay.Down, errNotYet.Error()),
+		batches: make(chan batch),
+		ended:   make(chan struct{}),
+	}
+	if c.Path == Stdout {
+		out := &stream{w: stdout}
+		e.open = func() (output, error) { return out, nil }
+	} else {
+		path := c.Path
+		e.open = func() (output, error) { return openDisk(path) }
+	}
+	return e
+}
+
+// Run writes what Sinks deliver until ctx ends, then closes the file. A file that
+// cannot be opened is tried again every second. An error says that a write under way
+// at the end is stuck.
+func (e *Endpoint) Run(ctx context.Context) error {
+	defer close(e.ended)
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		e.serve(ctx)
+	}()
+
+	<-ctx.Done()
+	e.health.Set(relay.Down, errStopped.Error())
+	patience := time.NewTimer(stopWithin)
+	defer patience.Stop()
+	select {
+	case <-finished:
+		return nil
+	case <-patience.C:
+		return errStuck // its goroutine ends with the write, if ever
+	}
+}
+
+// serve is the only one that touches the output.
+func (e *Endpoint) serve(ctx context.Context) {
+	var (
+		out     output // nil: to be opened
+		trouble = errNotYet
+		opening = time.NewTimer(0)
+		suspect bool // the last write failed: let one message find out
+	)
+	defer opening.Stop()
+	fail := func(err error) {
+		trouble = err
+		opening.Reset(reopenEvery)
+		e.report(ctx, relay.Down, err)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			if out != nil {
+				if err := out.close(); err != nil {
+					e.log.Warn("close the file", zap.Error(err))
+				}
+			}
+			return
+
+		case <-opening.C:
+			opened, err := e.open()
+			if err != nil {
+				fail(err)
+				continue
+			}
+			out = opened
+			if suspect {
+				e.report(ctx, relay.Probe, trouble)
+			} else {
+				e.report(ctx, relay.Up, nil)
+			}
+
+		case b := <-e.batches:
+			if out == nil {
+				b.written <- relay.Fail(reasonNotOpen, trouble)
+				continue
+			}
+			if err := out.write(b.lines); err != nil {
+				err = errors.Join(err, out.close())
+				out, suspect = nil, true
+				// Down first, so that who learns of the failure sees its cause.
+				fail(err)
+				b.written <- relay.Fail(reasonWrite, err)
+				continue
+			}
+			suspect = false
+			e.report(ctx, relay.Up, nil)
+			b.written <- nil
+		}
+	}
+}
+
+// report records a state and logs it when it is another than before.
+func (e *Endpoint) report(ctx context.Context, state relay.State, cause error) {
+	if ctx.Err() != nil {
+		return // Run has said the last word
+	}
+	reason := ""
+	if cause != nil {
+		reason = cause.Error()
+	}
+	if !e.health.Set(state, reason) {
+		return
+	}
+	switch state {
+	case relay.Down:
+		e.log.Warn("the file cannot be written", zap.Error(cause))
+	case relay.Up:
+		e.log.Info("the file can be written")
+	case relay.Probe:
+	}
+}
+
+// Health is down while the file cannot be opened, and probe after a write failed
+// until one succeeds.
+func (e *Endpoint) Health() (relay.Health, <-chan struct{}) { return e.health.Health() }
+
+// Bind makes a Sink. A file has no settings that a route could set otherwise.
+func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
+	if with != nil {
+		if err := with(&struct{}{}); err != nil {
+			return nil, err
+		}
+	}
+	return &Sink{endpoint: e}, nil
+}
+
+// Sink appends messages to the file. Make it with Endpoint.Bind.
+type Sink struct{ endpoint *Endpoint }
+
+// Deliver appends all messages with one write; they share one result.
+func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int, r relay.Result)) {
+	result := relay.Result{Outcome: relay.Delivered}
+	if err := s.endpoint.append(ctx, ms); err != nil {
+		result = relay.Result{Err: err}
+	}
+	for i := range ms {
+		done(i, result)
+	}
+}
+
+// append returns when ms are written, or when ctx or the endpoint has ended; then
+// they may or may not be.
+func (e *Endpoint) append(ctx context.Context, ms []relay.Message) error {
+	if len(ms) == 0 {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return relay.Fail(reasonStopped, context.Cause(ctx))
+	}
+	lines, err := encode(ms)
+	if err != nil {
+		return relay.Fail(reasonEncode, err)
+	}
+	b := batch{lines: lines, written: make(chan error, 1)}
+	select {
+	case e.batches <- b:
+	case <-ctx.Done():
+		return relay.Fail(reasonStopped, context.Cause(ctx))
+	case <-e.ended:
+		return relay.Fail(reasonStopped, errStopped)
+	}
+	select {
+	case err := <-b.written:
+		return err
+	case <-ctx.Done():
+		return relay.Fail(reasonStopped, context.Cause(ctx))
+	case <-e.ended:
+	}
+	// Run waits for the last write, whose result counts.
+	select {
+	case err := <-b.written:
+		return err
+	default:
+		return relay.Fail(reasonStopped, errStopped)
+	}
+}

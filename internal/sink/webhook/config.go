@@ -1,0 +1,228 @@
+package webhook
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+
+	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
+)
+
+// Config holds the settings of a webhook. Start from Defaults.
+type Config struct {
+	// URL is where messages are posted: https://, or http:// with a warning unless
+	// its host is this machine. User info in it is sent as basic authorization.
+	URL setting.URL `yaml:"url"`
+	// Settings are those that a route may set otherwise.
+	Settings `yaml:",inline"`
+	// Signing signs requests. A later version acts on it.
+	Signing Signing `yaml:"signing"`
+	// Concurrency is how many requests may be under way at once, over all routes
+	// that lead here: 1 to 4096.
+	Concurrency int `yaml:"concurrency"`
+	// RateLimit limits requests. A later version acts on it.
+	RateLimit RateLimit `yaml:"rate_limit"`
+	// Network says which addresses may be connected to.
+	Network Network `yaml:"network"`
+}
+
+// Settings are the settings of a webhook that a route may set otherwise.
+type Settings struct {
+	// Headers are sent with every request, beside those of the relay itself. A
+	// route's own are added to the sink's.
+	Headers map[string]setting.Secret `yaml:"headers"`
+	// Timeout bounds a whole exchange, from the connection to the last byte of the
+	// answer: more than 0, at most 10 minutes.
+	Timeout time.Duration `yaml:"timeout"`
+	// Retry is how often a request is tried before its message goes back to the
+	// queue. Only the default is accepted: this version tries once each time that
+	// the queue hands the message out, and the queue's redelivery does the rest.
+	Retry Retry `yaml:"retry"`
+}
+
+// Signing holds the secrets of the Standard Webhooks signature, the newest first.
+type Signing struct {
+	Secrets []setting.Secret `yaml:"secrets"`
+}
+
+// Retry says how tries of one request follow each other.
+type Retry struct {
+	MaxAttempts int           `yaml:"max_attempts"`
+	Initial     time.Duration `yaml:"initial"`
+	Max         time.Duration `yaml:"max"`
+}
+
+// RateLimit is a token bucket; zero is no limit.
+type RateLimit struct {
+	PerSecond float64 `yaml:"per_second"`
+	Burst     int     `yaml:"burst"`
+}
+
+// Network opens what is closed by default: see the package comment.
+type Network struct {
+	// Allow holds networks that may be connected to, as 10.0.0.0/8 or fd00::/8.
+	Allow []string `yaml:"allow"`
+}
+
+// Defaults gives the settings that apply where the configuration is silent.
+func Defaults() *Config {
+	return &Config{
+		Settings: Settings{
+			Timeout: 10 * time.Second,
+			Retry:   Retry{MaxAttempts: 3, Initial: 200 * time.Millisecond, Max: 5 * time.Second},
+		},
+		Concurrency: 16,
+	}
+}
+
+const (
+	maxTimeout     = 10 * time.Minute
+	maxConcurrency = 4096
+)
+
+// Validate reports every problem at once, each a *setting.Problem.
+func (c *Config) Validate() error {
+	problems := []error{c.validateURL(), c.Settings.validate()}
+	report := func(err error) { problems = append(problems, err) }
+
+	if len(c.Signing.Secrets) > 0 {
+		report(setting.NotSupportedYet("signing.secrets", "signing"))
+	}
+	if c.Concurrency < 1 || c.Concurrency > maxConcurrency {
+		report(setting.Problemf("concurrency", "is %d; write a number from 1 to %d", c.Concurrency, maxConcurrency))
+	}
+	if c.RateLimit != (RateLimit{}) {
+		report(setting.NotSupportedYet("rate_limit", "a rate limit"))
+	}
+	for i, network := range c.Network.Allow {
+		if _, err := parseNetwork(network); err != nil {
+			report(setting.Problemf("network.allow["+strconv.Itoa(i)+"]", "%v", err))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+func (c *Config) validateURL() error {
+	if c.URL.IsZero() {
+		return setting.Problemf("url", "is missing; write where to post, as in https://hooks.example.com/sms")
+	}
+	if strings.Contains(c.URL.Reveal(), "{{") {
+		return setting.NotSupportedYet("url", "a template")
+	}
+	u, err := c.URL.Parse()
+	if err != nil {
+		return setting.Problemf("url", "%v", err)
+	}
+	switch {
+	case u.Scheme != "https" && u.Scheme != "http":
+		return setting.Problemf("url", "has the scheme %q; write https:// or http://", u.Scheme)
+	case u.Hostname() == "":
+		return setting.Problemf("url", "has no host")
+	case u.Fragment != "":
+		return setting.Problemf("url", "has a fragment (#), which is never sent; remove it, or write %%23 for a literal #")
+	}
+	if port := u.Port(); port != "" {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return setting.Problemf("url", "has the port %s; write one from 1 to 65535", port)
+		}
+	}
+	if u.User != nil {
+		for name := range c.Headers {
+			if strings.EqualFold(name, "authorization") {
+				return setting.Problemf("url", "has user info while headers has authorization; keep one of them")
+			}
+		}
+	}
+	addr, err := netip.ParseAddr(u.Hostname())
+	if err != nil {
+		return nil //nolint:nilerr // a name: what it resolves to is checked on each dial
+	}
+	g, err := newGuard(c.Network.Allow)
+	if err != nil {
+		return nil //nolint:nilerr // reported under network.allow
+	}
+	if err := g.check(addr); err != nil {
+		return setting.Problemf("url", "%v", err)
+	}
+	return nil
+}
+
+// Warnings reports what works and is better changed, each a *setting.Problem.
+func (c *Config) Warnings() []error {
+	u, err := c.URL.Parse()
+	if err != nil || u.Scheme != "http" {
+		return nil
+	}
+	addr, err := netip.ParseAddr(u.Hostname())
+	if u.Hostname() == "localhost" || err == nil && addr.Unmap().IsLoopback() {
+		return nil
+	}
+	return []error{setting.Problemf("url", "is http://: messages and headers travel unencrypted; write https://")}
+}
+
+func (s *Settings) validate() error {
+	var problems []error
+	report := func(err error) { problems = append(problems, err) }
+
+	if s.Timeout <= 0 || s.Timeout > maxTimeout {
+		report(setting.Problemf("timeout", "is %v; write a duration above 0s, at most %v", s.Timeout, maxTimeout))
+	}
+	if s.Retry != Defaults().Retry {
+		report(setting.NotSupportedYet("retry", "any value but the default"))
+	}
+	seen := make(map[string]string, len(s.Headers))
+	for _, name := range slices.Sorted(maps.Keys(s.Headers)) {
+		path := "headers." + name
+		lower := strings.ToLower(name)
+		if other, found := seen[lower]; found {
+			report(setting.Problemf(path, "is the same header as %q; keep one", other))
+		}
+		seen[lower] = name
+		value := s.Headers[name].Reveal()
+		switch {
+		case !httpguts.ValidHeaderFieldName(name):
+			report(setting.Problemf("headers", "has the name %q, which HTTP does not allow; use letters, digits and -", name))
+		case reserved(lower):
+			report(setting.Problemf(path, "is set by the relay or by HTTP itself; remove it"))
+		case strings.Contains(value, "{{"):
+			report(setting.NotSupportedYet(path, "a template"))
+		case !httpguts.ValidHeaderFieldValue(value):
+			report(setting.Problemf(path, "has a line break or another control character in its value"))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// reserved tells whether a header, in lower case, is not the configuration's to set:
+// those of one hop (RFC 9110, 7.6.1), those that net/http derives from the request,
+// and the relay's own.
+func reserved(name string) bool {
+	switch name {
+	case "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection",
+		"te", "trailer", "transfer-encoding", "upgrade", "host", "content-length", "expect":
+		return true
+	}
+	return strings.HasPrefix(name, "webhook-") || strings.HasPrefix(name, "x-mnsrelay-")
+}
+
+func parseNetwork(s string) (netip.Prefix, error) {
+	prefix, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil:
+		return netip.Prefix{}, fmt.Errorf("%q is not a network; write one as 10.0.0.0/8, a single address as 10.1.2.3/32", s)
+	case prefix.Addr().Is4In6():
+		return netip.Prefix{}, fmt.Errorf("%q is an IPv4 network written as IPv6; write it as 10.0.0.0/8", s)
+	}
+	return prefix.Masked(), nil
+}
+
+// Open makes the endpoint of a validated Config.
+func (c *Config) Open(deps relay.SinkDeps) (relay.Endpoint, error) { return New(c, deps) }

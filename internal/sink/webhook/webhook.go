@@ -1,0 +1,329 @@
+// Package webhook is the sink that posts each message to a URL.
+//
+// A message counts as delivered when the complete answer, body included, came within
+// the timeout and its status is 2xx. At most 64 KiB of an answer are read; one that
+// is longer has not come completely. The message's id travels as webhook-id, the
+// same on each redelivery, so that the endpoint can recognise a duplicate.
+//
+// An endpoint's answers are not trusted. Redirects are not followed, compression is
+// not offered, headers and bodies are bounded, and nothing that the endpoint sends is
+// quoted in an error beyond a few words. Which address is connected to is checked
+// when the connection is made, after DNS, so that a name cannot lead to loopback, to
+// private networks or to a cloud's metadata unless network.allow says so. For the
+// same reason HTTP_PROXY and its kin are ignored: behind a proxy the check would see
+// the proxy's address only.
+//
+// Each delivery is one try. The queue hands a message that failed out again.
+package webhook
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"mnsrelay/internal/relay"
+)
+
+// HeaderID carries the message's id, as in Standard Webhooks; bytes that are not
+// visible ASCII, and %, are percent-encoded in it.
+const HeaderID = "webhook-id"
+
+const (
+	// maxAnswer is how much of an answer's body is read, in bytes, and how long its
+	// headers may be.
+	maxAnswer = 64 << 10
+	// idleTimeout closes connections that are not used.
+	idleTimeout = 90 * time.Second
+	// An HTTP/2 connection on which nothing came for pingAfter is asked whether it
+	// lives and closed after pingTimeout: all requests share it, so a dead one
+	// would fail them all.
+	pingAfter   = 10 * time.Second
+	pingTimeout = 5 * time.Second
+)
+
+// errStopped is why a delivery fails once Run's ctx has ended.
+var errStopped = errors.New("the webhook is closed")
+
+// Endpoint owns the connections to one URL. Make it with New.
+type Endpoint struct {
+	settings  Settings
+	url       *url.URL // without user info
+	show      string   // how errors name the URL: its path may be a secret, too
+	basic     string   // the authorization header that the user info makes, or empty
+	agent     string
+	transport *http.Transport
+	log       *zap.Logger
+	health    *relay.Monitor
+
+	// slots holds a token for each request under way.
+	slots chan struct{}
+	// stopped is closed when Run's ctx has ended.
+	stopped chan struct{}
+
+	mu      sync.Mutex
+	trouble string // what was last logged as refused; empty: nothing
+}
+
+var (
+	_ relay.Endpoint = (*Endpoint)(nil)
+	_ relay.Sink     = (*Sink)(nil)
+)
+
+// New makes the endpoint of a validated Config.
+func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
+	u, err := c.URL.Parse()
+	if err != nil {
+		return nil, fmt.Errorf("read the URL: %w", err)
+	}
+	g, err := newGuard(c.Network.Allow)
+	if err != nil {
+		return nil, fmt.Errorf("read network.allow: %w", err)
+	}
+	e := &Endpoint{
+		settings: c.Settings,
+		url:      u,
+		show:     u.Scheme + "://" + u.Host,
+		agent:    deps.Instance,
+		log:      deps.Log,
+		health:   relay.NewMonitor(relay.Up, ""),
+		slots:    make(chan struct{}, c.Concurrency),
+		stopped:  make(chan struct{}),
+	}
+	if u.User != nil {
+		password, _ := u.User.Password()
+		auth := &http.Request{Header: http.Header{}}
+		auth.SetBasicAuth(u.User.Username(), password)
+		e.basic = auth.Header.Get("Authorization")
+		u.User = nil
+	}
+	dialer := &net.Dialer{Timeout: c.Timeout, Control: g.control}
+	e.transport = &http.Transport{
+		DialContext:         dialer.DialContext,
+		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout: c.Timeout,
+		ForceAttemptHTTP2:   true,
+		HTTP2:               &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: c.Timeout},
+		// net/http goes on with a dial after its request has ended; the limit
+		// bounds those, too.
+		MaxConnsPerHost:        c.Concurrency,
+		MaxIdleConnsPerHost:    c.Concurrency,
+		IdleConnTimeout:        idleTimeout,
+		MaxResponseHeaderBytes: maxAnswer,
+		DisableCompression:     true,
+	}
+	return e, nil
+}
+
+// Run ends the requests under way and closes the connections when ctx ends.
+// Connections are made as requests need them.
+func (e *Endpoint) Run(ctx context.Context) error {
+	<-ctx.Done()
+	close(e.stopped)
+	e.health.Set(relay.Down, "closed")
+	for range cap(e.slots) {
+		e.slots <- struct{}{} // for good: no request starts any more
+	}
+	e.transport.CloseIdleConnections()
+	return nil
+}
+
+// Health is up until Run has ended: only a request can tell whether the endpoint
+// answers.
+func (e *Endpoint) Health() (relay.Health, <-chan struct{}) { return e.health.Health() }
+
+// Bind makes a Sink with the settings that a route sets otherwise.
+func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
+	settings := e.settings
+	settings.Headers = maps.Clone(settings.Headers) // with adds to it
+	if with != nil {
+		if err := with(&settings); err != nil {
+			return nil, err
+		}
+		if err := settings.validate(); err != nil {
+			return nil, err
+		}
+	}
+	request := &http.Request{Method: http.MethodPost, URL: e.url, Header: http.Header{}}
+	request.Header.Set("User-Agent", e.agent)
+	if e.basic != "" {
+		request.Header.Set("Authorization", e.basic)
+	}
+	for name, value := range settings.Headers {
+		request.Header.Set(name, value.Reveal())
+	}
+	return &Sink{endpoint: e, request: request, timeout: settings.Timeout}, nil
+}
+
+// Sink posts messages with the settings of one route. Make it with Endpoint.Bind.
+type Sink struct {
+	endpoint *Endpoint
+	request  *http.Request // what all requests have in common; cloned for each
+	timeout  time.Duration
+}
+
+// Deliver posts each message once, as many at a time as the endpoint's concurrency
+// allows.
+func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int, r relay.Result)) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watch, posts sync.WaitGroup
+	defer watch.Wait()
+	defer cancel(nil)
+	watch.Go(func() {
+		select {
+		case <-s.endpoint.stopped:
+			cancel(errStopped)
+		case <-ctx.Done():
+		}
+	})
+
+	for i := range ms {
+		if err := s.endpoint.acquire(ctx); err != nil {
+			done(i, s.failed(relay.Fail(reasonStopped, err)))
+			continue
+		}
+		posts.Go(func() {
+			defer s.endpoint.release()
+			done(i, s.post(ctx, &ms[i]))
+		})
+	}
+	posts.Wait()
+}
+
+// acquire takes a slot, unless ctx or the endpoint has ended.
+func (e *Endpoint) acquire(ctx context.Context) error {
+	// First, because select picks any of the cases that are ready.
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-e.stopped:
+		return errStopped
+	default:
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-e.stopped:
+		return errStopped
+	case e.slots <- struct{}{}:
+		return nil
+	}
+}
+
+func (e *Endpoint) release() { <-e.slots }
+
+// post sends one request and judges its answer.
+func (s *Sink) post(ctx context.Context, m *relay.Message) relay.Result {
+	ctx, cancel := context.WithTimeoutCause(ctx, s.timeout, errTimeout)
+	defer cancel()
+
+	// RoundTrip and no http.Client: it follows no redirect, keeps no cookie and
+	// puts no URL into its errors.
+	resp, err := s.endpoint.transport.RoundTrip(s.newRequest(ctx, m))
+	if err != nil {
+		return s.failed(classify(ctx, err))
+	}
+	defer resp.Body.Close() //nolint:errcheck // the answer was read as far as it matters
+	_, err = io.CopyN(io.Discard, resp.Body, maxAnswer)
+	complete := errors.Is(err, io.EOF) // CopyN's word for "it ended before the limit"
+
+	v := judge(resp.StatusCode)
+	if v.outcome == relay.Delivered {
+		switch {
+		case complete:
+			s.endpoint.report("")
+			return relay.Result{Outcome: relay.Delivered}
+		case err == nil:
+			return s.failed(relay.Fail(reasonAnswerTooLong,
+				fmt.Errorf("status %d, but its body is %d bytes or longer: answer a webhook with a short body", resp.StatusCode, maxAnswer)))
+		}
+		return s.failed(classify(ctx, fmt.Errorf("read the answer of status %d: %w", resp.StatusCode, err)))
+	}
+	text := strings.TrimRight(strconv.Itoa(resp.StatusCode)+" "+http.StatusText(resp.StatusCode), " ")
+	if v.advice != "" {
+		text += ": " + v.advice
+		s.endpoint.report(text)
+	}
+	result := s.failed(relay.Fail(v.reason, errors.New("the endpoint answered "+text)))
+	result.Outcome = v.outcome
+	if v.outcome == relay.Retry {
+		result.RetryAfter = retryAfter(resp.Header, time.Now())
+	}
+	return result
+}
+
+func (s *Sink) newRequest(ctx context.Context, m *relay.Message) *http.Request {
+	request := s.request.Clone(ctx)
+	h := request.Header
+	if h.Get("Content-Type") == "" {
+		h.Set("Content-Type", m.ContentType())
+	}
+	h.Set(HeaderID, headerSafe(m.ID))
+	h.Set(relay.HeaderSource, headerSafe(m.Source))
+	h.Set(relay.HeaderAttempt, strconv.Itoa(m.Attempt))
+	h.Set(relay.HeaderEnqueuedAt, m.EnqueuedAtText())
+	h.Set(relay.HeaderBody, headerSafe(m.BodyEncoding()))
+
+	request.Body = http.NoBody
+	if len(m.Body) > 0 {
+		request.ContentLength = int64(len(m.Body))
+		request.Body = io.NopCloser(bytes.NewReader(m.Body))
+		// For the requests of which HTTP/2 says that the server has not seen them.
+		request.GetBody = func() (io.ReadCloser, error) {
+			return io.NopCloser(bytes.NewReader(m.Body)), nil
+		}
+	}
+	return request
+}
+
+// failed is the result of a failure: Retry, with the endpoint's name.
+func (s *Sink) failed(err error) relay.Result {
+	return relay.Result{Err: fmt.Errorf("post to %s: %w", s.endpoint.show, err)}
+}
+
+// report logs an answer that only an operator can mend, once until it changes, and
+// its end, for which text is empty.
+func (e *Endpoint) report(text string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.trouble == text {
+		return
+	}
+	e.trouble = text
+	if text == "" {
+		e.log.Info("the webhook accepts messages again", zap.String("url", e.show))
+		return
+	}
+	e.log.Error("the webhook refuses messages", zap.String("url", e.show), zap.String("answer", text))
+}
+
+// headerSafe makes a text fit for a header, so that the same text always gives the
+// same value and different texts different ones: bytes that are not visible ASCII,
+// and %, become %XX.
+func headerSafe(s string) string {
+	const hex = "0123456789ABCDEF"
+	var b strings.Builder
+	for i := range len(s) {
+		c := s[i]
+		if c > ' ' && c < 0x7f && c != '%' {
+			b.WriteByte(c)
+			continue
+		}
+		b.WriteByte('%')
+		b.WriteByte(hex[c>>4])
+		b.WriteByte(hex[c&15])
+	}
+	return b.String()
+}
