@@ -45,3 +45,8 @@ type SinkDeps struct {
 	Instance string
 	Log      *zap.Logger
 }
+
+// Reporter tells the health of what a sink delivers to; every Endpoint is one.
+type Reporter interface {
+	Health() (Health, <-chan struct{})
+}

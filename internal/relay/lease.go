@@ -1,0 +1,236 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+)
+
+// leaseState is what is being done with a lease. Renewal and settling exclude each
+// other: a renewal gives a new receipt and kills the old one, so that a settlement
+// that overtook it would use a dead receipt.
+type leaseState uint8
+
+const (
+	leaseHeld leaseState = iota
+	leaseRenewing
+	leaseSettling
+	leaseLost
+)
+
+// lease is the hold on one message; it owns the newest receipt and deadline.
+type lease struct {
+	mu       sync.Mutex
+	state    leaseState
+	delivery Delivery
+	// renewed is closed when the renewal under way has ended.
+	renewed chan struct{}
+}
+
+// deadline is when the lease ends unless it is renewed.
+func (l *lease) deadline() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.delivery.Deadline
+}
+
+func (l *lease) held() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state == leaseHeld
+}
+
+// renew extends a held lease and does nothing with any other.
+func (l *lease) renew(ctx context.Context, source Source) error {
+	l.mu.Lock()
+	if l.state != leaseHeld {
+		l.mu.Unlock()
+		return nil
+	}
+	l.state = leaseRenewing
+	l.renewed = make(chan struct{})
+	d := l.delivery
+	l.mu.Unlock()
+
+	extended, err := source.Extend(ctx, d)
+
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.state = leaseHeld
+	switch {
+	case err == nil:
+		l.delivery.Receipt, l.delivery.Deadline = extended.Receipt, extended.Deadline
+	case errors.Is(err, ErrLeaseLost):
+		l.state = leaseLost
+	}
+	close(l.renewed)
+	return err
+}
+
+// settle waits for a renewal under way, ends renewing for good and gives the
+// delivery with its newest receipt. It reports false for a lease that is lost.
+func (l *lease) settle() (Delivery, bool) {
+	for {
+		l.mu.Lock()
+		if l.state != leaseRenewing {
+			defer l.mu.Unlock()
+			ok := l.state == leaseHeld
+			if ok {
+				l.state = leaseSettling
+			}
+			return l.delivery, ok
+		}
+		renewed := l.renewed
+		l.mu.Unlock()
+		<-renewed
+	}
+}
+
+// keeper renews the leases of a pipeline's batches at half their life, from receive
+// until they are settled.
+type keeper struct {
+	source Source
+	log    *zap.Logger
+	// forbidden is closed once the source has said that it may not renew: from then
+	// on every message has to make do with its first lease.
+	forbidden chan struct{}
+	forbid    sync.Once
+}
+
+// renewals is how many renewals of one batch run at a time: MNS renews one message a
+// call, and a batch has at most sixteen.
+const renewals = 4
+
+// renewRetry is the least time between two tries to renew the same batch.
+const renewRetry = 200 * time.Millisecond
+
+func newKeeper(source Source, log *zap.Logger) *keeper {
+	return &keeper{source: source, log: log, forbidden: make(chan struct{})}
+}
+
+// keep renews the leases of a batch until release is called, which waits for a
+// renewal under way.
+func (k *keeper) keep(ctx context.Context, leases []lease) (release func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	kept := &keptBatch{keeper: k, leases: leases}
+	kept.mu.Lock()
+	kept.timer = time.AfterFunc(halfLife(leases), func() { kept.fire(ctx) })
+	kept.mu.Unlock()
+	return func() {
+		kept.release()
+		cancel()
+	}
+}
+
+// keptBatch is a batch whose leases are being kept.
+type keptBatch struct {
+	keeper *keeper
+	leases []lease
+
+	mu       sync.Mutex
+	timer    *time.Timer
+	released bool
+	renewing sync.WaitGroup
+}
+
+// fire renews what is still held and sets the timer again.
+func (b *keptBatch) fire(ctx context.Context) {
+	b.mu.Lock()
+	if b.released {
+		b.mu.Unlock()
+		return
+	}
+	b.renewing.Add(1)
+	b.mu.Unlock()
+	defer b.renewing.Done()
+
+	next, more := b.keeper.renew(ctx, b.leases)
+
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if more && !b.released {
+		b.timer.Reset(next)
+	}
+}
+
+func (b *keptBatch) release() {
+	b.mu.Lock()
+	b.released = true
+	b.timer.Stop()
+	b.mu.Unlock()
+	b.renewing.Wait()
+}
+
+// renew renews the held leases once and tells when to do so again, if at all.
+func (k *keeper) renew(ctx context.Context, leases []lease) (next time.Duration, more bool) {
+	var group errgroup.Group
+	group.SetLimit(renewals)
+	for i := range leases {
+		select {
+		case <-k.forbidden:
+		default:
+			group.Go(func() error { return k.renewOne(ctx, &leases[i]) })
+		}
+	}
+	err := group.Wait()
+	select {
+	case <-k.forbidden:
+		return 0, false
+	case <-ctx.Done():
+		return 0, false
+	default:
+	}
+	next = halfLife(leases)
+	if err != nil {
+		// Not lost and not forbidden: the server or the network failed. What is left
+		// of the lease is used for more tries.
+		next /= 2
+	}
+	return max(next, renewRetry), anyHeld(leases)
+}
+
+// renewOne gives the error of a renewal that is worth another try.
+func (k *keeper) renewOne(ctx context.Context, l *lease) error {
+	err := l.renew(ctx, k.source)
+	switch {
+	case err == nil || ctx.Err() != nil:
+		return nil
+	case errors.Is(err, ErrLeaseLost):
+		k.log.Warn("lease lost while its message was being delivered; it will come again",
+			zap.String("message_id", l.delivery.ID), zap.Int("attempt", l.delivery.Attempt))
+		return nil
+	case errors.Is(err, ErrNotPermitted):
+		k.forbid.Do(func() {
+			k.log.Warn("the credential may not renew leases; deliveries have to end within the queue's visibility timeout",
+				zap.Error(err))
+			close(k.forbidden)
+		})
+		return nil
+	default:
+		return err
+	}
+}
+
+// halfLife is half of what is left of the held lease that ends first.
+func halfLife(leases []lease) time.Duration {
+	var first time.Time
+	for i := range leases {
+		if d := leases[i].deadline(); leases[i].held() && (first.IsZero() || d.Before(first)) {
+			first = d
+		}
+	}
+	return max(time.Until(first)/2, 0)
+}
+
+func anyHeld(leases []lease) bool {
+	for i := range leases {
+		if leases[i].held() {
+			return true
+		}
+	}
+	return false
+}

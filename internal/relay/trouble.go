@@ -1,0 +1,46 @@
+package relay
+
+import (
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// trouble keeps a failure that repeats from filling the log: it is logged when it
+// begins, when its kind changes and when it ends.
+type trouble struct {
+	log *zap.Logger
+
+	mu    sync.Mutex
+	kind  string
+	since time.Time
+	count int
+}
+
+// failed logs message unless the last failure was of the same kind.
+func (t *trouble) failed(kind, message string, fields ...zap.Field) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.kind == "" {
+		t.since = time.Now()
+		t.count = 0
+	}
+	t.count++
+	if t.kind == kind {
+		return
+	}
+	t.kind = kind
+	t.log.Warn(message, fields...)
+}
+
+// ended logs message if there was trouble.
+func (t *trouble) ended(message string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.kind == "" {
+		return
+	}
+	t.kind = ""
+	t.log.Info(message, zap.Duration("after", time.Since(t.since)), zap.Int("failures", t.count))
+}
