@@ -1,0 +1,326 @@
+package credentials
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"go.uber.org/zap"
+)
+
+// ErrNotFetched says that no keys have come yet.
+var ErrNotFetched = errors.New("no credential yet")
+
+// ErrExpired says that the keys have ended and no others have come.
+var ErrExpired = errors.New("credential expired")
+
+const (
+	// retryFirst and retryMost bound the wait between attempts, jitter aside: a
+	// token of seconds survives a failed attempt, and when a server is back, it is
+	// noticed within five seconds.
+	retryFirst = 250 * time.Millisecond
+	retryMost  = 3 * time.Second
+	// jitter is how much of a wait is random, up and down.
+	jitter = 0.4
+	// shortest is the least time between keys that came and the next fetch that
+	// their end asks for: a server may give the same token until it ends.
+	shortest = 500 * time.Millisecond
+)
+
+// Refresher owns the keys of one provider and keeps them fresh while Run runs. Its
+// methods are safe for concurrent use and, Run aside, never wait.
+type Refresher struct {
+	name     string
+	kind     Type
+	provider Provider
+	before   time.Duration
+	log      *zap.Logger
+
+	ready chan struct{} // closed when the first keys have come
+	wake  chan struct{} // size 1: something for Run to look at
+
+	mu sync.Mutex
+	// keys are in force from obtained on; obtained is zero before the first.
+	keys     Keys
+	obtained time.Time
+	// refresh is when the end of keys asks for new ones; zero: never.
+	refresh time.Time
+	// refused is when MNS first refused keys; zero: it did not. forced says that new
+	// ones are to be fetched for it.
+	refused time.Time
+	forced  bool
+	// retryAt and forceAt hold attempts back: after a failure, and after keys that
+	// were fetched because others had been refused.
+	retryAt, forceAt time.Time
+	// failure is why the last attempt failed, nil if it did not; failing is when the
+	// failures began.
+	failure       error
+	failing       time.Time
+	succeeded     uint64
+	failed        uint64
+	retry, refuse *backoff.ExponentialBackOff
+}
+
+// NewRefresher makes the refresher of one source's credential, by the name under
+// which it is logged. It fetches nothing before Run.
+func NewRefresher(name string, provider Provider, config *Config, deps Deps) *Refresher {
+	newBackOff := func() *backoff.ExponentialBackOff {
+		b := &backoff.ExponentialBackOff{
+			InitialInterval: retryFirst, MaxInterval: retryMost, Multiplier: 2, RandomizationFactor: jitter,
+		}
+		b.Reset()
+		return b
+	}
+	return &Refresher{
+		name:     name,
+		kind:     config.Type,
+		provider: provider,
+		before:   config.RefreshBefore,
+		log:      deps.Log,
+		ready:    make(chan struct{}),
+		wake:     make(chan struct{}, 1),
+		retry:    newBackOff(),
+		refuse:   newBackOff(),
+	}
+}
+
+// Run fetches keys and replaces them before they end, until ctx ends; then it
+// returns nil. No failure ends it. It may run once.
+func (r *Refresher) Run(ctx context.Context) error {
+	for {
+		var due <-chan time.Time
+		timer := (*time.Timer)(nil)
+		if at, ever := r.next(); ever {
+			timer = time.NewTimer(time.Until(at))
+			due = timer.C
+		}
+		fetch := false
+		select {
+		case <-ctx.Done():
+		case <-r.wake:
+		case <-due:
+			fetch = true
+		}
+		if timer != nil {
+			timer.Stop()
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if fetch {
+			r.fetch(ctx)
+		}
+	}
+}
+
+// Current gives the newest keys. They serve until they really end: while fetching
+// new ones fails, the old ones are given. Without keys in force it is ErrNotFetched
+// or ErrExpired, with the cause that the last attempt had.
+func (r *Refresher) Current() (Keys, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.obtained.IsZero():
+		return Keys{}, because(ErrNotFetched, r.failure)
+	case r.ended(time.Now()):
+		return Keys{}, because(ErrExpired, r.failure)
+	}
+	return r.keys, nil
+}
+
+func because(what, cause error) error {
+	if cause == nil {
+		return what
+	}
+	return fmt.Errorf("%w: %w", what, cause)
+}
+
+// Refused says that MNS refused a request signed with k. New keys are fetched in the
+// background, once for all who say so, and at growing distances where the new ones
+// are refused as well. Nothing happens if k is no longer in force, or never ends:
+// then there are no newer keys to be had.
+func (r *Refresher) Refused(k Keys) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.obtained.IsZero() || !k.Same(r.keys) {
+		return
+	}
+	if r.refused.IsZero() {
+		r.refused = time.Now()
+	}
+	if r.forced || r.keys.Expires.IsZero() {
+		return
+	}
+	r.forced = true
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Ready gives a channel that is closed when the first keys have come.
+func (r *Refresher) Ready() <-chan struct{} { return r.ready }
+
+// Status is what the status API and the metrics tell of a credential. Times are UTC;
+// the zero time means never.
+type Status struct {
+	Name string `json:"name"`
+	Type Type   `json:"type"`
+	// AccessKeyID has its middle left out.
+	AccessKeyID string    `json:"access_key_id,omitempty"`
+	Expires     time.Time `json:"expires,omitzero"`
+	LastRefresh time.Time `json:"last_refresh,omitzero"`
+	// NextRefresh is when the next attempt begins.
+	NextRefresh time.Time `json:"next_refresh,omitzero"`
+	// RefusedSince is when MNS first refused the keys that are in force.
+	RefusedSince time.Time `json:"refused_since,omitzero"`
+	// LastError says why the last attempt failed; empty if it did not.
+	LastError    string    `json:"last_error,omitempty"`
+	FailingSince time.Time `json:"failing_since,omitzero"`
+	// Refreshes and Failures count attempts that got keys and that did not.
+	Refreshes uint64 `json:"refreshes"`
+	Failures  uint64 `json:"failures"`
+}
+
+// Status tells how the credential stands.
+func (r *Refresher) Status() Status {
+	next, ever := r.next()
+	if !ever {
+		next = time.Time{}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := Status{
+		Name:         r.name,
+		Type:         r.kind,
+		AccessKeyID:  r.keys.ShortID(),
+		Expires:      r.keys.Expires.UTC(),
+		LastRefresh:  r.obtained.UTC(),
+		NextRefresh:  next.UTC(),
+		RefusedSince: r.refused.UTC(),
+		FailingSince: r.failing.UTC(),
+		Refreshes:    r.succeeded,
+		Failures:     r.failed,
+	}
+	if r.failure != nil {
+		s.LastError = r.failure.Error()
+	}
+	return s
+}
+
+func (r *Refresher) ended(now time.Time) bool {
+	return !r.keys.Expires.IsZero() && !now.Before(r.keys.Expires)
+}
+
+// next tells when the next attempt is due, if ever.
+func (r *Refresher) next() (at time.Time, ever bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.obtained.IsZero():
+		at = r.retryAt
+	case r.forced && (r.refresh.IsZero() || r.forceAt.Before(r.refresh)):
+		at = r.forceAt
+	case r.refresh.IsZero():
+		return time.Time{}, false
+	default:
+		at = r.refresh
+	}
+	if at.Before(r.retryAt) {
+		at = r.retryAt
+	}
+	return at, true
+}
+
+// fetch makes one attempt and records what came of it.
+func (r *Refresher) fetch(ctx context.Context) {
+	attempt, cancel := context.WithTimeout(ctx, r.patience())
+	defer cancel()
+	keys, err := r.provider.Retrieve(attempt)
+	if ctx.Err() != nil {
+		return
+	}
+	now := time.Now()
+	if err == nil && !keys.Expires.IsZero() && !now.Before(keys.Expires) {
+		err = fmt.Errorf("use new keys: %w", ErrExpired)
+	}
+	if err != nil {
+		r.fail(err, now)
+		return
+	}
+	r.accept(keys, now)
+}
+
+// patience is how long an attempt may take: so short that another one fits into what
+// is left of the life of keys that live for seconds.
+func (r *Refresher) patience() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.keys.Expires.IsZero() {
+		return callTimeout
+	}
+	return min(callTimeout, max(time.Second, r.keys.Expires.Sub(r.obtained)/6))
+}
+
+func (r *Refresher) fail(err error, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.failing.IsZero() {
+		r.failing = now
+	}
+	news := !same(err, r.failure)
+	r.failure = err
+	r.failed++
+	r.retryAt = now.Add(r.retry.NextBackOff())
+	if news {
+		r.log.Warn("credential not refreshed", zap.String("credential", r.name), zap.String("type", string(r.kind)),
+			zap.Bool("in_force", !r.obtained.IsZero() && !r.ended(now)), zap.Time("expires", r.keys.Expires), zap.Error(err))
+	}
+}
+
+func (r *Refresher) accept(keys Keys, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.failure != nil {
+		r.log.Info("credential refreshed again", zap.String("credential", r.name), zap.String("type", string(r.kind)),
+			zap.Duration("after", now.Sub(r.failing)), zap.Time("expires", keys.Expires))
+	}
+	first := r.obtained.IsZero()
+	if !keys.Same(r.keys) {
+		r.refused = time.Time{}
+	}
+	if r.forced {
+		r.forceAt = now.Add(r.refuse.NextBackOff())
+	} else {
+		r.forceAt = time.Time{}
+		r.refuse.Reset()
+	}
+	r.keys, r.obtained, r.refresh = keys, now, r.schedule(keys, now)
+	r.forced = false
+	r.failure, r.failing, r.retryAt = nil, time.Time{}, time.Time{}
+	r.retry.Reset()
+	r.succeeded++
+	if first {
+		close(r.ready)
+	}
+}
+
+// schedule tells when keys that came now are to be replaced: `before` their end, at
+// most a third of their life, and a little sooner, so that many sources that started
+// together do not stay together.
+func (r *Refresher) schedule(keys Keys, now time.Time) time.Time {
+	if keys.Expires.IsZero() {
+		return time.Time{}
+	}
+	life := keys.Expires.Sub(now)
+	before := min(r.before, life/3)
+	early := time.Duration(0)
+	if before > 0 {
+		early = rand.N(before/4 + 1) //nolint:gosec // G404: spreads load, guards nothing
+	}
+	return now.Add(max(shortest, life-before-early))
+}
