@@ -3,6 +3,7 @@ package credentials
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"regexp"
 	"slices"
@@ -107,6 +108,19 @@ func (c *Config) Validate() error {
 	return setting.Problemf("type", "no such type: write %s", typeList)
 }
 
+// Warnings reports what works and is better changed, each a *setting.Problem.
+func (c *Config) Warnings() []error {
+	u, err := c.Endpoint.Parse()
+	if err != nil || u.Scheme != "http" {
+		return nil
+	}
+	addr, err := netip.ParseAddr(u.Hostname())
+	if u.Hostname() == "localhost" || err == nil && addr.Unmap().IsLoopback() {
+		return nil
+	}
+	return []error{setting.Problemf("endpoint", "is http://: the token and its secret travel unencrypted; write https://")}
+}
+
 // staticProblems checks keys that are written out.
 func (c *Config) staticProblems() (problems []error) {
 	if c.AccessKeyID == "" {
@@ -199,8 +213,7 @@ func (c *Config) baseProblems() (problems []error) {
 		problems = []error{setting.Problemf("type", "no such type: write %s", baseTypeList)}
 	}
 	for i, err := range problems {
-		var p *setting.Problem
-		if errors.As(err, &p) {
+		if p, ok := errors.AsType[*setting.Problem](err); ok {
 			problems[i] = &setting.Problem{Path: strings.TrimSuffix("base."+p.Path, "."), Message: p.Message}
 		}
 	}

@@ -51,7 +51,7 @@ func (e *Error) Class() relay.Class {
 		return relay.ClassThrottled
 	case e.Err != nil && e.Status == 0:
 		return relay.ClassNetwork
-	case e.Status >= 500, e.Code == "":
+	case e.Status >= 500, e.Code == "", e.Code == codeOK:
 		return relay.ClassServer
 	}
 	return relay.ClassAuth
@@ -75,7 +75,8 @@ func (e *Error) summary() string {
 }
 
 // mend says what to do about the codes that every API of Alibaba Cloud has in common
-// (OpenAPI: common error codes).
+// (OpenAPI: common error codes) and the one with which those of Alicom say that RAM
+// forbids the call.
 func (e *Error) mend() string {
 	switch code := e.Code; {
 	case strings.HasPrefix(code, "InvalidAccessKeyId"):
@@ -86,7 +87,7 @@ func (e *Error) mend() string {
 		return "the security token has ended or belongs to other keys: give new ones"
 	case strings.HasPrefix(code, "InvalidTimeStamp"), code == "IllegalTimestamp":
 		return "the clock of this machine is wrong: set it"
-	case strings.HasPrefix(code, "Forbidden"), strings.HasPrefix(code, "NoPermission"):
+	case strings.HasPrefix(code, "Forbidden"), strings.HasPrefix(code, "NoPermission"), code == "isp.RAM_PERMISSION_DENY":
 		return "grant the owner of the key the right to call " + e.Op + " for this queue"
 	case strings.HasPrefix(code, "Throttling"):
 		return "too many calls from this account; it is tried again"
@@ -106,8 +107,7 @@ func same(a, b error) bool {
 
 func stable(err error) string {
 	text := err.Error()
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		text = strings.ReplaceAll(text, e.Error(), e.summary())
 	}
 	return text

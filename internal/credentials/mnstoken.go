@@ -29,7 +29,11 @@ const callTimeout = 10 * time.Second
 const maxAnswer = 1 << 20
 
 // opQueryToken is the call that gives a token (Dybaseapi: QueryTokenForMnsQueue).
-const opQueryToken = "QueryTokenForMnsQueue" //nolint:gosec // G101: the name of a call
+const opQueryToken = "QueryTokenForMnsQueue"
+
+// codeOK is the Code of an answer that holds what was asked for. Any other comes with
+// HTTP 200 as well (Dybaseapi).
+const codeOK = "OK"
 
 // mnsToken gets a token for an Alicom queue from Dybaseapi.
 type mnsToken struct {
@@ -137,7 +141,7 @@ func (m *mnsToken) query(ctx context.Context, base Keys) (answer *dybaseapi.Quer
 	if err != nil {
 		return nil, served, queryError(err, status, base)
 	}
-	if answer.Code != "OK" {
+	if answer.Code != codeOK {
 		e := &Error{
 			Op: opQueryToken, Code: identifier(answer.Code), Status: status,
 			RequestID: identifier(answer.RequestId), Message: clean(answer.Message, base),
@@ -178,7 +182,7 @@ func token(answer *dybaseapi.QueryTokenForMnsQueueResponse, started, served time
 	dto := &answer.MessageTokenDTO
 	refuse := func(message string) (Keys, error) {
 		return Keys{}, &Error{
-			Op: opQueryToken, Code: "OK", Status: answer.GetHttpStatus(),
+			Op: opQueryToken, Code: codeOK, Status: answer.GetHttpStatus(),
 			RequestID: identifier(answer.RequestId), Message: message,
 		}
 	}

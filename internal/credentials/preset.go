@@ -26,13 +26,13 @@ type Preset struct {
 // consumers.
 func Presets() []Preset {
 	return []Preset{
-		{
+		{ //nolint:gosec // G101: addresses
 			Name:          PresetAlicomCN,
 			MNSEndpoint:   "https://1943695596114318.mns.cn-hangzhou.aliyuncs.com",
 			TokenEndpoint: "https://dybaseapi.aliyuncs.com",
 			Region:        "cn-hangzhou",
 		},
-		{
+		{ //nolint:gosec // G101: addresses
 			Name:          PresetAlicomIntl,
 			MNSEndpoint:   "https://1493622401794734.mns.ap-southeast-1.aliyuncs.com",
 			TokenEndpoint: "https://dybaseapi.ap-southeast-1.aliyuncs.com",

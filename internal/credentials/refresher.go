@@ -93,25 +93,14 @@ func NewRefresher(name string, provider Provider, config *Config, deps Deps) *Re
 func (r *Refresher) Run(ctx context.Context) error {
 	for {
 		var due <-chan time.Time
-		timer := (*time.Timer)(nil)
 		if at, ever := r.next(); ever {
-			timer = time.NewTimer(time.Until(at))
-			due = timer.C
+			due = time.After(time.Until(at))
 		}
-		fetch := false
 		select {
 		case <-ctx.Done():
+			return nil
 		case <-r.wake:
 		case <-due:
-			fetch = true
-		}
-		if timer != nil {
-			timer.Stop()
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		if fetch {
 			r.fetch(ctx)
 		}
 	}
@@ -268,7 +257,6 @@ func (r *Refresher) patience() time.Duration {
 
 func (r *Refresher) fail(err error, now time.Time) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	if r.failing.IsZero() {
 		r.failing = now
 	}
@@ -276,20 +264,18 @@ func (r *Refresher) fail(err error, now time.Time) {
 	r.failure = err
 	r.failed++
 	r.retryAt = now.Add(r.retry.NextBackOff())
+	inForce, expires := !r.obtained.IsZero() && !r.ended(now), r.keys.Expires
+	r.mu.Unlock()
+	// The lock is not held while the log is written: Current does not wait for it.
 	if news {
 		r.log.Warn("credential not refreshed", zap.String("credential", r.name), zap.String("type", string(r.kind)),
-			zap.Bool("in_force", !r.obtained.IsZero() && !r.ended(now)), zap.Time("expires", r.keys.Expires), zap.Error(err))
+			zap.Bool("in_force", inForce), zap.Time("expires", expires), zap.Error(err))
 	}
 }
 
 func (r *Refresher) accept(keys Keys, now time.Time) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.failure != nil {
-		r.log.Info("credential refreshed again", zap.String("credential", r.name), zap.String("type", string(r.kind)),
-			zap.Duration("after", now.Sub(r.failing)), zap.Time("expires", keys.Expires))
-	}
-	first := r.obtained.IsZero()
+	first, failing := r.obtained.IsZero(), r.failing
 	if !keys.Same(r.keys) {
 		r.refused = time.Time{}
 	}
@@ -304,8 +290,13 @@ func (r *Refresher) accept(keys Keys, now time.Time) {
 	r.failure, r.failing, r.retryAt = nil, time.Time{}, time.Time{}
 	r.retry.Reset()
 	r.succeeded++
+	r.mu.Unlock()
 	if first {
 		close(r.ready)
+	}
+	if !failing.IsZero() {
+		r.log.Info("credential refreshed again", zap.String("credential", r.name), zap.String("type", string(r.kind)),
+			zap.Duration("after", now.Sub(failing)), zap.Time("expires", keys.Expires))
 	}
 }
 
