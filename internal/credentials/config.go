@@ -266,7 +266,7 @@ func (c *Config) Provider(deps Deps) (Provider, error) {
 }
 
 func (c *Config) static() Provider {
-	return static{keys: Keys{
+	return static{keys: &Keys{
 		AccessKeyID:     c.AccessKeyID,
 		AccessKeySecret: c.AccessKeySecret,
 		SecurityToken:   c.SecurityToken,

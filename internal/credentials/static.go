@@ -8,10 +8,11 @@ import (
 	"mnsrelay/internal/setting"
 )
 
-// static gives the keys that it was made with.
-type static struct{ keys Keys }
+// static gives the keys that it was made with. It points to them, so that it prints
+// as an address: format verbs reach into unexported fields past every method.
+type static struct{ keys *Keys }
 
-func (s static) Retrieve(context.Context) (Keys, error) { return s.keys, nil }
+func (s static) Retrieve(context.Context) (Keys, error) { return *s.keys, nil }
 
 // environment gives the keys that the usual variables hold, by the names that all of
 // Alibaba Cloud's tools read.
