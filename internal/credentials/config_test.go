@@ -75,8 +75,12 @@ func TestValidateReportsEveryProblemByPath(t *testing.T) {
 			Type: credentials.TypeStatic, AccessKeyID: "LTAI", AccessKeySecret: secret("s"),
 			MessageType: "SmsUp", Region: "r", Endpoint: setting.NewURL("https://x"), OwnerID: 1, RefreshBefore: 1, Base: &credentials.Config{},
 		}, [][2]string{
-			{"message_type", "no meaning for type static"}, {"region", "no meaning"}, {"endpoint", "no meaning"},
-			{"owner_id", "no meaning"}, {"refresh_before", "no meaning"}, {"base", "no meaning"},
+			{"message_type", "no meaning for type static"},
+			{"region", "no meaning"},
+			{"endpoint", "no meaning"},
+			{"owner_id", "no meaning"},
+			{"refresh_before", "no meaning"},
+			{"base", "no meaning"},
 		}},
 		{"keys with line breaks", credentials.Config{
 			Type: credentials.TypeStatic, AccessKeyID: "LTAI ", AccessKeySecret: secret(baseSecret + "\n"), SecurityToken: secret("\x00"),

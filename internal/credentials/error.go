@@ -51,7 +51,8 @@ func (e *Error) Class() relay.Class {
 		return relay.ClassThrottled
 	case e.Err != nil && e.Status == 0:
 		return relay.ClassNetwork
-	case e.Status >= 500, e.Code == "", e.Code == codeOK:
+	case e.Status >= 500, e.Code == "", e.Code == codeOK,
+		strings.HasPrefix(e.Code, "isp.") && e.Code != codeRAMDenied: // the provider's own trouble
 		return relay.ClassServer
 	}
 	return relay.ClassAuth
@@ -87,7 +88,7 @@ func (e *Error) mend() string {
 		return "the security token has ended or belongs to other keys: give new ones"
 	case strings.HasPrefix(code, "InvalidTimeStamp"), code == "IllegalTimestamp":
 		return "the clock of this machine is wrong: set it"
-	case strings.HasPrefix(code, "Forbidden"), strings.HasPrefix(code, "NoPermission"), code == "isp.RAM_PERMISSION_DENY":
+	case strings.HasPrefix(code, "Forbidden"), strings.HasPrefix(code, "NoPermission"), code == codeRAMDenied:
 		return "grant the owner of the key the right to call " + e.Op + " for this queue"
 	case strings.HasPrefix(code, "Throttling"):
 		return "too many calls from this account; it is tried again"

@@ -31,9 +31,12 @@ const maxAnswer = 1 << 20
 // opQueryToken is the call that gives a token (Dybaseapi: QueryTokenForMnsQueue).
 const opQueryToken = "QueryTokenForMnsQueue"
 
-// codeOK is the Code of an answer that holds what was asked for. Any other comes with
-// HTTP 200 as well (Dybaseapi).
-const codeOK = "OK"
+// The APIs of Alicom answer HTTP 200 to what they refuse as well: only codeOK says
+// that the answer holds what was asked for.
+const (
+	codeOK        = "OK"
+	codeRAMDenied = "isp.RAM_PERMISSION_DENY"
+)
 
 // mnsToken gets a token for an Alicom queue from Dybaseapi.
 type mnsToken struct {

@@ -3,7 +3,7 @@ package credentials_test
 import (
 	"context"
 	"crypto/hmac"
-	"crypto/sha1" //nolint:gosec // G505: the signature that Dybaseapi asks for
+	"crypto/sha1"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -216,98 +216,141 @@ func TestTokenFailures(t *testing.T) {
 	}{
 		{
 			"no such key", 404, refusal("InvalidAccessKeyId.NotFound", "Specified access key is not found."),
-			credentials.Error{Code: "InvalidAccessKeyId.NotFound", Status: 404, RequestID: id}, relay.ClassAuth,
+			credentials.Error{Code: "InvalidAccessKeyId.NotFound", Status: 404, RequestID: id},
+			relay.ClassAuth,
 			[]string{"InvalidAccessKeyId.NotFound (HTTP 404)", "Specified access key is not found", "check that access_key_id is right", id},
 		},
 		{
 			"wrong secret, quoting what was signed", 400, refusal("SignatureDoesNotMatch", "Specified signature is not matched with our calculation. server string to sign is:POST&%2F&AccessKeyId%3D"+baseID+"%26SecurityToken%3D"+url.QueryEscape(url.QueryEscape(baseToken))),
-			credentials.Error{Code: "SignatureDoesNotMatch", Status: 400, RequestID: id}, relay.ClassAuth,
+			credentials.Error{Code: "SignatureDoesNotMatch", Status: 400, RequestID: id},
+			relay.ClassAuth,
 			[]string{"not matched with our calculation", "check that access_key_secret belongs to access_key_id"},
 		},
 		{
 			"a dead base token, quoted", 400, refusal("InvalidSecurityToken.Expired", "Specified SecurityToken "+baseToken+" is expired, "+url.QueryEscape(baseToken)+" "+baseSecret),
-			credentials.Error{Code: "InvalidSecurityToken.Expired", Status: 400, RequestID: id}, relay.ClassAuth,
+			credentials.Error{Code: "InvalidSecurityToken.Expired", Status: 400, RequestID: id},
+			relay.ClassAuth,
 			[]string{"Specified SecurityToken *** is expired", "give new ones"},
 		},
 		{
 			"no permission", 403, refusal("Forbidden.RAM", "User not authorized to operate on the specified resource."),
-			credentials.Error{Code: "Forbidden.RAM", Status: 403, RequestID: id}, relay.ClassAuth,
+			credentials.Error{Code: "Forbidden.RAM", Status: 403, RequestID: id},
+			relay.ClassAuth,
 			[]string{"grant the owner of the key the right to call QueryTokenForMnsQueue"},
 		},
 		{
 			"a skewed clock", 400, refusal("InvalidTimeStamp.Expired", "Specified time stamp or date value is expired."),
-			credentials.Error{Code: "InvalidTimeStamp.Expired", Status: 400, RequestID: id}, relay.ClassAuth,
+			credentials.Error{Code: "InvalidTimeStamp.Expired", Status: 400, RequestID: id},
+			relay.ClassAuth,
 			[]string{"the clock of this machine is wrong"},
 		},
 		{
 			"throttled", 400, refusal("Throttling.User", "Request was denied due to user flow control."),
-			credentials.Error{Code: "Throttling.User", Status: 400, RequestID: id}, relay.ClassThrottled,
+			credentials.Error{Code: "Throttling.User", Status: 400, RequestID: id},
+			relay.ClassThrottled,
 			[]string{"too many calls"},
 		},
 		{
 			"HTTP 200 with another Code", 200, refusal("isp.RAM_PERMISSION_DENY", "RAM权限不足"),
-			credentials.Error{Code: "isp.RAM_PERMISSION_DENY", Status: 200, RequestID: id}, relay.ClassAuth,
+			credentials.Error{Code: "isp.RAM_PERMISSION_DENY", Status: 200, RequestID: id},
+			relay.ClassAuth,
 			[]string{"isp.RAM_PERMISSION_DENY (HTTP 200): RAM权限不足", "grant"},
 		},
 		{
+			"HTTP 200, trouble of the server's own", 200, refusal("isp.SYSTEM_ERROR", "system error"),
+			credentials.Error{Code: "isp.SYSTEM_ERROR", Status: 200, RequestID: id},
+			relay.ClassServer,
+			[]string{"isp.SYSTEM_ERROR (HTTP 200): system error"},
+		},
+		{
 			"HTTP 200, a Code that is no string", 200, `{"Code":{"a":1},"Message":"x"}`,
-			credentials.Error{Status: 200}, relay.ClassServer, []string{"HTTP 200"},
+			credentials.Error{Status: 200},
+			relay.ClassServer,
+			[]string{"HTTP 200"},
 		},
 		{
 			"HTTP 400, a Code that is no string", 400, `{"Code":42,"Message":"x"}`,
-			credentials.Error{Status: 400}, relay.ClassServer, []string{"HTTP 400"},
+			credentials.Error{Status: 400},
+			relay.ClassServer,
+			[]string{"HTTP 400"},
 		},
 		{
 			"a Code that is a secret", 400, refusal(baseSecret, ""),
-			credentials.Error{Status: 400, RequestID: id}, relay.ClassServer, []string{"check the endpoint"},
+			credentials.Error{Status: 400, RequestID: id},
+			relay.ClassServer,
+			[]string{"check the endpoint"},
 		},
 		{
 			"HTTP 200, no Code", 200, `{}`,
-			credentials.Error{Status: 200}, relay.ClassServer, []string{"HTTP 200"},
+			credentials.Error{Status: 200},
+			relay.ClassServer,
+			[]string{"HTTP 200"},
 		},
 		{
 			"HTTP 200, empty", 200, "",
-			credentials.Error{Status: 200}, relay.ClassServer, []string{"HTTP 200"},
+			credentials.Error{Status: 200},
+			relay.ClassServer,
+			[]string{"HTTP 200"},
 		},
 		{
 			"HTML", 200, "<html>" + baseSecret + "</html>",
-			credentials.Error{Status: 200}, relay.ClassServer, []string{"HTTP 200", "not one of Dybaseapi's", "check the endpoint"},
+			credentials.Error{Status: 200},
+			relay.ClassServer,
+			[]string{"HTTP 200", "not one of Dybaseapi's", "check the endpoint"},
 		},
 		{
 			"the page of a proxy", 502, "<html><h1>Bad Gateway</h1>" + baseToken + "</html>",
-			credentials.Error{Status: 502}, relay.ClassServer, []string{"HTTP 502", "check the endpoint"},
+			credentials.Error{Status: 502},
+			relay.ClassServer,
+			[]string{"HTTP 502", "check the endpoint"},
 		},
 		{
 			"a JSON that is no object", 500, `["x"]`,
-			credentials.Error{Status: 500}, relay.ClassServer, []string{"HTTP 500"},
+			credentials.Error{Status: 500},
+			relay.ClassServer,
+			[]string{"HTTP 500"},
 		},
 		{
 			"server error", 500, refusal("InternalError", "The request processing has failed."),
-			credentials.Error{Code: "InternalError", Status: 500, RequestID: id}, relay.ClassServer, []string{"InternalError (HTTP 500)"},
+			credentials.Error{Code: "InternalError", Status: 500, RequestID: id},
+			relay.ClassServer,
+			[]string{"InternalError (HTTP 500)"},
 		},
 		{
 			"a redirect", 307, "",
-			credentials.Error{Status: 307}, relay.ClassServer, []string{"redirect", "write the address of Dybaseapi itself"},
+			credentials.Error{Status: 307},
+			relay.ClassServer,
+			[]string{"redirect", "write the address of Dybaseapi itself"},
 		},
 		{
 			"an answer without an end", 200, `{"Code":"OK","Message":"` + strings.Repeat("x", 2<<20),
-			credentials.Error{Status: 200}, relay.ClassServer, []string{"HTTP 200"},
+			credentials.Error{Status: 200},
+			relay.ClassServer,
+			[]string{"HTTP 200"},
 		},
 		{
 			"a message without an end", 400, refusal("Forbidden", strings.Repeat("权", 5000)),
-			credentials.Error{Code: "Forbidden", Status: 400, RequestID: id}, relay.ClassAuth, []string{"权..."},
+			credentials.Error{Code: "Forbidden", Status: 400, RequestID: id},
+			relay.ClassAuth,
+			[]string{"权..."},
 		},
 		{
 			"OK without a token", 200, `{"Code":"OK","RequestId":"` + id + `"}`,
-			credentials.Error{Code: "OK", Status: 200, RequestID: id}, relay.ClassServer, []string{"holds no token"},
+			credentials.Error{Code: "OK", Status: 200, RequestID: id},
+			relay.ClassServer,
+			[]string{"holds no token"},
 		},
 		{
 			"OK with half a token", 200, `{"Code":"OK","MessageTokenDTO":{"AccessKeyId":"x","AccessKeySecret":"` + tokenSecret + `","ExpireTime":"2030-01-01 00:00:00"}}`,
-			credentials.Error{Code: "OK", Status: 200}, relay.ClassServer, []string{"holds no token"},
+			credentials.Error{Code: "OK", Status: 200},
+			relay.ClassServer,
+			[]string{"holds no token"},
 		},
 		{
 			"an ExpireTime that is none", 200, grant("2030-01-01 00:00:00", tokenSecret),
-			credentials.Error{Code: "OK", Status: 200, RequestID: id}, relay.ClassServer, []string{"ExpireTime is not a time"},
+			credentials.Error{Code: "OK", Status: 200, RequestID: id},
+			relay.ClassServer,
+			[]string{"ExpireTime is not a time"},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -355,7 +398,7 @@ func TestTokenFromNowhere(t *testing.T) {
 	resetting := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		connection, _, err := http.NewResponseController(w).Hijack()
 		if err == nil {
-			_ = connection.(*net.TCPConn).SetLinger(0) //nolint:forcetypeassert,errcheck // a server of HTTP in the clear
+			_ = connection.(*net.TCPConn).SetLinger(0)
 			_ = connection.Close()
 		}
 	})

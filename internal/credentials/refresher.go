@@ -20,10 +20,11 @@ var ErrExpired = errors.New("credential expired")
 
 const (
 	// retryFirst and retryMost bound the wait between attempts, jitter aside: a
-	// token of seconds survives a failed attempt, and when a server is back, it is
-	// noticed within five seconds.
+	// token of seconds survives failed attempts, and when a server is back, it is
+	// noticed within five seconds. retryLeast bounds it where keys are about to end.
 	retryFirst = 250 * time.Millisecond
 	retryMost  = 3 * time.Second
+	retryLeast = 100 * time.Millisecond
 	// jitter is how much of a wait is random, up and down.
 	jitter = 0.4
 	// shortest is the least time between keys that came and the next fetch that
@@ -263,8 +264,13 @@ func (r *Refresher) fail(err error, now time.Time) {
 	news := !same(err, r.failure)
 	r.failure = err
 	r.failed++
-	r.retryAt = now.Add(r.retry.NextBackOff())
 	inForce, expires := !r.obtained.IsZero() && !r.ended(now), r.keys.Expires
+	wait := r.retry.NextBackOff()
+	if inForce && !expires.IsZero() {
+		// The nearer the end of what is in force, the more urgent.
+		wait = min(wait, max(retryLeast, expires.Sub(now)/3))
+	}
+	r.retryAt = now.Add(wait)
 	r.mu.Unlock()
 	// The lock is not held while the log is written: Current does not wait for it.
 	if news {

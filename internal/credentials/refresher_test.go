@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -260,7 +261,7 @@ func TestKeysThatNeverCame(t *testing.T) {
 		for n := range 10 {
 			source.set(func(i *issuer) {
 				other := *wrong
-				other.RequestID = fmt.Sprint(n)
+				other.RequestID = strconv.Itoa(n)
 				i.failure = fmt.Errorf("get token: %w", &other)
 			})
 			pass(10 * time.Second)
