@@ -14,7 +14,7 @@ import (
 // known: the emulator guards nothing.
 const (
 	DemoAccessKeyID     = "emulator"
-	DemoAccessKeySecret = "emulator-secret" //nolint:gosec // G101: it opens nothing but the emulator itself.
+	DemoAccessKeySecret = "emulator-secret"
 )
 
 // Defaults of a Config.

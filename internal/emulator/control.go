@@ -114,8 +114,7 @@ func (s *Server) controlHandler() http.Handler {
 func writeControl(w http.ResponseWriter, value any, err error) {
 	if err != nil {
 		status := http.StatusBadRequest
-		var known *controlError
-		if errors.As(err, &known) {
+		if known, ok := errors.AsType[*controlError](err); ok {
 			status = known.status
 		}
 		http.Error(w, err.Error(), status)
@@ -225,8 +224,7 @@ func (s *Server) controlPutQueue(r *http.Request) (any, error) {
 
 // plain turns a wire error into words without its code.
 func plain(err error) error {
-	var wire *wireError
-	if errors.As(err, &wire) {
+	if wire, ok := errors.AsType[*wireError](err); ok {
 		return controlErrorf(wire.status, "%s", wire.message)
 	}
 	return err

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -95,7 +96,7 @@ func (h hidden) Swap(i, j int) {
 }
 
 func (h *hidden) Push(x any) {
-	m := x.(*message) //nolint:forcetypeassert,errcheck // only place and update push here.
+	m := x.(*message)
 	m.hiddenIndex = len(*h)
 	*h = append(*h, m)
 }
@@ -200,7 +201,7 @@ func (q *queue) update(now int64) {
 		q.place(m, ready)
 	}
 	for q.stats.Active > 0 && q.polls.Len() > 0 {
-		p := q.polls.Front().Value.(*poll) //nolint:forcetypeassert,errcheck // polls holds nothing else.
+		p := q.polls.Front().Value.(*poll)
 		p.leases = q.lease(now, p.max)
 		q.finish(p)
 	}
@@ -375,7 +376,7 @@ func (m *message) lease() lease {
 // messageID has the form of MNS's own ids: hexadecimal groups, unique in the queue.
 func (q *queue) messageID(seq uint64, now int64) string {
 	id := make([]byte, 0, 48)
-	id = append(id, fmt.Sprintf("%08X%08X", q.nonce, uint32(seq>>32))...) //nolint:gosec // G115: the upper half is meant.
+	id = append(id, fmt.Sprintf("%08X%08X", q.nonce, uint32(seq>>32))...)
 	id = append(id, "-1-"...)
 	id = append(id, strings.ToUpper(strconv.FormatInt(now, 16))...)
 	id = append(id, '-')
@@ -463,9 +464,9 @@ func (q *queue) receive(ctx context.Context, maximum int, wait func(QueueConfig)
 // giveBack undoes leases that nobody has seen: their messages are next in line
 // again, with the count that they had.
 func (q *queue) giveBack(now int64, leases []lease) {
-	for i := len(leases) - 1; i >= 0; i-- {
-		m := leases[i].message
-		if q.messages[m.seq] != m || m.generation != leases[i].generation || m.place != leased {
+	for _, l := range slices.Backward(leases) {
+		m := l.message
+		if q.messages[m.seq] != m || m.generation != l.generation || m.place != leased {
 			continue
 		}
 		q.unplace(m)
@@ -567,7 +568,7 @@ func (q *queue) close() {
 	defer q.mu.Unlock()
 	q.gone = true
 	for q.polls.Len() > 0 {
-		q.finish(q.polls.Front().Value.(*poll)) //nolint:forcetypeassert,errcheck // polls holds nothing else.
+		q.finish(q.polls.Front().Value.(*poll))
 	}
 	q.arm(q.now())
 }

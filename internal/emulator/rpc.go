@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/xml"
+	"maps"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -41,9 +42,7 @@ func (c *call) classifyRPC() {
 	}
 	if strings.HasPrefix(c.Header.Get("Content-Type"), "application/x-www-form-urlencoded") {
 		if form, err := url.ParseQuery(string(c.body)); err == nil {
-			for name, values := range form {
-				params[name] = values
-			}
+			maps.Copy(params, form)
 		}
 	}
 	c.params = params
@@ -61,47 +60,47 @@ func (c *call) classifyRPC() {
 
 // authenticateRPC checks a request as the RPC services do: version, timestamp,
 // signature, nonce, security token.
-func (s *Server) authenticateRPC(c *call, version string) (*credential, *wireError) {
+func (s *Server) authenticateRPC(c *call, version string) *wireError {
 	for _, name := range []string{"Version", "AccessKeyId", "Signature", "SignatureMethod", "SignatureVersion", "SignatureNonce", "Timestamp"} {
 		if c.params.Get(name) == "" {
-			return nil, badRequest("Missing"+name, name+" is mandatory for this action.")
+			return badRequest("Missing"+name, name+" is mandatory for this action.")
 		}
 	}
 	if c.params.Get("Version") != version {
-		return nil, badRequest("InvalidVersion", "Specified parameter Version is not valid.")
+		return badRequest("InvalidVersion", "Specified parameter Version is not valid.")
 	}
 	if method := c.params.Get("SignatureMethod"); method != "HMAC-SHA1" || c.params.Get("SignatureVersion") != "1.0" {
-		return nil, badRequest("InvalidParameter.SignatureMethod", "The emulator checks HMAC-SHA1 signatures of version 1.0.")
+		return badRequest("InvalidParameter.SignatureMethod", "The emulator checks HMAC-SHA1 signatures of version 1.0.")
 	}
 	now := s.wireTime()
 	timestamp, err := time.Parse(rpcTime, c.params.Get("Timestamp"))
 	if err != nil {
-		return nil, badRequest("InvalidTimeStamp.Format", "Specified time stamp or date value is not well formatted.")
+		return badRequest("InvalidTimeStamp.Format", "Specified time stamp or date value is not well formatted.")
 	}
 	if now.Sub(timestamp).Abs() > maxSkew {
-		return nil, badRequest("InvalidTimeStamp.Expired", "Specified time stamp or date value is expired.")
+		return badRequest("InvalidTimeStamp.Expired", "Specified time stamp or date value is expired.")
 	}
 	key := s.credentials.get(c.params.Get("AccessKeyId"))
 	if key == nil {
-		return nil, &wireError{http.StatusNotFound, "InvalidAccessKeyId.NotFound", "Specified access key is not found."}
+		return &wireError{http.StatusNotFound, "InvalidAccessKeyId.NotFound", "Specified access key is not found."}
 	}
 	text := rpcStringToSign(c.Method, c.params)
 	sent, err := base64.StdEncoding.DecodeString(c.params.Get("Signature"))
 	if err != nil || !hmac.Equal(sent, sign(key.secret+"&", text)) {
 		// SDKs compare the text after the colon with their own, to say which of the
 		// two, secret or text, is wrong.
-		return nil, badRequest("SignatureDoesNotMatch", "Specified signature is not matched with our calculation. server string to sign is:"+text)
+		return badRequest("SignatureDoesNotMatch", "Specified signature is not matched with our calculation. server string to sign is:"+text)
 	}
 	if err := key.checkToken(c.params.Get("SecurityToken"), now, http.StatusBadRequest); err != nil {
-		return nil, err
+		return err
 	}
 	if !s.nonces.use(key.id+" "+c.params.Get("SignatureNonce"), now) {
-		return nil, badRequest("SignatureNonceUsed", "Specified signature nonce was used already.")
+		return badRequest("SignatureNonceUsed", "Specified signature nonce was used already.")
 	}
 	if key.kind == tokenCredential {
-		return nil, &wireError{http.StatusForbidden, "NoPermission", "A token for MNS queues is good for MNS only."}
+		return &wireError{http.StatusForbidden, "NoPermission", "A token for MNS queues is good for MNS only."}
 	}
-	return key, nil
+	return nil
 }
 
 // rpcStringToSign is the text that a request to an RPC service signs (Alibaba Cloud:
@@ -148,7 +147,7 @@ type messageTokenDTO struct {
 
 // queryToken is Dybaseapi: QueryTokenForMnsQueue.
 func (s *Server) queryToken(c *call) answer {
-	if _, err := s.authenticateRPC(c, dybaseVersion); err != nil {
+	if err := s.authenticateRPC(c, dybaseVersion); err != nil {
 		return failed(err)
 	}
 	if c.params.Get("MessageType") == "" {
@@ -194,7 +193,7 @@ const (
 // assumeRole is STS: AssumeRole. Every role of the account exists and trusts every
 // key; the session may do what the server's policy allows.
 func (s *Server) assumeRole(c *call) answer {
-	if _, err := s.authenticateRPC(c, stsVersion); err != nil {
+	if err := s.authenticateRPC(c, stsVersion); err != nil {
 		return failed(err)
 	}
 	arn, session := c.params.Get("RoleArn"), c.params.Get("RoleSessionName")

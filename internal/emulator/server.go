@@ -226,7 +226,7 @@ func (s *Server) createQueue(name string, config QueueConfig) (created bool, _ *
 func (s *Server) DeleteQueue(name string) bool {
 	q, found := s.queues.LoadAndDelete(name)
 	if found {
-		q.(*queue).close() //nolint:forcetypeassert,errcheck // queues holds nothing else.
+		q.(*queue).close()
 	}
 	return found
 }
@@ -241,7 +241,7 @@ func (s *Server) queue(name string) *queue {
 func (s *Server) Queues() []string {
 	var names []string
 	for name := range s.queues.Range {
-		names = append(names, name.(string)) //nolint:forcetypeassert,errcheck // the key is a name.
+		names = append(names, name.(string))
 	}
 	slices.Sort(names)
 	return names

@@ -87,7 +87,7 @@ func (s *credentialStore) issue(kind credentialKind, policy Policy, now time.Tim
 // all yields the credentials that were issued.
 func (s *credentialStore) all(yield func(*credential) bool) {
 	for _, value := range s.byID.Range {
-		if c := value.(*credential); c.kind != keyCredential && !yield(c) { //nolint:forcetypeassert,errcheck // byID holds nothing else.
+		if c := value.(*credential); c.kind != keyCredential && !yield(c) {
 			return
 		}
 	}

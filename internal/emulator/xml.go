@@ -3,6 +3,7 @@ package emulator
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -122,8 +123,8 @@ func (x *xmlReader) errorf(format string, args ...any) *wireError {
 }
 
 func localName(name string) string {
-	if i := strings.IndexByte(name, ':'); i >= 0 {
-		return name[i+1:]
+	if _, local, found := strings.Cut(name, ":"); found {
+		return local
 	}
 	return name
 }
@@ -415,7 +416,7 @@ func (x *xmlReader) content() ([]byte, *wireError) {
 			if first {
 				text = x.text
 			} else {
-				text = append(text[:len(text):len(text)], x.text...)
+				text = append(slices.Clip(text), x.text...)
 			}
 		case endElement:
 			return text, nil
