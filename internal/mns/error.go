@@ -1,0 +1,141 @@
+package mns
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"mnsrelay/internal/relay"
+)
+
+// Operations, as they are named in errors and to Observe.
+const (
+	OpReceive    = "receive"
+	OpDelete     = "delete"
+	OpVisibility = "visibility"
+	OpAttributes = "attributes"
+	OpSend       = "send"
+	OpPeek       = "peek"
+)
+
+// Error is a call that failed: an answer of the server that says so, or no answer.
+type Error struct {
+	// Op is one of the operations.
+	Op string
+	// Status is the HTTP status; 0 where there was no answer.
+	Status int
+	// Code, Message and RequestID are what MNS said; empty where the answer did not
+	// come from MNS, a gateway's error page for one.
+	Code, Message, RequestID string
+	// Err is the cause, if there is one beside the answer.
+	Err   error
+	class relay.Class
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString(e.Op)
+	b.WriteString(":")
+	if e.Status != 0 {
+		b.WriteString(" " + strconv.Itoa(e.Status))
+		switch {
+		case e.Code != "":
+			b.WriteString(" " + e.Code)
+		case e.Err == nil:
+			b.WriteString(" " + http.StatusText(e.Status) + ", not an answer of MNS")
+		}
+		if e.Message != "" {
+			b.WriteString(": " + e.Message)
+		}
+	}
+	if e.Err != nil {
+		if e.Status != 0 {
+			b.WriteString(":")
+		}
+		b.WriteString(" " + e.Err.Error())
+	}
+	if e.RequestID != "" {
+		b.WriteString(" (request " + e.RequestID + ")")
+	}
+	return b.String()
+}
+
+// Unwrap gives the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Class tells the kind of trouble.
+func (e *Error) Class() relay.Class { return e.class }
+
+var _ interface{ Class() relay.Class } = (*Error)(nil)
+
+var (
+	errClosed    = errors.New("the source is closed")
+	errMalformed = errors.New("the answer is no whole, well-formed document of MNS")
+)
+
+// Codes that the code acts on (MNS: error codes).
+const (
+	codeMessageNotExist    = "MessageNotExist"
+	codeQueueNotExist      = "QueueNotExist"
+	codeReceiptHandleError = "ReceiptHandleError"
+	codeInvalidArgument    = "InvalidArgument"
+	codeAccessDenied       = "AccessDenied"
+	codeInvalidKey         = "InvalidAccessKeyId"
+	codeSignature          = "SignatureDoesNotMatch"
+	codeInternal           = "InternalError"
+	codeQPS                = "QpsLimitExceeded"
+)
+
+// classify tells the kind of trouble from the status and the code of an answer.
+func classify(status int, code string) relay.Class {
+	switch code {
+	case codeQPS:
+		return relay.ClassThrottled
+	case codeAccessDenied, codeInvalidKey, codeSignature:
+		return relay.ClassAuth
+	case codeQueueNotExist:
+		return relay.ClassNotFound
+	case codeInternal:
+		return relay.ClassServer
+	}
+	switch {
+	case status == http.StatusTooManyRequests:
+		return relay.ClassThrottled
+	case status == http.StatusForbidden, status == http.StatusUnauthorized:
+		return relay.ClassAuth
+	case status >= http.StatusInternalServerError, code == "":
+		return relay.ClassServer
+	}
+	return relay.ClassUnknown
+}
+
+// codeLabel is what Observe is told of an answer. Only codes that MNS documents are
+// passed on, so that no server can make up labels.
+func codeLabel(status int, code string) string {
+	switch code {
+	case codeMessageNotExist, codeQueueNotExist, codeReceiptHandleError, codeInvalidArgument,
+		codeAccessDenied, codeInvalidKey, codeSignature, codeInternal, codeQPS,
+		"TimeExpired", "MalformedXML", "InvalidDateHeader", "InvalidAuthorizationHeader",
+		"InvalidDegist", "InvalidRequestURL", "InvalidQueryString", "MissingAuthorizationHeader",
+		"MissingDateHeader", "MissingVersionHeader", "MissingReceiptHandle",
+		"MissingVisibilityTimeout", "InvalidQueueName", "QueueNameLengthError":
+		return code
+	}
+	return "status_" + strconv.Itoa(status)
+}
+
+// clean makes a server's text fit for a line of a log.
+func clean(text string) string {
+	const most = 300
+	text = strings.Join(strings.Fields(strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == '\ufffd' {
+			return ' '
+		}
+		return r
+	}, text)), " ")
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "") + "..."
+	}
+	return text
+}
