@@ -1,29 +1,470 @@
 // Package amqp091 delivers to an AMQP 0-9-1 broker, RabbitMQ above all.
+//
+// An Endpoint holds one connection. The messages of one Deliver are published on
+// one channel, up to a window of them unconfirmed, and no other Deliver uses that
+// channel meanwhile: a broker that refuses a publish closes the channel, and with
+// it every confirm in flight on it. A message is Delivered when its own publisher
+// confirm has come and the broker has not given it back before (basic.return
+// precedes basic.ack). Everything else is Retry, with the same message id: a
+// confirm that never came may stand for a message that did arrive.
+//
+// Three traps of the client library shape the code. A broker that stops reading
+// makes a publish block in the socket's write, holding the lock that the heartbeat
+// needs to end the connection: so every write has a deadline (conn), and Deliver
+// does not wait for a write when its time is over. The library drops a
+// basic.return that finds no room in our channel, and still confirms the message:
+// so that channel holds as many as can be unconfirmed, and it is emptied after a
+// confirm and before the confirm counts. Its own recovery never resolves the
+// confirms of the old connection: so a lost connection is thrown away and dialled
+// anew.
 package amqp091
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
 
 	"mnsrelay/internal/relay"
 )
 
-const defaultHeartbeat = 10 * time.Second
+const (
+	// defaultHeartbeat is asked of the broker. A peer that is silent for 1.5 times
+	// as long is taken for dead.
+	defaultHeartbeat = 10 * time.Second
+	// connectTimeout bounds dial, TLS and AMQP handshake together, and any later
+	// request that waits for an answer.
+	connectTimeout = 10 * time.Second
+	// closeTimeout bounds the orderly end of a connection.
+	closeTimeout = 2 * time.Second
 
-// Endpoint is one broker.
+	// Between two tries to connect lies a random time below a bound that doubles
+	// from the first to the last; it starts over after a connection that lasted.
+	firstReconnect = 50 * time.Millisecond
+	lastReconnect  = 800 * time.Millisecond
+	lasted         = 5 * time.Second
+	// silentLogin is the bound after a connection that ended during the login
+	// without a word: wrong credentials or a broker that is going down.
+	silentLogin = 5 * time.Second
+	// refusedLogin lies between two tries with credentials that were refused: more
+	// would lock accounts and fill the broker's log.
+	refusedLogin = 30 * time.Second
+
+	// An exchange that cannot be published to is tried again after a time that
+	// doubles from the first to the last.
+	firstRecheck = 250 * time.Millisecond
+	lastRecheck  = 10 * time.Second
+)
+
+var (
+	_ relay.Endpoint = (*Endpoint)(nil)
+	_ relay.Sink     = (*Sink)(nil)
+)
+
+// Endpoint is one broker, or the nodes of one cluster, of which it uses one at a
+// time. Its health is Down without a connection, while the broker blocks
+// publishers, and where none of the exchanges in use can be published to.
 type Endpoint struct {
 	config  Config
 	targets []target
 	deps    relay.SinkDeps
+	log     *zap.Logger
 	monitor *relay.Monitor
+
+	// connection is nil while there is none.
+	connection atomic.Pointer[connection]
+	// recheck wakes the session when an exchange was added or failed.
+	recheck chan struct{}
+
+	mu        sync.Mutex
+	running   bool
+	trouble   string // why there is no connection
+	blocked   string // the broker's reason, while it blocks
+	exchanges map[Exchange]*exchange
+	workers   sync.WaitGroup
+}
+
+// exchange is one that bound sinks publish to.
+type exchange struct {
+	Exchange
+	// proven says that state is Up; it is written under Endpoint.mu.
+	proven atomic.Bool
+	// The rest is guarded by Endpoint.mu.
+	state    relay.State
+	reason   string
+	failures int
+	due      time.Time // when a Down exchange is tried again
+	probe    bool      // only a message can tell whether it works again
 }
 
 func newEndpoint(c *Config, targets []target, deps relay.SinkDeps) *Endpoint {
-	return &Endpoint{config: *c, targets: targets, deps: deps, monitor: relay.NewMonitor(relay.Down, "not connected yet")}
+	return &Endpoint{
+		config:    *c,
+		targets:   targets,
+		deps:      deps,
+		log:       deps.Log.With(zap.String("sink", deps.Name)),
+		monitor:   relay.NewMonitor(relay.Down, "not connected yet"),
+		recheck:   make(chan struct{}, 1),
+		trouble:   "not connected yet",
+		exchanges: map[Exchange]*exchange{},
+	}
 }
 
-func (e *Endpoint) Run(ctx context.Context) error { <-ctx.Done(); return nil }
-
+// Health tells the present health and gives a channel that is closed when it
+// changes.
 func (e *Endpoint) Health() (relay.Health, <-chan struct{}) { return e.monitor.Health() }
 
-func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) { return nil, nil }
+// Bind makes the Sink for one target of a route.
+func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
+	settings := e.config.Settings.clone()
+	if with != nil {
+		if err := with(&settings); err != nil {
+			return nil, err
+		}
+	}
+	if err := settings.Validate(); err != nil {
+		return nil, err
+	}
+	return newSink(e, settings, e.use(settings.Exchange)), nil
+}
+
+// use finds or adds the exchange.
+func (e *Endpoint) use(x Exchange) *exchange {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	found, ok := e.exchanges[x]
+	if !ok {
+		found = &exchange{Exchange: x, reason: "not checked yet"}
+		e.exchanges[x] = found
+		e.wake()
+	}
+	return found
+}
+
+func (e *Endpoint) wake() {
+	select {
+	case e.recheck <- struct{}{}:
+	default:
+	}
+}
+
+// Run keeps a connection up until ctx ends, then closes it and returns nil. The
+// URLs are tried in turn.
+func (e *Endpoint) Run(ctx context.Context) error {
+	e.mu.Lock()
+	e.running = true
+	if len(e.exchanges) == 0 {
+		// Nothing is bound: report on the sink's own.
+		e.exchanges[e.config.Exchange] = &exchange{Exchange: e.config.Exchange, reason: "not checked yet"}
+	}
+	e.mu.Unlock()
+	defer e.finish()
+
+	said := make([]string, len(e.targets)) // what was last logged of each target
+	failures, refusals := 0, 0
+	for i := 0; ctx.Err() == nil; i = (i + 1) % len(e.targets) {
+		began := time.Now()
+		err := e.session(ctx, e.targets[i], func() {
+			e.log.Info("connected to the broker", zap.String("address", e.targets[i].address))
+			said[i] = ""
+		})
+		if ctx.Err() != nil {
+			break
+		}
+		e.disconnected(err)
+		if text := err.Error(); text != said[i] {
+			said[i] = text
+			e.log.Warn("no connection to the broker", zap.String("address", e.targets[i].address), zap.Error(err))
+		}
+		if time.Since(began) > lasted {
+			failures = 0
+		}
+		bound := min(firstReconnect<<min(failures, 10), lastReconnect)
+		failures++
+		var refused *loginError
+		switch {
+		case !errors.As(err, &refused):
+			refusals = 0
+		case refused.named:
+			// Another node may know the user, so only a whole round counts.
+			if refusals++; refusals >= len(e.targets) {
+				bound = 0
+				wait(ctx, refusedLogin)
+			}
+		default:
+			bound = max(bound, min(firstReconnect<<min(failures, 10), silentLogin))
+		}
+		if bound > 0 {
+			wait(ctx, rand.N(bound)) //nolint:gosec // Jitter is no secret.
+		}
+	}
+	return nil
+}
+
+// wait returns after d, or when ctx ends.
+func wait(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// finish waits for the Delivers that are not done with the last connection.
+func (e *Endpoint) finish() {
+	e.mu.Lock()
+	e.running = false
+	e.trouble = "stopped"
+	e.report()
+	e.mu.Unlock()
+	e.workers.Wait()
+}
+
+// session is one connection, from dial to end; its error says why it ended.
+// Connected is called when it stands.
+func (e *Endpoint) session(ctx context.Context, t target, connected func()) error {
+	c, err := dial(ctx, t, &e.config.TLS, e.deps)
+	if err != nil {
+		return fmt.Errorf("connect to %s: %w", t.address, err)
+	}
+	// A request to a broker that has stalled ends with the connection only, so the
+	// end does not wait for this goroutine.
+	var closing sync.WaitGroup
+	closing.Add(1)
+	stop := context.AfterFunc(ctx, func() {
+		defer closing.Done()
+		c.close()
+	})
+	defer func() {
+		e.connection.CompareAndSwap(c, nil)
+		if stop() {
+			closing.Done()
+			c.close()
+		}
+		closing.Wait()
+	}()
+
+	e.mu.Lock()
+	for _, x := range e.exchanges {
+		// What was known of it belongs to the last connection.
+		x.set(relay.Down, "not checked yet")
+		x.due = time.Time{}
+		x.failures = 0
+		x.probe = false
+	}
+	e.mu.Unlock()
+	if err := e.check(c); err != nil {
+		return err
+	}
+	connected()
+	e.connection.Store(c)
+	e.mu.Lock()
+	e.trouble, e.blocked = "", ""
+	e.report()
+	e.mu.Unlock()
+
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		timer.Reset(e.nextCheck())
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-c.lost:
+			if err == nil {
+				return errors.New("the connection was closed")
+			}
+			return fmt.Errorf("lost the connection to %s: %w", t.address, brokerError{err})
+		case b, ok := <-c.blockings:
+			if ok {
+				e.setBlocked(b)
+			}
+		case <-e.recheck:
+		case <-timer.C:
+			if err := e.check(c); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (e *Endpoint) setBlocked(b amqp.Blocking) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.blocked = ""
+	if b.Active {
+		e.blocked = "the broker blocks publishers: " + b.Reason
+		e.log.Warn("the broker blocks publishers", zap.String("reason", b.Reason))
+	} else {
+		e.log.Info("the broker no longer blocks publishers")
+	}
+	e.report()
+}
+
+func (e *Endpoint) disconnected(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.trouble = err.Error()
+	e.report()
+}
+
+// report works out the health. Call it with mu held.
+func (e *Endpoint) report() {
+	switch {
+	case e.trouble != "":
+		e.monitor.Set(relay.Down, e.trouble)
+		return
+	case e.blocked != "":
+		e.monitor.Set(relay.Down, e.blocked)
+		return
+	}
+	// One exchange that works keeps the endpoint up: the routes to the others get
+	// their results message by message.
+	best, reason := relay.Down, ""
+	for _, x := range e.exchanges {
+		if x.state > best || reason == "" {
+			best = max(best, x.state)
+			reason = x.reason
+		}
+	}
+	if best == relay.Up {
+		reason = ""
+	}
+	e.monitor.Set(best, reason)
+}
+
+// nextCheck is how long until an exchange is to be tried again.
+func (e *Endpoint) nextCheck() time.Duration {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	next := time.Hour
+	for _, x := range e.exchanges {
+		if x.state == relay.Down {
+			next = min(next, max(0, time.Until(x.due)))
+		}
+	}
+	return next
+}
+
+// check tries the exchanges that are due. An error means that the connection has
+// ended over it.
+func (e *Endpoint) check(c *connection) error {
+	e.mu.Lock()
+	var due []*exchange
+	now := time.Now()
+	for _, x := range e.exchanges {
+		switch {
+		case x.state != relay.Down || now.Before(x.due):
+		case x.probe:
+			x.set(relay.Probe, x.reason)
+		case x.Declare == DeclareNone:
+			x.set(relay.Up, "")
+		default:
+			due = append(due, x)
+		}
+	}
+	e.report()
+	e.mu.Unlock()
+
+	for _, x := range due {
+		err := c.declare(x.Exchange)
+		var refusal *amqp.Error
+		switch {
+		case err == nil:
+			e.works(x)
+		case !errors.As(err, &refusal) || c.amqp.IsClosed():
+			return fmt.Errorf("declare exchange %q: %w", x.Name, err)
+		case refusal.Code == amqp.AccessRefused && x.Declare == DeclarePassive:
+			// Some brokers want a right for a mere look. A publish will tell.
+			e.log.Info("not allowed to check the exchange, publishing to it unchecked", zap.String("exchange", x.Name))
+			e.works(x)
+		default:
+			e.fails(x, fmt.Errorf("%s: %w", advice(refusal, x.Exchange), brokerError{refusal}), false)
+		}
+	}
+	return nil
+}
+
+// advice says in words what a refusal means and what to do.
+func advice(refusal *amqp.Error, x Exchange) string {
+	switch refusal.Code {
+	case amqp.NotFound:
+		return fmt.Sprintf("exchange %q does not exist: create it, or set exchange.declare to active", x.Name)
+	case amqp.AccessRefused:
+		if x.Declare == DeclareActive {
+			return fmt.Sprintf("not permitted to use exchange %q: grant configure and write, or only write and set exchange.declare to none", x.Name)
+		}
+		return fmt.Sprintf("not permitted to publish to exchange %q: grant write", x.Name)
+	case amqp.PreconditionFailed:
+		return fmt.Sprintf("exchange %q exists with another type or durability: correct exchange.type and exchange.durable", x.Name)
+	}
+	return fmt.Sprintf("exchange %q cannot be used", x.Name)
+}
+
+// works notes that x can be published to.
+func (e *Endpoint) works(x *exchange) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if x.state == relay.Up {
+		return
+	}
+	if x.failures > 0 {
+		e.log.Info("exchange works again", zap.String("exchange", x.Name))
+	}
+	x.failures = 0
+	x.probe = false
+	x.set(relay.Up, "")
+	e.report()
+}
+
+// fails notes that x cannot be published to, and when to try again. With probe only
+// a message can tell whether it works again.
+func (e *Endpoint) fails(x *exchange, err error, probe bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if x.state == relay.Down && time.Now().Before(x.due) {
+		return // another batch has said so
+	}
+	if err.Error() != x.reason {
+		e.log.Warn("exchange cannot be used", zap.String("exchange", x.Name), zap.Error(err))
+	}
+	pause := min(firstRecheck<<min(x.failures, 10), lastRecheck)
+	x.failures++
+	x.probe = probe
+	x.due = time.Now().Add(pause/2 + rand.N(pause/2)) //nolint:gosec // Jitter is no secret.
+	x.set(relay.Down, err.Error())
+	e.report()
+	e.wake()
+}
+
+// set is called with Endpoint.mu held.
+func (x *exchange) set(state relay.State, reason string) {
+	x.state = state
+	x.reason = reason
+	x.proven.Store(state == relay.Up)
+}
+
+// begin takes part in the present connection; the caller ends it with
+// workers.Done. The error says why there is none.
+func (e *Endpoint) begin(x *exchange) (*connection, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch c := e.connection.Load(); {
+	case !e.running || c == nil:
+		return nil, relay.Fail(reasonNotConnected, errors.New(e.trouble))
+	case e.blocked != "":
+		return nil, relay.Fail(reasonBlocked, errors.New(e.blocked))
+	case x.state == relay.Down:
+		return nil, relay.Fail(reasonExchange, errors.New(x.reason))
+	default:
+		e.workers.Add(1)
+		return c, nil
+	}
+}

@@ -1,0 +1,298 @@
+package amqp091
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"mnsrelay/internal/relay"
+)
+
+const (
+	// writeTimeout is how long one write may wait for a broker that does not read.
+	writeTimeout = 5 * time.Second
+	// maxChannels bounds the channels of a connection; a broker may allow fewer.
+	maxChannels = 256
+)
+
+// conn gives every write a deadline. Without it a publish to a broker that has
+// stopped reading blocks for ever, and the library's heartbeat with it.
+type conn struct {
+	net.Conn
+}
+
+func (c conn) Write(p []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(p)
+}
+
+// plain is the SASL mechanism PLAIN (RFC 4616).
+type plain struct {
+	target     target
+	properties amqp.Table
+}
+
+// Mechanism also announces that we understand a refusal that comes as
+// connection.close; without it RabbitMQ hangs up on wrong credentials without a
+// word, after seconds. The library sets the capabilities itself and asks for the
+// mechanism afterwards, so this is where another can be added.
+func (p *plain) Mechanism() string {
+	if capabilities, ok := p.properties["capabilities"].(amqp.Table); ok {
+		capabilities["authentication_failure_close"] = true
+	}
+	return "PLAIN"
+}
+
+func (p *plain) Response() string {
+	return "\x00" + p.target.username + "\x00" + p.target.password.Reveal()
+}
+
+// loginError is a connection that the broker ended over the login. It does not
+// quote the broker, which may repeat what it was sent.
+type loginError struct {
+	username string
+	named    bool // the broker said that it refuses the credentials
+}
+
+func (e *loginError) Error() string {
+	if e.named {
+		return fmt.Sprintf("the broker refuses the user %q: check username and password", e.username)
+	}
+	return fmt.Sprintf("the broker hung up during the login of the user %q: it is going down, or username and password are wrong", e.username)
+}
+
+// brokerError is an error of the library's in words.
+type brokerError struct{ cause *amqp.Error }
+
+func (e brokerError) Error() string {
+	if !e.cause.Server {
+		return e.cause.Reason // what the network said; the code is the library's own
+	}
+	return fmt.Sprintf("%s (%d)", e.cause.Reason, e.cause.Code)
+}
+
+func (e brokerError) Unwrap() error { return e.cause }
+
+// connection is one that stands, with its channels.
+type connection struct {
+	amqp      *amqp.Connection
+	net       net.Conn
+	lost      chan *amqp.Error
+	blockings chan amqp.Blocking
+	over      context.Context //nolint:containedctx // Not a caller's: it ends with the connection.
+	end       context.CancelFunc
+
+	// slots holds an entry for each channel in use.
+	slots chan struct{}
+	mu    sync.Mutex
+	idle  []*channel
+}
+
+// dial opens a connection within connectTimeout.
+func dial(ctx context.Context, t target, files *TLS, deps relay.SinkDeps) (_ *connection, err error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	var dialer net.Dialer
+	raw, err := dialer.DialContext(ctx, "tcp", t.address)
+	if err != nil {
+		if op := (*net.OpError)(nil); errors.As(err, &op) && op.Op == "dial" {
+			return nil, op.Err // the rest repeats the address
+		}
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = raw.Close()
+		}
+	}()
+	if t.secure {
+		config, err := files.config(t.host)
+		if err != nil {
+			return nil, err
+		}
+		secured := tls.Client(raw, config)
+		if err := secured.HandshakeContext(ctx); err != nil {
+			return nil, fmt.Errorf("agree on TLS: %w", err)
+		}
+		raw = secured
+	}
+	// The library's handshake knows no context.
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	properties := amqp.Table{
+		"connection_name": deps.Instance + " " + deps.Name,
+		"product":         "mnsrelay",
+		"platform":        "Go",
+	}
+	opened, err := amqp.Open(conn{raw}, amqp.Config{
+		Vhost:      t.vhost,
+		Heartbeat:  t.heartbeat,
+		Properties: properties,
+		SASL:       []amqp.Authentication{&plain{target: t, properties: properties}},
+		Locale:     "en_US",
+	})
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, handshakeError(ctx, err, t)
+	}
+	c := &connection{
+		amqp: opened,
+		net:  raw,
+		// One error ends it.
+		lost: opened.NotifyClose(make(chan *amqp.Error, 1)),
+		// Room for an alarm that comes and goes while an exchange is declared.
+		blockings: opened.NotifyBlocked(make(chan amqp.Blocking, 16)),
+		// One channel is left for declaring.
+		slots: make(chan struct{}, max(1, min(maxChannels, int(opened.Config.ChannelMax)-1))),
+	}
+	c.over, c.end = context.WithCancel(context.Background())
+	over := opened.NotifyClose(make(chan *amqp.Error, 1))
+	go func() {
+		// Ends with the connection, whichever way: the library then closes it.
+		for range over { //nolint:revive // Only the end matters.
+		}
+		c.end()
+	}()
+	return c, nil
+}
+
+// handshakeError says why the handshake failed.
+func handshakeError(ctx context.Context, err error, t target) error {
+	var refusal *amqp.Error
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("log in: no answer within %v", connectTimeout)
+	case errors.Is(err, amqp.ErrSASL):
+		return errors.New("log in: the broker does not offer the mechanism PLAIN")
+	case !errors.As(err, &refusal):
+		return fmt.Errorf("log in: %w", err)
+	case refusal.Code == amqp.AccessRefused:
+		return &loginError{username: t.username, named: refusal.Server}
+	case refusal.Code == amqp.NotAllowed, refusal.Code == amqp.InvalidPath:
+		return fmt.Errorf("open vhost %q: %w", t.vhost, brokerError{refusal})
+	}
+	return fmt.Errorf("log in: %w", brokerError{refusal})
+}
+
+// close ends the connection, in order where the broker still answers.
+func (c *connection) close() {
+	_ = c.amqp.CloseDeadline(time.Now().Add(closeTimeout))
+	_ = c.net.Close()
+	<-c.over.Done()
+}
+
+// bounded calls a request that waits for the broker's answer without a limit of its
+// own: where none comes the connection is of no use and is cut.
+func (c *connection) bounded(request func() error) error {
+	cut := time.AfterFunc(connectTimeout, func() { _ = c.net.Close() })
+	defer cut.Stop()
+	return request()
+}
+
+// declare does what x.Declare says, on a channel of its own: a refusal closes it.
+func (c *connection) declare(x Exchange) error {
+	return c.bounded(func() error {
+		ch, err := c.amqp.Channel()
+		if err != nil {
+			return err
+		}
+		declare := ch.ExchangeDeclarePassive
+		if x.Declare == DeclareActive {
+			declare = ch.ExchangeDeclare
+		}
+		if err := declare(x.Name, x.Type, x.Durable, false, false, false, nil); err != nil {
+			return err // and the broker has closed the channel
+		}
+		return ch.Close()
+	})
+}
+
+// channel is in confirm mode, and in the hands of one Deliver at a time.
+type channel struct {
+	amqp    *amqp.Channel
+	returns chan amqp.Return
+	closed  chan *amqp.Error
+	cause   *amqp.Error // why the broker closed it
+	stall   *time.Timer
+	headers amqp.Table // written anew for every message
+	pending []pending
+}
+
+// reason is why the channel was closed, nil where that is not known.
+func (ch *channel) reason() *amqp.Error {
+	select {
+	case err, ok := <-ch.closed:
+		if ok {
+			ch.cause = err
+		}
+	default:
+	}
+	return ch.cause
+}
+
+// acquire waits for a channel, best one whose window holds the given number of
+// messages.
+func (c *connection) acquire(ctx context.Context, messages int) (*channel, error) {
+	select {
+	case c.slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-c.over.Done():
+		return nil, amqp.ErrClosed
+	}
+	window := min(maxWindow, max(minWindow, messages))
+	c.mu.Lock()
+	i := slices.IndexFunc(c.idle, func(ch *channel) bool { return cap(ch.returns) >= window })
+	if i < 0 && len(c.idle)+len(c.slots) > cap(c.slots) {
+		i = 0 // no more channels: a smaller window will do
+	}
+	if i >= 0 {
+		ch := c.idle[i]
+		c.idle = slices.Delete(c.idle, i, i+1)
+		c.mu.Unlock()
+		return ch, nil
+	}
+	c.mu.Unlock()
+
+	ch := &channel{headers: amqp.Table{}}
+	err := c.bounded(func() (err error) {
+		if ch.amqp, err = c.amqp.Channel(); err != nil {
+			return err
+		}
+		return ch.amqp.Confirm(false)
+	})
+	if err != nil {
+		<-c.slots
+		return nil, err
+	}
+	// Room for a return of every message that can be unconfirmed: the library drops
+	// what does not fit.
+	ch.returns = ch.amqp.NotifyReturn(make(chan amqp.Return, window))
+	ch.closed = ch.amqp.NotifyClose(make(chan *amqp.Error, 1))
+	ch.stall = time.NewTimer(time.Hour)
+	return ch, nil
+}
+
+// release gives a channel back. One that still owes confirms is closed: its late
+// returns would be taken for those of the next batch.
+func (c *connection) release(ch *channel, reusable bool) {
+	if reusable && !ch.amqp.IsClosed() {
+		c.mu.Lock()
+		c.idle = append(c.idle, ch)
+		c.mu.Unlock()
+	} else {
+		ch.stall.Stop()
+		_ = c.bounded(ch.amqp.Close)
+	}
+	<-c.slots
+}

@@ -1,0 +1,346 @@
+package amqp091
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"mnsrelay/internal/relay"
+)
+
+// The window is how many messages may be unconfirmed on one channel. It follows the
+// size of the batch: a source hands over at most 16 messages at a time.
+const (
+	minWindow = 16
+	maxWindow = 1024
+)
+
+// stallTime is how long the oldest confirm may be late before the younger ones are
+// looked at one by one. Confirms come in order or nearly so.
+const stallTime = 20 * time.Millisecond
+
+// The reasons of failures.
+const (
+	reasonNotConnected    = "not_connected"
+	reasonBlocked         = "blocked"
+	reasonExchange        = "exchange_unavailable"
+	reasonUnroutable      = "unroutable"
+	reasonNack            = "nack"
+	reasonChannelClosed   = "channel_closed"
+	reasonConfirmTimeout  = "confirm_timeout"
+	reasonCancelled       = "cancelled"
+	reasonInvalidProperty = "invalid_property"
+)
+
+// Sink publishes to one exchange with the settings of one route.
+type Sink struct {
+	endpoint *Endpoint
+	exchange *exchange
+	settings Settings
+	mode     uint8
+	headers  map[string]any // those that are the same for every message
+}
+
+func newSink(e *Endpoint, s Settings, x *exchange) *Sink {
+	sink := &Sink{endpoint: e, exchange: x, settings: s, mode: amqp.Transient, headers: map[string]any{}}
+	if s.Persistent {
+		sink.mode = amqp.Persistent
+	}
+	for name, value := range s.Headers {
+		sink.headers[name] = value
+	}
+	return sink
+}
+
+// clone gives a copy that shares nothing that overrides could write to.
+func (s *Settings) clone() Settings {
+	c := *s
+	c.Headers = maps.Clone(s.Headers)
+	return c
+}
+
+// Deliver publishes the messages in order and calls done for each as its confirm
+// comes. Without a connection, and while the broker blocks publishers, it publishes
+// nothing and returns at once.
+func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int, r relay.Result)) {
+	if len(ms) == 0 {
+		return
+	}
+	b := &batch{done: done, reported: make([]bool, len(ms))}
+	c, err := s.endpoint.begin(s.exchange)
+	if err != nil {
+		b.finish(relay.Result{Err: err})
+		return
+	}
+	timed, cancel := context.WithTimeout(ctx, s.settings.Timeout)
+	defer cancel()
+	// A write to a broker that does not read ends with its deadline, not with the
+	// context, so it is left behind where the context ends first. Run waits for it.
+	finished := make(chan struct{})
+	go func() {
+		defer s.endpoint.workers.Done()
+		defer close(finished)
+		s.publish(timed, c, ms, b)
+	}()
+	select {
+	case <-finished:
+	case <-timed.Done():
+	}
+	switch {
+	case timed.Err() == nil:
+		b.finish(relay.Result{Err: relay.Fail(reasonChannelClosed, errors.New("publish: not tried"))})
+	case ctx.Err() != nil:
+		b.finish(relay.Result{Err: relay.Fail(reasonCancelled, fmt.Errorf("publish to exchange %q: %w", s.exchange.Name, context.Cause(ctx)))})
+	default:
+		b.finish(relay.Result{Err: relay.Fail(reasonConfirmTimeout, fmt.Errorf("publish to exchange %q: not confirmed within %v", s.exchange.Name, s.settings.Timeout))})
+	}
+}
+
+// batch sees to it that each message gets one result, and none after Deliver has
+// returned.
+type batch struct {
+	mu       sync.Mutex
+	done     func(int, relay.Result)
+	reported []bool
+	over     bool
+}
+
+func (b *batch) report(i int, r relay.Result) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.over && !b.reported[i] {
+		b.reported[i] = true
+		b.done(i, r)
+	}
+}
+
+// finish gives r to every message that has no result.
+func (b *batch) finish(r relay.Result) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.over = true
+	for i, reported := range b.reported {
+		if !reported {
+			b.done(i, r)
+		}
+	}
+}
+
+// pending is a message that waits for its confirm.
+type pending struct {
+	index   int
+	confirm *amqp.DeferredConfirmation
+}
+
+// publish sends the messages on one channel, never more than its window ahead of
+// the confirms, until all are confirmed or ctx ends.
+func (s *Sink) publish(ctx context.Context, c *connection, ms []relay.Message, b *batch) {
+	ch, err := c.acquire(ctx, len(ms))
+	if err != nil {
+		if ctx.Err() == nil {
+			b.finish(relay.Result{Err: relay.Fail(reasonChannelClosed, fmt.Errorf("open a channel: %w", err))})
+		}
+		return
+	}
+	w := &window{sink: s, channel: ch, messages: ms, batch: b, pending: ch.pending[:0]}
+	owing := !w.run(ctx)
+	clear(w.pending[:cap(w.pending)])
+	ch.pending = w.pending[:0]
+	c.release(ch, !owing)
+}
+
+// window is what is under way on a channel.
+type window struct {
+	sink     *Sink
+	channel  *channel
+	messages []relay.Message
+	batch    *batch
+	pending  []pending
+	returned map[string]uint16 // reply codes by message id; nil while there are none
+}
+
+// run reports whether every publish was answered.
+func (w *window) run(ctx context.Context) bool {
+	for i := range w.messages {
+		m := &w.messages[i]
+		if err := check(m); err != nil {
+			w.batch.report(i, relay.Result{Outcome: relay.Rejected, Err: err})
+			continue
+		}
+		for len(w.pending) == cap(w.channel.returns) {
+			if !w.await(ctx) {
+				return false
+			}
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		confirm, err := w.send(m)
+		if err != nil {
+			failure := w.lost(err)
+			for j := i; j < len(w.messages); j++ {
+				w.batch.report(j, relay.Result{Err: failure})
+			}
+			break
+		}
+		w.pending = append(w.pending, pending{i, confirm})
+		w.collect()
+	}
+	for len(w.pending) > 0 {
+		if !w.await(ctx) {
+			return false
+		}
+	}
+	return true
+}
+
+// check finds what the broker would end the connection over, and with it the
+// messages of all others.
+func check(m *relay.Message) error {
+	if len(m.ID) > maxShortString {
+		return relay.Fail(reasonInvalidProperty, fmt.Errorf("message id: %d bytes long, AMQP allows at most %d", len(m.ID), maxShortString))
+	}
+	return nil
+}
+
+func (w *window) send(m *relay.Message) (*amqp.DeferredConfirmation, error) {
+	s, headers := w.sink, w.channel.headers
+	// The library writes the table out before it returns, and keeps nothing of it.
+	clear(headers)
+	maps.Copy(headers, s.headers)
+	headers[relay.HeaderSource] = m.Source
+	headers[relay.HeaderAttempt] = int64(m.Attempt)
+	headers[relay.HeaderEnqueuedAt] = m.EnqueuedAtText()
+	headers[relay.HeaderBody] = m.BodyEncoding()
+	return w.channel.amqp.PublishWithDeferredConfirm(s.exchange.Name, s.settings.RoutingKey, s.settings.Mandatory, false, amqp.Publishing{
+		Headers:      headers,
+		ContentType:  m.ContentType(),
+		DeliveryMode: s.mode,
+		MessageId:    m.ID,
+		Timestamp:    m.EnqueuedAt,
+		Body:         m.Body,
+	})
+}
+
+// await waits for the oldest confirm, for a while, and reports what has come. It
+// is false when ctx has ended.
+func (w *window) await(ctx context.Context) bool {
+	w.channel.stall.Reset(stallTime)
+	select {
+	case <-w.pending[0].confirm.Done():
+		w.collect()
+	case <-w.channel.stall.C:
+		w.sweep()
+	case <-ctx.Done():
+		w.sweep()
+		return len(w.pending) == 0
+	}
+	return true
+}
+
+// collect reports the oldest confirms that have come, up to the first that has not.
+func (w *window) collect() {
+	n := 0
+	for n < len(w.pending) && resolved(w.pending[n].confirm) {
+		w.settle(w.pending[n])
+		n++
+	}
+	if n > 0 {
+		w.pending = w.pending[:copy(w.pending, w.pending[n:])]
+	}
+}
+
+// sweep reports every confirm that has come.
+func (w *window) sweep() {
+	kept := w.pending[:0]
+	for _, p := range w.pending {
+		if resolved(p.confirm) {
+			w.settle(p)
+		} else {
+			kept = append(kept, p)
+		}
+	}
+	w.pending = kept
+}
+
+func resolved(confirm *amqp.DeferredConfirmation) bool {
+	select {
+	case <-confirm.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// settle reports a message whose confirm has come.
+func (w *window) settle(p pending) {
+	// The broker sends a return before the confirm, so it is here by now.
+	w.drain()
+	s, m := w.sink, &w.messages[p.index]
+	var result relay.Result
+	switch code, returned := w.returned[m.ID]; {
+	case !p.confirm.Acked():
+		result.Err = w.refused()
+	case returned:
+		result.Err = relay.Fail(reasonUnroutable, fmt.Errorf("publish to exchange %q with routing key %q: no queue is bound for it (%d)", s.exchange.Name, s.settings.RoutingKey, code))
+	default:
+		result.Outcome = relay.Delivered
+	}
+	if result.Outcome == relay.Delivered || !w.channel.amqp.IsClosed() {
+		w.answered()
+	}
+	w.batch.report(p.index, result)
+}
+
+// answered notes that the exchange took a message.
+func (w *window) answered() {
+	if !w.sink.exchange.proven.Load() {
+		w.sink.endpoint.works(w.sink.exchange)
+	}
+}
+
+func (w *window) drain() {
+	for {
+		select {
+		case r, ok := <-w.channel.returns:
+			if !ok {
+				return
+			}
+			if w.returned == nil {
+				w.returned = map[string]uint16{}
+			}
+			w.returned[r.MessageId] = r.ReplyCode
+		default:
+			return
+		}
+	}
+}
+
+// refused says why a confirm was negative: a nack, or the end of the channel, after
+// which nobody knows what became of the message.
+func (w *window) refused() error {
+	if !w.channel.amqp.IsClosed() {
+		return relay.Fail(reasonNack, fmt.Errorf("publish to exchange %q: the broker refused the message", w.sink.exchange.Name))
+	}
+	return w.lost(amqp.ErrClosed)
+}
+
+// lost says why the channel has ended, and notes what that tells of the exchange.
+func (w *window) lost(err error) error {
+	x := w.sink.exchange
+	cause := w.channel.reason()
+	if cause == nil {
+		return relay.Fail(reasonChannelClosed, fmt.Errorf("publish to exchange %q: %w", x.Name, err))
+	}
+	if cause.Server && (cause.Code == amqp.NotFound || cause.Code == amqp.AccessRefused) {
+		failure := fmt.Errorf("%s: %w", advice(cause, x.Exchange), brokerError{cause})
+		w.sink.endpoint.fails(x, failure, x.Declare == DeclareNone || cause.Code == amqp.AccessRefused)
+		return relay.Fail(reasonExchange, failure)
+	}
+	return relay.Fail(reasonChannelClosed, fmt.Errorf("publish to exchange %q: %w", x.Name, brokerError{cause}))
+}
