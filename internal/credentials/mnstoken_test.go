@@ -375,6 +375,7 @@ func TestTokenFailures(t *testing.T) {
 			for _, text := range tt.text {
 				require.ErrorContains(t, err, text)
 			}
+			require.NotContains(t, err.Error(), "POST&", "what was signed is no matter for a log")
 			require.Less(t, len(err.Error()), 700)
 			require.NotContains(t, err.Error(), "\n")
 			requireNoSecret(t, err)
@@ -486,6 +487,24 @@ func TestTokenCallEndsWithItsContext(t *testing.T) {
 	})
 }
 
+func TestTokenAnswerIsReadInPart(t *testing.T) {
+	written := make(chan int, 1)
+	endpoint := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		total := 0
+		for chunk := make([]byte, 64<<10); ; {
+			n, err := w.Write(chunk)
+			total += n
+			if err != nil {
+				written <- total
+				return
+			}
+		}
+	})
+	_, err := provider(t, tokenConfig(endpoint)).Retrieve(t.Context())
+	require.ErrorContains(t, err, "check the endpoint")
+	require.Less(t, <-written, 32<<20, "a MiB and what fits into the buffers between")
+}
+
 func TestTokenCallsRunConcurrently(t *testing.T) {
 	var mu sync.Mutex
 	nonces := map[string]bool{}
@@ -512,7 +531,7 @@ func TestTokenCallsRunConcurrently(t *testing.T) {
 func TestTokenIgnoresProxyVariablesThatTheSDKCannotParse(t *testing.T) {
 	endpoint := serve(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, freshGrant()) })
 	t.Setenv("HTTP_PROXY", "10.0.0.1:3128")
-	t.Setenv("NO_PROXY", "127.0.0.1,[")
+	t.Setenv("NO_PROXY", "[,127.0.0.1")
 	_, err := provider(t, tokenConfig(endpoint)).Retrieve(t.Context())
 	require.NoError(t, err)
 }

@@ -239,9 +239,33 @@ func TestAnOutageLongerThanTheKeysLive(t *testing.T) {
 		require.EqualValues(t, 2, status.Refreshes)
 
 		require.Equal(t, 2, logs.Len(), "one line when it began, one when it ended")
+
+		// The next trouble begins with short waits again.
+		source.set(func(i *issuer) { i.failure = down })
+		calls := source.count()
+		refresher.Refused(current(t, refresher))
+		pass(350 * time.Millisecond)
+		require.Equal(t, calls+2, source.count())
 		require.Equal(t, "credential not refreshed", logs.All()[0].Message)
 		require.Equal(t, true, logs.All()[0].ContextMap()["in_force"])
 		require.Equal(t, "credential refreshed again", logs.All()[1].Message)
+	})
+}
+
+func TestTheNearerTheEndTheMoreUrgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &issuer{t: t, life: time.Minute}
+		refresher, _ := start(t, source, 20*time.Second)
+		for range 10 {
+			// The server comes back 400 ms before the end.
+			keys := current(t, refresher)
+			source.set(func(i *issuer) { i.failure = errors.New("down") })
+			pass(time.Until(keys.Expires) - 400*time.Millisecond)
+			source.set(func(i *issuer) { i.failure = nil })
+			pass(399 * time.Millisecond)
+			require.False(t, keys.Same(current(t, refresher)))
+		}
+		require.Less(t, source.count(), 10*30)
 	})
 }
 
@@ -380,6 +404,9 @@ func TestKeysThatAreAlwaysRefused(t *testing.T) {
 				refresher.Refused(current(t, refresher))
 				pass(time.Millisecond)
 				require.Equal(t, calls+1, source.count())
+				refresher.Refused(current(t, refresher))
+				pass(350 * time.Millisecond)
+				require.Equal(t, calls+2, source.count())
 			})
 		})
 	}
