@@ -10,25 +10,45 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"unique"
 )
 
 const redacted = "***"
 
+// hidden holds a string that fmt does not find: it prints the unexported fields of a
+// struct without asking their methods, but not what a handle stands for. Equal strings
+// are equal.
+type hidden struct{ handle unique.Handle[string] }
+
+func hide(s string) hidden {
+	if s == "" {
+		return hidden{}
+	}
+	return hidden{handle: unique.Make(s)}
+}
+
+func (h hidden) reveal() string {
+	if h == (hidden{}) {
+		return ""
+	}
+	return h.handle.Value()
+}
+
 // Secret is a value that prints as *** in every format. The zero value is unset.
-type Secret struct{ value string }
+type Secret struct{ value hidden }
 
 // NewSecret wraps s.
-func NewSecret(s string) Secret { return Secret{value: s} }
+func NewSecret(s string) Secret { return Secret{value: hide(s)} }
 
 // Reveal gives the value itself: for the wire only, never for an error or a log.
-func (s Secret) Reveal() string { return s.value }
+func (s Secret) Reveal() string { return s.value.reveal() }
 
 // IsZero reports whether the secret is unset.
-func (s Secret) IsZero() bool { return s.value == "" }
+func (s Secret) IsZero() bool { return s == Secret{} }
 
 // String gives *** or, unset, nothing.
 func (s Secret) String() string {
-	if s.value == "" {
+	if s.IsZero() {
 		return ""
 	}
 	return redacted
@@ -45,26 +65,26 @@ func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // UnmarshalText sets the value.
 func (s *Secret) UnmarshalText(text []byte) error {
-	s.value = string(text)
+	*s = NewSecret(string(text))
 	return nil
 }
 
 // URL is an address whose user info and query print as ***. The zero value is unset.
-type URL struct{ raw string }
+type URL struct{ raw hidden }
 
 // NewURL wraps raw without looking at it.
-func NewURL(raw string) URL { return URL{raw: raw} }
+func NewURL(raw string) URL { return URL{raw: hide(raw)} }
 
 // Reveal gives the URL as it was written, credentials included: for a dialer only.
-func (u URL) Reveal() string { return u.raw }
+func (u URL) Reveal() string { return u.raw.reveal() }
 
 // IsZero reports whether the URL is unset.
-func (u URL) IsZero() bool { return u.raw == "" }
+func (u URL) IsZero() bool { return u == URL{} }
 
 // Parse reads the URL. Its error names what is wrong and never quotes the text,
 // which may hold a password.
 func (u URL) Parse() (*url.URL, error) {
-	parsed, err := url.Parse(u.raw)
+	parsed, err := url.Parse(u.Reveal())
 	if err != nil {
 		return nil, errors.New("not a URL; special characters in a user name or password must be percent-encoded, or use the username and password settings")
 	}
@@ -76,7 +96,7 @@ func (u URL) Parse() (*url.URL, error) {
 
 // String shows the URL with user info and query replaced.
 func (u URL) String() string {
-	if u.raw == "" {
+	if u.IsZero() {
 		return ""
 	}
 	parsed, err := u.Parse()
@@ -106,7 +126,7 @@ func (u URL) MarshalText() ([]byte, error) { return []byte(u.String()), nil }
 // UnmarshalText sets the URL without looking at it; Validate of the setting's owner
 // does that.
 func (u *URL) UnmarshalText(text []byte) error {
-	u.raw = string(text)
+	*u = NewURL(string(text))
 	return nil
 }
 
