@@ -1,0 +1,126 @@
+package app
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"mnsrelay/internal/relay"
+)
+
+// metrics are those that are counted as things happen; collector reads the others
+// when they are asked for.
+type metrics struct {
+	requests         *prometheus.CounterVec
+	deliveryDuration *prometheus.HistogramVec
+	endToEnd         *prometheus.HistogramVec
+}
+
+func newMetrics(registry prometheus.Registerer) *metrics {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mnsrelay_mns_requests_total",
+			Help: "Requests to MNS by operation and by the code of the answer; MNS bills them.",
+		}, []string{"source", "op", "code"}),
+		deliveryDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "mnsrelay_delivery_duration_seconds",
+			Help:    "From the hand-over to the sink to its confirm, of confirmed messages.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
+		}, []string{"sink"}),
+		endToEnd: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "mnsrelay_end_to_end_duration_seconds",
+			Help:    "From the enqueueing in MNS to the confirm of every required sink.",
+			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600, 6 * 3600, 24 * 3600},
+		}, []string{"source"}),
+	}
+	registry.MustRegister(m.requests, m.deliveryDuration, m.endToEnd)
+	return m
+}
+
+// collector turns the counts that the status shows into metrics, so that the two never
+// tell different things.
+type collector struct{ app *App }
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("mnsrelay_"+name, help, labels, nil)
+}
+
+// descs are the metrics of a collector.
+type descs struct {
+	received, deleted, lostLeases, returned, retried, delivered *prometheus.Desc
+	inFlight, pollers, fill, oldest, queueMessages              *prometheus.Desc
+	expiry, refreshes, sinkUp                                   *prometheus.Desc
+}
+
+func newDescs() descs {
+	return descs{
+		received:      desc("messages_received_total", "Messages received from the queue, redeliveries included.", "source"),
+		deleted:       desc("messages_deleted_total", "Messages deleted from the queue after every required sink had confirmed them.", "source"),
+		lostLeases:    desc("messages_lost_leases_total", "Messages whose lease ended before they were settled, or whose delete was not confirmed; they may come again.", "source"),
+		returned:      desc("messages_returned_total", "Messages given back to the queue, by reason.", "source", "reason"),
+		retried:       desc("messages_retried_total", "Tries to deliver that failed, by reason.", "source", "reason"),
+		delivered:     desc("messages_delivered_total", "Messages confirmed by a sink.", "source", "route", "sink"),
+		inFlight:      desc("in_flight_messages", "Messages received and not settled.", "source"),
+		pollers:       desc("pollers", "Pollers that ask the queue.", "source"),
+		fill:          desc("batch_fill_ratio", "How full the batches were that held anything, of late: near 1 under a backlog.", "source"),
+		oldest:        desc("oldest_message_age_seconds", "Age of the oldest message of the last batch when it was received.", "source"),
+		queueMessages: desc("queue_messages", "Messages in the queue as MNS tells; absent where it does not.", "source", "state"),
+		expiry:        desc("credential_expiry_timestamp_seconds", "When the credential ends; absent where it does not.", "source"),
+		refreshes:     desc("credential_refreshes_total", "Attempts to fetch a credential.", "source", "result"),
+		sinkUp:        desc("sink_up", "1 while the sink takes messages.", "sink"),
+	}
+}
+
+// Describe is part of prometheus.Collector.
+func (c *collector) Describe(out chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, out) }
+
+// Collect is part of prometheus.Collector.
+func (c *collector) Collect(out chan<- prometheus.Metric) {
+	d := newDescs()
+	for _, s := range c.app.sources {
+		c.source(out, &d, s)
+	}
+	for _, s := range c.app.sinks {
+		up := 0.0
+		if health, _ := s.endpoint.Health(); health.State == relay.Up {
+			up = 1
+		}
+		out <- prometheus.MustNewConstMetric(d.sinkUp, prometheus.GaugeValue, up, s.name)
+	}
+}
+
+func (c *collector) source(out chan<- prometheus.Metric, d *descs, s *source) {
+	name := s.cfg.Name
+	count := func(desc *prometheus.Desc, n uint64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), append([]string{name}, labels...)...)
+	}
+	gauge := func(desc *prometheus.Desc, v float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, append([]string{name}, labels...)...)
+	}
+	counts := s.stats.Counts()
+	count(d.received, counts.Received)
+	count(d.deleted, counts.Deleted)
+	count(d.lostLeases, counts.LostLeases)
+	for reason, n := range counts.Returned {
+		count(d.returned, n, reason)
+	}
+	for reason, n := range counts.Retried {
+		count(d.retried, n, reason)
+	}
+	for target, n := range counts.Delivered {
+		count(d.delivered, n, target.Route, target.Sink)
+	}
+	gauge(d.inFlight, float64(counts.InFlight))
+	gauge(d.pollers, float64(counts.Pollers))
+	gauge(d.fill, counts.Fill)
+	gauge(d.oldest, counts.OldestAge.Seconds())
+	if depth := s.depth.Load(); depth != nil {
+		gauge(d.queueMessages, float64(depth.Active), "active")
+		gauge(d.queueMessages, float64(depth.Inactive), "inactive")
+		gauge(d.queueMessages, float64(depth.Delayed), "delayed")
+	}
+	credential := s.refresher.Status()
+	if !credential.Expires.IsZero() {
+		gauge(d.expiry, float64(credential.Expires.UnixMilli())/1000)
+	}
+	count(d.refreshes, credential.Refreshes, "success")
+	count(d.refreshes, credential.Failures, "failure")
+}

@@ -1,0 +1,127 @@
+package app
+
+import (
+	"context"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"mnsrelay/internal/config"
+	"mnsrelay/internal/credentials"
+	"mnsrelay/internal/mns"
+	"mnsrelay/internal/relay"
+)
+
+// source is one configured queue at work.
+type source struct {
+	cfg       config.Source
+	refresher *credentials.Refresher
+	queue     *mns.Source
+	stats     *relay.Stats
+	pipeline  *relay.Pipeline
+	// sinks are those that the pipeline waits for, by name.
+	sinks map[string]*sink
+	// depth is what the queue last told of itself; nil: it does not tell.
+	depth atomic.Pointer[mns.Attributes]
+	log   *zap.Logger
+}
+
+func newSource(c config.Source, routes config.Routes, sinks map[string]*sink, shared *relay.Room, deps Deps, m *metrics) (*source, error) {
+	s := &source{cfg: c, stats: relay.NewStats(), sinks: make(map[string]*sink), log: deps.Log.With(zap.String("source", c.Name))}
+	credentialDeps := credentials.Deps{Queue: c.Queue, Log: s.log}
+	provider, err := c.Credentials.Provider(credentialDeps)
+	if err != nil {
+		return nil, err
+	}
+	s.refresher = credentials.NewRefresher(c.Name, provider, &c.Credentials, credentialDeps)
+	s.queue, err = mns.NewSource(mns.Config{
+		Name: c.Name, Endpoint: c.Endpoint.Reveal(), Queue: c.Queue, Wait: c.Wait,
+	}, mns.Deps{
+		Credentials: s.refresher, Log: s.log,
+		Observe: func(op, code string) { m.requests.WithLabelValues(c.Name, op, code).Inc() },
+	})
+	if err != nil {
+		return nil, err
+	}
+	decoder := mns.Decoder{Body: mns.BodyEncoding(c.Body), Unwrap: c.Unwrap == "auto"}
+
+	var bound []relay.Route
+	for _, r := range routes {
+		if !slices.Contains(r.From, c.Name) {
+			continue
+		}
+		route := relay.Route{Name: r.Name}
+		for _, to := range r.To {
+			target, err := sinks[to.Sink].target(r.Name)
+			if err != nil {
+				return nil, err
+			}
+			route.Targets = append(route.Targets, target)
+			s.sinks[to.Sink] = sinks[to.Sink]
+		}
+		bound = append(bound, route)
+	}
+	latency := m.endToEnd.WithLabelValues(c.Name)
+	s.pipeline = relay.New(relay.Config{
+		Source: c.Name, BatchSize: c.BatchSize, Wait: c.Wait,
+		MinPollers: c.Pollers.Min, MaxPollers: c.Pollers.Max,
+		Redelivery: relay.Redelivery{Initial: c.Redelivery.Initial, Max: c.Redelivery.Max},
+		Paused:     c.Paused,
+	}, relay.Deps{
+		Source: s.queue, Decode: decoder.Decode, Routes: bound,
+		Room: relay.NewRoom(c.InFlight.Messages, int64(c.InFlight.Bytes)), Shared: shared,
+		Stats: s.stats, Log: deps.Log,
+		Confirmed: func(d time.Duration) { latency.Observe(max(d.Seconds(), 0)) },
+	})
+	return s, nil
+}
+
+// How often a queue is asked for its attributes: at every tick while there is a
+// backlog, at every tenth while there is none.
+const (
+	depthTick = 30 * time.Second
+	depthIdle = 10
+)
+
+// watchDepth reads the queue's attributes once receiving has worked, then at every
+// tick that is due. A queue that does not tell costs nothing more than the asking.
+func (s *source) watchDepth(ctx context.Context) {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	worked, ticks := false, 0
+	for {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+		counts := s.stats.Counts()
+		if !worked {
+			if worked = counts.Worked; worked {
+				ticker.Reset(depthTick)
+				s.readDepth(ctx)
+			}
+			continue
+		}
+		if ticks++; counts.Pollers > 1 || ticks%depthIdle == 0 {
+			s.readDepth(ctx)
+		}
+	}
+}
+
+// readDepth keeps nothing where the queue does not tell: unknown is not nought.
+func (s *source) readDepth(ctx context.Context) {
+	attributes, err := s.queue.Attributes(ctx)
+	if err != nil {
+		s.depth.Store(nil)
+		s.log.Debug("queue attributes not read", zap.Error(err))
+		return
+	}
+	if !attributes.Counted {
+		s.depth.Store(nil)
+		return
+	}
+	s.depth.Store(&attributes)
+}

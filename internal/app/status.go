@@ -1,0 +1,148 @@
+package app
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"mnsrelay/internal/httpapi"
+	"mnsrelay/internal/relay"
+)
+
+var _ httpapi.Relay = (*App)(nil)
+
+// Status is part of httpapi.Relay.
+func (a *App) Status() httpapi.Status {
+	status := httpapi.Status{Version: a.deps.Version, Started: a.started.UTC(), State: httpapi.Starting}
+	switch {
+	case a.draining.Load():
+		status.State = httpapi.Draining
+	case a.ready.set.Load():
+		status.State = httpapi.Running
+	}
+	for _, s := range a.sources {
+		status.Sources = append(status.Sources, s.status())
+	}
+	for _, s := range a.sinks {
+		status.Sinks = append(status.Sinks, s.status())
+	}
+	slices.SortFunc(status.Sources, func(x, y httpapi.Source) int { return strings.Compare(x.Name, y.Name) })
+	slices.SortFunc(status.Sinks, func(x, y httpapi.Sink) int { return strings.Compare(x.Name, y.Name) })
+	for _, r := range a.cfg.Routes {
+		route := httpapi.Route{Name: r.Name, From: r.From}
+		for _, to := range r.To {
+			route.To = append(route.To, httpapi.Target{Sink: to.Sink, Required: to.Required})
+		}
+		status.Routes = append(status.Routes, route)
+	}
+	return status
+}
+
+func (s *source) status() httpapi.Source {
+	counts := s.stats.Counts()
+	state, reason := s.pipeline.State()
+	var returned uint64
+	for _, n := range counts.Returned {
+		returned += n
+	}
+	out := httpapi.Source{
+		Name: s.cfg.Name, Queue: s.cfg.Queue, State: state, Reason: reason,
+		Pollers: int64(counts.Pollers), Returned: counts.Returned, Retried: counts.Retried,
+		Balance:     httpapi.NewBalance(counts.Received, counts.Deleted, returned, counts.LostLeases, int64(counts.InFlight)), //nolint:gosec // bounded by the room
+		LastReceive: counts.LastReceive.UTC(),
+		Credential:  s.credential(),
+	}
+	if counts.LastReceive.IsZero() {
+		out.LastReceive = counts.LastReceive
+	}
+	if e := counts.LastError; e != nil {
+		out.LastError = &httpapi.Error{Text: e.Text, Time: e.Since.UTC(), Class: e.Class.String()}
+	}
+	if depth := s.depth.Load(); depth != nil {
+		out.QueueMessages = &httpapi.QueueMessages{Active: &depth.Active, Inactive: &depth.Inactive, Delayed: &depth.Delayed}
+	}
+	return out
+}
+
+func (s *source) credential() *httpapi.Credential {
+	c := s.refresher.Status()
+	out := &httpapi.Credential{Type: string(c.Type), Expires: c.Expires, LastRefresh: c.LastRefresh}
+	switch {
+	case c.LastError != "":
+		out.LastError = &httpapi.Error{Text: c.LastError, Time: c.FailingSince}
+	case !c.RefusedSince.IsZero():
+		out.LastError = &httpapi.Error{Text: "MNS refuses these keys", Time: c.RefusedSince, Class: relay.ClassAuth.String()}
+	}
+	return out
+}
+
+func (s *sink) status() httpapi.Sink {
+	health, _ := s.endpoint.Health()
+	delivered, failed := s.stats.Counts()
+	return httpapi.Sink{
+		Name: s.name, Type: s.kind, State: health.State.String(), Reason: health.Reason,
+		Since: health.Since.UTC(), Delivered: delivered, Failed: failed,
+	}
+}
+
+// Ready is part of httpapi.Relay.
+func (a *App) Ready() (ok bool, waiting []string) {
+	if a.draining.Load() {
+		return false, []string{"draining: the process is about to end"}
+	}
+	if a.ready.set.Load() {
+		return true, nil
+	}
+	for _, s := range a.sinks {
+		if !s.worked.set.Load() && s.used(a.sources) {
+			health, _ := s.endpoint.Health()
+			waiting = append(waiting, fmt.Sprintf("sink %s has not worked yet: %s", s.name, health.Reason))
+		}
+	}
+	for _, s := range a.sources {
+		waiting = append(waiting, s.waiting()...)
+	}
+	if len(waiting) > 0 {
+		return false, waiting
+	}
+	a.ready.set.Store(true)
+	return true, nil
+}
+
+// used tells whether a pipeline waits for the sink.
+func (s *sink) used(sources []*source) bool {
+	return slices.ContainsFunc(sources, func(src *source) bool { return src.sinks[s.name] != nil })
+}
+
+// waiting says what of the source has not worked yet. A source that is paused is not
+// expected to receive.
+func (s *source) waiting() (waiting []string) {
+	select {
+	case <-s.refresher.Ready():
+	default:
+		reason := s.refresher.Status().LastError
+		if reason == "" {
+			reason = "it is being fetched"
+		}
+		waiting = append(waiting, fmt.Sprintf("the credential of source %s has not worked yet: %s", s.cfg.Name, reason))
+	}
+	if s.stats.Counts().Worked {
+		return waiting
+	}
+	switch state, reason := s.pipeline.State(); state {
+	case relay.SourcePaused:
+	case relay.SourceRetrying, relay.SourceWaiting:
+		waiting = append(waiting, fmt.Sprintf("source %s has not received yet: %s", s.cfg.Name, reason))
+	case relay.SourceStarting, relay.SourceRunning, relay.SourceDraining, relay.SourceStopped:
+		waiting = append(waiting, fmt.Sprintf("source %s has not received yet: it is starting", s.cfg.Name))
+	}
+	return waiting
+}
+
+// Live is part of httpapi.Relay.
+func (a *App) Live() error {
+	if err := a.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
