@@ -19,6 +19,7 @@ package config
 import (
 	"time"
 
+	"mnsrelay/internal/credentials"
 	"mnsrelay/internal/setting"
 	"mnsrelay/internal/sink"
 )
@@ -38,13 +39,16 @@ type Config struct {
 	Sources Sources `yaml:"sources"`
 	Sinks   Sinks   `yaml:"sinks"`
 	// Routes hold those of the file, then one for each source with `to`.
-	Routes []Route `yaml:"routes"`
+	Routes Routes `yaml:"routes"`
 
 	// Digest is the SHA-256 of the file's text in hex: it tells one version of the
 	// file from another, not one value of a secret from another.
 	Digest string `yaml:"-"`
 
-	origins map[string]Origin
+	// origins says where values came from, by path.
+	origins map[string]string
+	// hidden holds the paths of plain settings whose value came from a file: a secret.
+	hidden map[string]bool
 }
 
 // Server is the HTTP side: probes, API, metrics, status page.
@@ -107,6 +111,8 @@ type Source struct {
 	// Endpoint is the URL of the MNS server.
 	Endpoint setting.URL `yaml:"endpoint"`
 	Queue    string      `yaml:"queue"`
+	// Credentials say whose keys sign the requests.
+	Credentials credentials.Config `yaml:"credentials"`
 	// BatchSize is how many messages one receive asks for, 1 to 16.
 	BatchSize int `yaml:"batch_size"`
 	// Wait is how long a receive waits at the server for a message: whole seconds,
@@ -167,6 +173,9 @@ type Sink struct {
 	Settings sink.Config
 }
 
+// Routes are in the order of the file.
+type Routes []Route
+
 // Route says which messages of which sources go to which sinks.
 type Route struct {
 	Name string `yaml:"name"`
@@ -176,7 +185,7 @@ type Route struct {
 	When string  `yaml:"when"`
 	To   Targets `yaml:"to"`
 
-	path string // where it was written: "routes[0]", or "sources.NAME" for a `to`
+	path string // of what it was written as: "routes[0]", or "sources.NAME" for a `to`
 }
 
 // Target is one sink of a route.
@@ -184,6 +193,8 @@ type Target struct {
 	Sink string `yaml:"sink"`
 	// Required sinks hold up the delete until they have confirmed.
 	Required bool `yaml:"required"`
+	// With are the sink's settings that the route sets otherwise: none so far.
+	With overrides `yaml:"with"`
 }
 
 // Names is a list of names; a single one may be written without brackets.

@@ -1,32 +1,271 @@
 package config
 
-// Environment is what a file's ${...} are looked up in.
-type Environment struct {
-	// Lookup is os.LookupEnv.
-	Lookup func(name string) (value string, found bool)
-	// ReadFile is os.ReadFile.
-	ReadFile func(path string) ([]byte, error)
-}
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
 
-// Load reads the file at path, or standard input for "-", with the process's own
-// environment. The error is an *Error.
+	"go.yaml.in/yaml/v4"
+)
+
+// stdin is the path of standard input, and stdinName what problems call it.
+const (
+	stdin     = "-"
+	stdinName = "stdin"
+)
+
+// Load reads the file at path, or standard input where path is "-", with the
+// environment and the files of the process. The error is always an *Error.
 func Load(path string) (*Config, []Warning, error) {
-	return Parse(path, nil, Environment{})
+	name, read := path, func() ([]byte, error) { return readFile(path) }
+	if path == stdin {
+		name, read = stdinName, func() ([]byte, error) { return readBounded(os.Stdin) }
+	}
+	data, err := read()
+	if err != nil {
+		return nil, nil, &Error{Problems: []Problem{{File: name, Message: "cannot be read: " + cause(err)}}}
+	}
+	return Parse(name, data, Environment{})
 }
 
-// Parse reads data as the file called name.
+// Parse reads data, which problems call name. It gives a Config that is valid as a
+// whole, or an *Error with everything that is wrong, and warnings either way.
 func Parse(name string, data []byte, env Environment) (*Config, []Warning, error) {
-	return nil, nil, &Error{}
+	d := &decoder{
+		file:     name,
+		env:      env,
+		places:   map[string]place{},
+		bad:      map[string]bool{},
+		expanded: map[string]expansion{},
+		flat:     map[*yaml.Node][]pair{},
+		active:   map[*yaml.Node]bool{},
+	}
+	c := Defaults()
+	if root := d.parse(data); root != nil {
+		d.root(root, c)
+		d.derive(c)
+		d.check(c)
+	}
+	slices.SortStableFunc(d.warnings, func(a, b Warning) int { return byLine(Problem(a), Problem(b)) })
+	if len(d.problems) > 0 {
+		slices.SortStableFunc(d.problems, byLine)
+		return nil, d.warnings, &Error{Problems: d.problems}
+	}
+	sum := sha256.Sum256(data)
+	c.Digest = hex.EncodeToString(sum[:])
+	c.origins = make(map[string]string, len(d.places))
+	for path, p := range d.places {
+		c.origins[path] = p.origin
+	}
+	c.hidden = map[string]bool{}
+	for path, x := range d.expanded {
+		c.hidden[path] = x.secret
+	}
+	return c, d.warnings, nil
 }
 
-// YAML prints the effective configuration.
-func (c *Config) YAML() []byte { return nil }
+func byLine(a, b Problem) int {
+	return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+}
 
-// JSON prints the effective configuration.
-func (c *Config) JSON() []byte { return nil }
+// root decodes the document, which has no path.
+func (d *decoder) root(n *yaml.Node, c *Config) {
+	n, leave, ok := d.enter(n, "")
+	if !ok {
+		return
+	}
+	defer leave()
+	d.structure(n, reflect.ValueOf(c).Elem(), "")
+}
 
-// Origin says where a value came from.
-type Origin struct {
-	Line, Column int
-	Source       string
+// parse reads the one document of data. It gives nil where there is none to decode.
+func (d *decoder) parse(data []byte) *yaml.Node {
+	if len(data) > maxFile {
+		d.problemAt(1, 1, "", "%s: the configuration must not be", errTooLarge)
+		return nil
+	}
+	loader, err := yaml.NewLoader(bytes.NewReader(data))
+	if err != nil {
+		d.problemAt(1, 1, "", "is not YAML: %s", err)
+		return nil
+	}
+	var document, second yaml.Node
+	switch err := loader.Load(&document); {
+	case errors.Is(err, io.EOF):
+		d.problemAt(1, 1, "", "is empty: write sources and sinks")
+		return nil
+	case err != nil:
+		d.syntaxError(err, data)
+		return nil
+	}
+	switch err := loader.Load(&second); {
+	case errors.Is(err, io.EOF):
+	case err != nil:
+		d.syntaxError(err, data)
+		return nil
+	default:
+		d.problemAt(max(1, second.Line), max(1, second.Column), "", "a second document begins here: keep one, and remove the line ---")
+		return nil
+	}
+	root := &document
+	if root.Kind == yaml.DocumentNode && len(root.Content) > 0 {
+		root = root.Content[0]
+	}
+	if isNull(root) {
+		d.problemAt(1, 1, "", "is empty: write sources and sinks")
+		return nil
+	}
+	return root
+}
+
+// syntaxError reports what the YAML parser found, and what it often comes from.
+func (d *decoder) syntaxError(err error, data []byte) {
+	line, column, message := 0, 1, err.Error()
+	if found := new(yaml.LoadError); errors.As(err, &found) {
+		line, column, message = found.Mark.Line, found.Mark.Column, found.Message
+		if line == 0 { // a byte that is no UTF-8: only its index is known
+			at := min(max(found.Mark.Index, 0), len(data))
+			line = 1 + bytes.Count(data[:at], []byte("\n"))
+			column = at - bytes.LastIndexByte(data[:at], '\n')
+		}
+	}
+	line, column = max(1, line), max(1, column)
+	var hint string
+	// The parser often sees the mistake in the line after it.
+	lines := strings.Split(string(data), "\n")
+	near := strings.Join(lines[min(max(0, line-2), len(lines)):min(line, len(lines))], "\n")
+	own := lines[min(line-1, len(lines)-1)]
+	switch {
+	case strings.Contains(near, "{{"):
+		hint = "; " + templateHint
+	case strings.Contains(near, "${") && strings.ContainsAny(near, "[{"):
+		hint = "; inside { } and [ ] a ${...} must be in double quotes"
+	case strings.HasPrefix(strings.TrimLeft(own, " "), "\t"):
+		hint = "; YAML is indented with spaces, not with tabs"
+	}
+	d.problemAt(line, column, "", "is not YAML: %s%s", message, hint)
+}
+
+// decodeNode reads the sources in the order of the file.
+func (s *Sources) decodeNode(d *decoder, n *yaml.Node, path string) {
+	d.named(n, path, func(name string, p pair, child string) {
+		source := defaultSource(name)
+		d.value(p.value, reflect.ValueOf(&source).Elem(), child)
+		*s = append(*s, source)
+	})
+}
+
+// decodeNode reads the sinks in the order of the file. The type of a sink says which
+// settings it has, so it is read first.
+func (s *Sinks) decodeNode(d *decoder, n *yaml.Node, path string) {
+	d.named(n, path, func(name string, p pair, child string) {
+		node, leave, ok := d.enter(p.value, child)
+		if !ok {
+			return
+		}
+		defer leave()
+		sink := Sink{Name: name}
+		if settings, found := d.sinkType(node, child, &sink.Type); found {
+			d.structure(node, reflect.ValueOf(settings).Elem(), child, sinkTypeKey)
+			sink.Settings = settings
+		}
+		*s = append(*s, sink)
+	})
+}
+
+// named calls each with the entries of a mapping whose keys are names of ours.
+func (d *decoder) named(n *yaml.Node, path string, each func(name string, p pair, child string)) {
+	switch {
+	case isNull(n):
+		return
+	case n.Kind != yaml.MappingNode:
+		d.problem(path, "must be a mapping of names, as in %s: {events: ...}, not %s", path, kind(n))
+		return
+	}
+	for _, p := range d.pairs(n, path) {
+		name := p.key.Value
+		child := join(path, name)
+		d.mark(child, p.key, p.value)
+		if !isName(name) {
+			d.problemAt(p.key.Line, p.key.Column, path, "%s", badName(name))
+			continue
+		}
+		each(name, p, child)
+	}
+}
+
+// decodeNode reads the routes and remembers where each was written.
+func (r *Routes) decodeNode(d *decoder, n *yaml.Node, path string) {
+	type plain Routes
+	d.list(n, reflect.ValueOf((*plain)(r)).Elem(), path)
+	for i := range *r {
+		(*r)[i].path = index(path, i)
+	}
+}
+
+func (n *Names) decodeNode(d *decoder, node *yaml.Node, path string) {
+	type plain Names
+	d.oneOrMore(node, reflect.ValueOf((*plain)(n)).Elem(), path)
+}
+
+func (t *Targets) decodeNode(d *decoder, n *yaml.Node, path string) {
+	type plain Targets
+	d.oneOrMore(n, reflect.ValueOf((*plain)(t)).Elem(), path)
+}
+
+// decodeNode reads a target: the name of its sink, or all of it.
+func (t *Target) decodeNode(d *decoder, n *yaml.Node, path string) {
+	t.Required = true
+	if n.Kind == yaml.ScalarNode {
+		d.scalar(n, reflect.ValueOf(&t.Sink).Elem(), path)
+		return
+	}
+	d.structure(n, reflect.ValueOf(t).Elem(), path)
+}
+
+// overrides are what a route sets otherwise for a sink.
+type overrides struct{}
+
+func (*overrides) decodeNode(d *decoder, n *yaml.Node, path string) {
+	switch {
+	case isNull(n):
+	case n.Kind != yaml.MappingNode:
+		d.problem(path, "must be a mapping, as in {timeout: 3s}, not %s", kind(n))
+	case len(n.Content) > 0:
+		d.problem(path, "%s", notYet("setting a sink's settings for one route"))
+	}
+}
+
+func notYet(what string) string { return what + " is not supported yet" }
+
+// isName tells whether s can name a source, a sink or a route: it becomes the label of
+// a metric and a part of a path.
+func isName(s string) bool {
+	if s == "" || len(s) > maxName || !isLetterOrDigit(s[0]) {
+		return false
+	}
+	for i := range len(s) {
+		if !isLetterOrDigit(s[i]) && s[i] != '-' && s[i] != '_' {
+			return false
+		}
+	}
+	return true
+}
+
+const maxName = 63
+
+func isLetterOrDigit(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+}
+
+func badName(name string) string {
+	return fmt.Sprintf("%.70q is not a name: write up to %d letters, digits, - and _, a letter or digit first", name, maxName)
 }

@@ -1,0 +1,485 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v4"
+
+	"mnsrelay/internal/credentials"
+	"mnsrelay/internal/mns"
+	"mnsrelay/internal/setting"
+	"mnsrelay/internal/sink"
+)
+
+// maxBody is the most bytes that a message's body has in the queue (MNS: 64 KB).
+const maxBody = 64 * setting.KiB
+
+// maxBatch is the most messages that one request receives (MNS: BatchReceiveMessage).
+const maxBatch = 16
+
+// maxInvisible is the longest that a message can be made invisible (MNS:
+// ChangeMessageVisibility).
+const maxInvisible = 12 * time.Hour
+
+// check reports what the types alone do not show.
+func (d *decoder) check(c *Config) {
+	d.checkProcess(c)
+	for i := range c.Sources {
+		d.checkSource(&c.Sources[i])
+	}
+	for i := range c.Sinks {
+		d.checkSink(&c.Sinks[i])
+	}
+	d.checkRoutes(c)
+	d.checkWhole(c)
+}
+
+// checked reports what is wrong with path, unless a problem with it, or with a part of
+// it, is known already: what was refused kept its default, and that is not the user's.
+func (d *decoder) checked(path, format string, args ...any) {
+	if !d.suspect(path) {
+		d.problem(path, format, args...)
+	}
+}
+
+// suspect tells whether a problem is known with path, with a part of it or with what
+// it is a part of.
+func (d *decoder) suspect(path string) bool {
+	for bad := range d.bad {
+		if bad != "" && (within(bad, path) || within(path, bad)) {
+			return true
+		}
+	}
+	return false
+}
+
+// within tells whether inner is outer or below it.
+func within(inner, outer string) bool {
+	rest, found := strings.CutPrefix(inner, outer)
+	return found && (rest == "" || rest[0] == '.' || rest[0] == '[')
+}
+
+// shown quotes a value for a problem, unless it came from a variable or a file.
+func (d *decoder) shown(path, value string) string {
+	if x, found := d.expanded[path]; found {
+		return origins(x)
+	}
+	return strconv.Quote(value)
+}
+
+func (d *decoder) oneOf(path, value string, choices ...string) bool {
+	if slices.Contains(choices, value) {
+		return true
+	}
+	mend := ""
+	if near, found := nearest(value, choices); found {
+		mend = "; did you mean " + strconv.Quote(near) + "?"
+	}
+	d.checked(path, "must be %s, not %s%s", list(choices, "or"), d.shown(path, value), mend)
+	return false
+}
+
+func (d *decoder) notYet(path, what string) { d.checked(path, "%s", notYet(what)) }
+
+func (d *decoder) checkProcess(c *Config) {
+	if host, port, err := net.SplitHostPort(c.Server.Listen); err != nil {
+		d.checked("server.listen", `must be an address with a port, as in ":8080" or "127.0.0.1:8080", not %s`, d.shown("server.listen", c.Server.Listen))
+	} else if n, err := strconv.ParseUint(port, 10, 16); err != nil || strings.ContainsAny(host, "/ ") {
+		d.checked("server.listen", `must end in a port from 0 to 65535, as in ":8080", not %s`, d.shown("server.listen", c.Server.Listen))
+	} else if n == 0 {
+		d.warn("server.listen", "port 0 is another port with each start: probes will not find it")
+	}
+	if !c.Server.AdminToken.IsZero() {
+		d.notYet("server.admin_token", "changing things over HTTP")
+	}
+	d.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	d.oneOf("log.format", c.Log.Format, "json", "console")
+	d.positive("drain_timeout", c.DrainTimeout, 45*time.Second)
+	if c.Reload.Watch {
+		d.notYet("reload.watch", "reading the file again when it changes")
+	}
+	if d.oneOf("ledger.type", c.Ledger.Type, "memory", "redis") && c.Ledger.Type == "redis" {
+		d.notYet("ledger.type", "a ledger in Redis")
+	}
+	d.positive("ledger.ttl", c.Ledger.TTL, Defaults().Ledger.TTL)
+	if c.Ledger.TTL != Defaults().Ledger.TTL {
+		d.notYet("ledger.ttl", "any value but "+durationText(Defaults().Ledger.TTL))
+	}
+	if !c.Ledger.URL.IsZero() && c.Ledger.Type != "redis" {
+		d.checked("ledger.url", "has a meaning for type: redis only: remove it")
+	}
+	if !c.Tracing.OTLPEndpoint.IsZero() {
+		d.notYet("tracing.otlp_endpoint", "tracing")
+	}
+	batch := 1
+	for _, s := range c.Sources {
+		batch = max(batch, min(s.BatchSize, maxBatch))
+	}
+	d.room("in_flight", c.InFlight, batch, "the largest batch_size")
+}
+
+func (d *decoder) positive(path string, value, example time.Duration) {
+	if value <= 0 {
+		d.checked(path, "must be longer than 0s, as in %s", durationText(example))
+	}
+}
+
+// room checks that a batch fits: what does not would never be received.
+func (d *decoder) room(path string, room InFlight, batch int, why string) {
+	if room.Messages < batch {
+		d.checked(join(path, "messages"), "must be at least %d, %s, not %d", batch, why, room.Messages)
+	}
+	if need := maxBody * setting.Size(batch); room.Bytes < need {
+		d.checked(join(path, "bytes"), "must be at least %s, what %d messages of %s need, not %s", need, batch, maxBody, room.Bytes)
+	}
+}
+
+func (d *decoder) checkSource(s *Source) {
+	path := join("sources", s.Name)
+	at := func(key string) string { return join(path, key) }
+
+	d.oneOf(at("type"), s.Type, sourceTypeMNS)
+	d.oneOf(at("preset"), s.Preset, credentials.PresetAlicomCN, credentials.PresetAlicomIntl, presetNone)
+	if s.BatchSize < 1 || s.BatchSize > maxBatch {
+		d.checked(at("batch_size"), "must be from 1 to %d, not %d", maxBatch, s.BatchSize)
+	}
+	if s.Wait < 0 || s.Wait > mns.MaxWait || s.Wait%time.Second != 0 {
+		d.checked(at("wait"), "must be whole seconds from 0s to %s, not %s", durationText(mns.MaxWait), durationText(s.Wait))
+	}
+	d.checkPollers(at("pollers"), s.Pollers)
+	d.room(at("in_flight"), s.InFlight, min(max(s.BatchSize, 1), maxBatch), "the batch_size")
+	d.oneOf(at("body"), s.Body, "auto", "base64", "raw")
+	d.oneOf(at("unwrap"), s.Unwrap, "auto", "none")
+	d.checkRedelivery(at("redelivery"), s.Redelivery)
+	d.checkFate(path, s)
+
+	queue := mns.Config{Name: s.Name, Endpoint: s.Endpoint.Reveal(), Queue: s.Queue, Wait: s.Wait}
+	d.validated(path, queue.Validate())
+	if endpoint, err := mns.ParseEndpoint(s.Endpoint.Reveal()); err == nil && endpoint.Exposed() {
+		d.warn(at("endpoint"), "is http://: messages and tokens cross the network unencrypted; write https://")
+	}
+	d.checkCredentials(at("credentials"), s)
+}
+
+func (d *decoder) checkCredentials(path string, s *Source) {
+	c := &s.Credentials
+	if *c == (credentials.Config{}) && !d.written(path) {
+		d.checked(path, "required: write {type: static, access_key_id: ..., access_key_secret: ...}; only the queues named Alicom-Queue-... have keys by default")
+		return
+	}
+	d.validated(path, c.Validate())
+	if u, err := c.Endpoint.Parse(); err == nil && u.Scheme == "http" && !loopback(u.Hostname()) {
+		d.warn(join(path, "endpoint"), "is http://: the token's secret crosses the network unencrypted; write https://")
+	}
+	if c.Base == nil || c.Base.Type != credentials.TypeDefault {
+		return
+	}
+	var unset []string
+	for _, name := range []string{accessKeyID, accessKeySecret} {
+		if value, _ := d.env.lookup(name); value == "" {
+			unset = append(unset, name)
+		}
+	}
+	if len(unset) > 0 {
+		d.checked(path, "no keys to ask for a token with: set %s in the environment, or write access_key_id and access_key_secret under credentials", list(unset, "and"))
+	}
+}
+
+func (d *decoder) checkPollers(path string, p Pollers) {
+	if p.Min < 1 {
+		d.checked(join(path, "min"), "must be at least 1, not %d", p.Min)
+	}
+	if p.Max < max(p.Min, 1) {
+		d.checked(join(path, "max"), "must be at least %d, as many as min, not %d", max(p.Min, 1), p.Max)
+	}
+}
+
+func (d *decoder) checkRedelivery(path string, r Redelivery) {
+	if r.Initial < time.Second || r.Initial > maxInvisible {
+		d.checked(join(path, "initial"), "must be from 1s to %s, not %s", durationText(maxInvisible), durationText(r.Initial))
+	}
+	if r.Max < r.Initial || r.Max > maxInvisible {
+		d.checked(join(path, "max"), "must be from %s, the initial, to %s, not %s", durationText(r.Initial), durationText(maxInvisible), durationText(r.Max))
+	}
+}
+
+// checkFate checks what may become of a message besides its delivery.
+func (d *decoder) checkFate(path string, s *Source) {
+	at := func(key string) string { return join(path, key) }
+	if d.oneOf(at("guarantee"), s.Guarantee, "at_least_once", "at_most_once") && s.Guarantee == "at_most_once" {
+		d.notYet(at("guarantee"), "at_most_once")
+	}
+	switch {
+	case s.MaxReceives < 0:
+		d.checked(at("max_receives"), "must be 0, for never giving up, or more, not %d", s.MaxReceives)
+	case s.MaxReceives > 0:
+		d.notYet(at("max_receives"), "giving a message up")
+	}
+	if s.DeadLetter != "" {
+		d.notYet(at("dead_letter"), "a dead letter")
+	}
+	limit := defaultSource("").DeadLetterLimit
+	if s.DeadLetterLimit.Count < 1 {
+		d.checked(at("dead_letter_limit.count"), "must be at least 1, not %d", s.DeadLetterLimit.Count)
+	}
+	d.positive(at("dead_letter_limit.per"), s.DeadLetterLimit.Per, limit.Per)
+	if s.DeadLetterLimit != limit {
+		d.notYet(at("dead_letter_limit"), fmt.Sprintf("any value but {count: %d, per: %s}", limit.Count, durationText(limit.Per)))
+	}
+	if s.Unmatched != "" && d.oneOf(at("unmatched"), s.Unmatched, "delete", "dead_letter", "retain") {
+		d.notYet(at("unmatched"), "a rule for what no route takes")
+	}
+}
+
+// laterSinkTypes are those that are announced and not there.
+func laterSinkTypes() []string { return []string{"amqp10", "mns"} }
+
+// sinkType reads the type of a sink and gives the settings of that type.
+func (d *decoder) sinkType(node *yaml.Node, path string, name *string) (sink.Config, bool) {
+	table := sink.Types()
+	types := sinkTypes(table)
+	key := join(path, sinkTypeKey)
+	if node.Kind != yaml.MappingNode {
+		if isNull(node) {
+			d.problem(path, "required: its type, %s, and settings", list(types, "or"))
+		} else {
+			d.problem(path, "must be a mapping, as in {type: %s, ...}, not %s", types[0], kind(node))
+		}
+		return nil, false
+	}
+	before := len(d.problems)
+	for _, p := range d.pairs(node, path) {
+		if p.key.Value == sinkTypeKey {
+			d.mark(key, p.key, p.value)
+			d.value(p.value, reflect.ValueOf(name).Elem(), key)
+		}
+	}
+	settings, found := table[*name]
+	switch {
+	case found:
+		return settings(), true
+	case len(d.problems) > before:
+	case *name == "":
+		d.problem(key, "required: write %s", list(types, "or"))
+	case slices.Contains(laterSinkTypes(), *name):
+		d.problem(key, "%s", notYet("the type "+*name))
+	default:
+		d.oneOf(key, *name, types...)
+	}
+	return nil, false
+}
+
+func (d *decoder) checkSink(s *Sink) {
+	if s.Settings == nil {
+		return
+	}
+	path := join("sinks", s.Name)
+	d.validated(path, s.Settings.Validate())
+	if warns, can := s.Settings.(interface{ Warnings() []error }); can {
+		for _, err := range warns.Warnings() {
+			where, message := d.located(path, err)
+			d.warn(where, "%s", message)
+		}
+	}
+}
+
+// validated reports what the owner of a part found wrong with it.
+func (d *decoder) validated(owner string, err error) {
+	if err == nil {
+		return
+	}
+	if joined, is := err.(interface{ Unwrap() []error }); is { //nolint:errorlint // a joined error is taken apart, level by level
+		for _, err := range joined.Unwrap() {
+			d.validated(owner, err)
+		}
+		return
+	}
+	path, message := d.located(owner, err)
+	d.checked(path, "%s", message)
+}
+
+// located gives the path of a problem below its owner, and its message without what
+// came from variables and files.
+func (d *decoder) located(owner string, err error) (path, message string) {
+	path, message = owner, err.Error()
+	if p := (*setting.Problem)(nil); errors.As(err, &p) {
+		path, message = join(owner, p.Path), p.Message
+	}
+	for at, x := range d.expanded {
+		if !within(at, owner) {
+			continue
+		}
+		for _, value := range x.values {
+			// Elsewhere a short value would hide ordinary words.
+			if value != "" && (at == path || x.secret && len(value) >= 4) {
+				message = strings.ReplaceAll(message, value, "***")
+			}
+		}
+	}
+	return path, message
+}
+
+func (d *decoder) checkRoutes(c *Config) {
+	named := map[string]*Route{}
+	for i := range c.Routes {
+		r := &c.Routes[i]
+		derived := !strings.HasPrefix(r.path, "routes")
+		switch first := named[r.Name]; {
+		case r.Name == "":
+			d.checked(join(r.path, "name"), "required: write a name for metrics and logs, as in name: all")
+		case first != nil && derived:
+			d.checked(join(first.path, "name"), `%q is the name of the route that "to" of the source %s makes: choose another`, r.Name, r.Name)
+		case first != nil:
+			d.checked(join(r.path, "name"), "%q is the name of the route in line %d too: choose another", r.Name, d.at(join(first.path, "name")).line)
+		case !derived && !isName(r.Name):
+			d.checked(join(r.path, "name"), "%s", badName(r.Name))
+		default:
+			named[r.Name] = r
+		}
+		if !derived {
+			d.checkFrom(c, r)
+		}
+		d.checkTargets(c, r)
+		if r.When != "" {
+			d.notYet(join(r.path, "when"), "a condition")
+		}
+	}
+}
+
+func (d *decoder) checkFrom(c *Config, r *Route) {
+	path := join(r.path, "from")
+	if len(r.From) == 0 {
+		d.checked(path, "required: write the sources, as in from: [%s]", firstOr(sourceNames(c), "sms"))
+	}
+	for i, name := range r.From {
+		at := index(path, i)
+		switch {
+		case !slices.Contains(sourceNames(c), name):
+			d.missing(at, "source", name, sourceNames(c))
+		case slices.Index(r.From, name) < i:
+			d.checked(at, "names the source %q twice: keep one", name)
+		}
+	}
+}
+
+func (d *decoder) checkTargets(c *Config, r *Route) {
+	path := join(r.path, "to")
+	if len(r.To) == 0 {
+		d.checked(path, "required: write the sinks, as in to: [%s]", firstOr(sinkNames(c), "events"))
+	}
+	for i, target := range r.To {
+		at := index(path, i)
+		name := join(at, "sink")
+		switch {
+		case target.Sink == "":
+			d.checked(name, "required: write the name of a sink")
+		case !slices.Contains(sinkNames(c), target.Sink):
+			d.missing(name, "sink", target.Sink, sinkNames(c))
+		case slices.IndexFunc(r.To, func(t Target) bool { return t.Sink == target.Sink }) < i:
+			d.checked(name, "the route names the sink %q twice: keep one", target.Sink)
+		}
+		if !target.Required {
+			d.notYet(join(at, "required"), "a sink that is not required")
+		}
+	}
+}
+
+// missing reports the name of something that is not there.
+func (d *decoder) missing(path, what, name string, names []string) {
+	mend := "there is none yet"
+	if len(names) > 0 {
+		mend = "there are " + list(names, "and")
+		if len(names) == 1 {
+			mend = "there is " + names[0]
+		}
+	}
+	// A name may have come from a variable: then it is not known to the reader.
+	shown := d.shown(d.asWritten(path), name)
+	if near, found := nearest(name, names); found {
+		d.checked(path, "there is no %s %s: did you mean %q?", what, shown, near)
+		return
+	}
+	d.checked(path, "there is no %s %s: %s", what, shown, mend)
+}
+
+// checkWhole checks what belongs together.
+func (d *decoder) checkWhole(c *Config) {
+	if len(c.Sources) == 0 {
+		d.checked("sources", "required: write at least one source, as in sources: {sms: {queue: ..., to: events}}")
+	}
+	if len(c.Sinks) == 0 {
+		d.checked("sinks", "required: write at least one sink, as in sinks: {events: {type: amqp091, ...}}")
+	}
+	for i, s := range c.Sources {
+		path := join("sources", s.Name)
+		if !slices.ContainsFunc(c.Routes, func(r Route) bool { return slices.Contains(r.From, s.Name) }) && !d.suspect("routes") {
+			d.checked(path, "no route takes its messages: write to: %s here, or a route with from: [%s]", firstOr(sinkNames(c), "SINK"), s.Name)
+		}
+		for _, other := range c.Sources[:i] {
+			if s.Queue != "" && s.Queue == other.Queue && s.Endpoint == other.Endpoint {
+				d.warn(join(path, "queue"), "the source %s receives from it too: each gets a part of the messages", other.Name)
+			}
+		}
+		d.warnTwice(c, s.Name)
+	}
+	for _, s := range c.Sinks {
+		used := slices.ContainsFunc(c.Routes, func(r Route) bool {
+			return slices.ContainsFunc(r.To, func(t Target) bool { return t.Sink == s.Name })
+		})
+		if !used {
+			d.warn(join("sinks", s.Name), "no route leads to it")
+		}
+	}
+}
+
+// warnTwice tells of a sink that a source reaches by two routes.
+func (d *decoder) warnTwice(c *Config, source string) {
+	by := map[string]string{} // sink: route
+	for _, r := range c.Routes {
+		if !slices.Contains(r.From, source) {
+			continue
+		}
+		for i, t := range r.To {
+			if first, found := by[t.Sink]; found && first != r.Name {
+				d.warn(index(join(r.path, "to"), i), "the route %s takes the source %s to this sink too: each message is delivered twice", first, source)
+				continue
+			}
+			by[t.Sink] = r.Name
+		}
+	}
+}
+
+func sourceNames(c *Config) []string {
+	names := make([]string, len(c.Sources))
+	for i, s := range c.Sources {
+		names[i] = s.Name
+	}
+	return names
+}
+
+func sinkNames(c *Config) []string {
+	names := make([]string, len(c.Sinks))
+	for i, s := range c.Sinks {
+		names[i] = s.Name
+	}
+	return names
+}
+
+func firstOr(names []string, fallback string) string {
+	if len(names) > 0 {
+		return names[0]
+	}
+	return fallback
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}

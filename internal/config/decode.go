@@ -1,0 +1,584 @@
+package config
+
+import (
+	"encoding"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v4"
+
+	"mnsrelay/internal/setting"
+)
+
+// place is where a setting was written and where its value came from.
+type place struct {
+	line, column int
+	origin       string
+	// scalar says that one value was written here, maybe the short form of several.
+	scalar bool
+}
+
+// decoder fills structs from nodes. It never stops at a problem: what is wrong keeps
+// its default, and later checks leave a setting alone that a problem was already
+// reported for.
+type decoder struct {
+	file string
+	env  Environment
+	// places holds what was written, by path; a derived value has a place of line 0.
+	places   map[string]place
+	problems []Problem
+	warnings []Warning
+	// bad holds the paths that have a problem.
+	bad map[string]bool
+	// expanded holds what was put in by ${...}, by path: no problem may show it.
+	expanded map[string]expansion
+	flat     map[*yaml.Node][]pair
+	active   map[*yaml.Node]bool
+}
+
+// nodeDecoder is what reads its own node.
+type nodeDecoder interface {
+	decodeNode(d *decoder, n *yaml.Node, path string)
+}
+
+// pair is a key with its value.
+type pair struct{ key, value *yaml.Node }
+
+func join(path, key string) string {
+	if path == "" {
+		return key
+	}
+	if key == "" {
+		return path
+	}
+	if key[0] == '[' {
+		return path + key
+	}
+	return path + "." + key
+}
+
+func index(path string, i int) string { return path + "[" + strconv.Itoa(i) + "]" }
+
+// problem reports at the place of path, or of the nearest setting around it.
+func (d *decoder) problem(path, format string, args ...any) {
+	path = d.asWritten(path)
+	at := d.at(path)
+	d.problemAt(at.line, at.column, path, format, args...)
+}
+
+func (d *decoder) problemAt(line, column int, path, format string, args ...any) {
+	d.bad[path] = true
+	p := Problem{File: d.file, Line: line, Column: column, Path: path, Message: fmt.Sprintf(format, args...)}
+	if !slices.Contains(d.problems, p) {
+		d.problems = append(d.problems, p)
+	}
+}
+
+func (d *decoder) warn(path, format string, args ...any) {
+	path = d.asWritten(path)
+	at := d.at(path)
+	d.warnings = append(d.warnings, Warning{
+		File: d.file, Line: at.line, Column: at.column, Path: path, Message: fmt.Sprintf(format, args...),
+	})
+}
+
+// asWritten gives the path that the user knows: what is part of a short form has the
+// path of that.
+func (d *decoder) asWritten(path string) string {
+	for i, c := range path {
+		if (c == '.' || c == '[') && d.places[path[:i]].scalar {
+			return path[:i]
+		}
+	}
+	return path
+}
+
+// at is the place of path, or else of the nearest setting around it that was written.
+func (d *decoder) at(path string) place {
+	for {
+		if p, found := d.places[path]; found && p.line > 0 {
+			return p
+		}
+		i := strings.LastIndexAny(path, ".[")
+		if i < 0 {
+			return place{line: 1, column: 1}
+		}
+		path = path[:i]
+	}
+}
+
+// written tells whether the file sets path.
+func (d *decoder) written(path string) bool {
+	_, found := d.places[path]
+	return found
+}
+
+// mark records where path was written. What has several lines is at its key, a value
+// at itself, an alias at where it is used.
+func (d *decoder) mark(path string, key, value *yaml.Node) {
+	at := value
+	if key != nil && (value.Kind != yaml.ScalarNode || value.Tag == "!!null") {
+		at = key
+	}
+	d.places[path] = place{
+		line: at.Line, column: at.Column,
+		origin: d.file + ":" + strconv.Itoa(at.Line),
+		scalar: value.Kind == yaml.ScalarNode && !isNull(value),
+	}
+}
+
+// value decodes n, already marked at path, into v, which holds the default.
+func (d *decoder) value(n *yaml.Node, v reflect.Value, path string) {
+	n, done, ok := d.enter(n, path)
+	if !ok {
+		return
+	}
+	defer done()
+
+	if v.Kind() == reflect.Pointer {
+		if v.IsNil() {
+			v.Set(reflect.New(v.Type().Elem()))
+		}
+		v = v.Elem()
+	}
+	target := v.Addr().Interface()
+	if custom, is := target.(nodeDecoder); is {
+		custom.decodeNode(d, n, path)
+		return
+	}
+	_, isText := target.(encoding.TextUnmarshaler)
+	switch {
+	case v.Kind() == reflect.Struct && len(fields(v.Type())) > 0 && (n.Kind != yaml.ScalarNode || isNull(n) || !isText):
+		d.structure(n, v, path)
+	case n.Kind == yaml.ScalarNode && isText, v.Kind() != reflect.Slice && v.Kind() != reflect.Map:
+		d.scalar(n, v, path)
+	case v.Kind() == reflect.Slice:
+		d.list(n, v, path)
+	default:
+		d.mapping(n, v, path)
+	}
+}
+
+// enter follows an alias and keeps an anchor from being decoded inside itself.
+func (d *decoder) enter(n *yaml.Node, path string) (resolved *yaml.Node, leave func(), ok bool) {
+	if n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	if d.active[n] {
+		d.problem(path, "is inside the anchor that it refers to: write the value out")
+		return nil, nil, false
+	}
+	if n.Style&yaml.TaggedStyle != 0 && !strings.HasPrefix(n.Tag, "!!") {
+		d.problem(path, "the tag %s has no meaning here: remove it", n.Tag)
+		return nil, nil, false
+	}
+	d.active[n] = true
+	return n, func() { delete(d.active, n) }, true
+}
+
+func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.Tag == "!!null" }
+
+// isTemplate recognises what an unquoted {{ }} becomes: a mapping in a mapping.
+func isTemplate(n *yaml.Node) bool {
+	return n.Kind == yaml.MappingNode && n.Style&yaml.FlowStyle != 0 && len(n.Content) > 0 &&
+		n.Content[0].Kind == yaml.MappingNode && n.Content[0].Style&yaml.FlowStyle != 0
+}
+
+const templateHint = "YAML takes an unquoted {{ for a mapping: put the whole value in single quotes, as in '{{ ... }}'"
+
+// kind names what n is.
+func kind(n *yaml.Node) string {
+	switch n.Kind {
+	case yaml.MappingNode:
+		return "a mapping"
+	case yaml.SequenceNode:
+		return "a list"
+	}
+	return "a single value"
+}
+
+// field is one key of a struct.
+type field struct {
+	key   string
+	index []int
+}
+
+// fields are the keys of a struct, those of inlined structs included, in order.
+func fields(t reflect.Type) []field {
+	var all []field
+	for f := range t.Fields() {
+		name, options, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+		switch {
+		case strings.Contains(options, "inline"):
+			for _, inner := range fields(f.Type) {
+				all = append(all, field{inner.key, append(slices.Clone(f.Index), inner.index...)})
+			}
+		case name != "" && name != "-":
+			all = append(all, field{name, f.Index})
+		}
+	}
+	return all
+}
+
+// structure decodes a mapping into a struct. The keys in besides are known, and read
+// by the caller.
+func (d *decoder) structure(n *yaml.Node, v reflect.Value, path string, besides ...string) {
+	if isNull(n) {
+		return // a section of which every line is commented out
+	}
+	all := fields(v.Type())
+	known := slices.Clone(besides)
+	for _, f := range all {
+		known = append(known, f.key)
+	}
+	if isTemplate(n) {
+		d.problem(path, "%s", templateHint)
+		return
+	}
+	if n.Kind != yaml.MappingNode {
+		d.problem(path, "must be a mapping%s, not %s", sample(v, all), kind(n))
+		return
+	}
+	for _, p := range d.pairs(n, path) {
+		key := p.key.Value
+		child := join(path, key)
+		i := slices.IndexFunc(all, func(f field) bool { return f.key == key })
+		switch {
+		case i >= 0:
+			d.mark(child, p.key, p.value)
+			d.value(p.value, v.FieldByIndex(all[i].index), child)
+		case !slices.Contains(known, key):
+			d.unknownKey(p.key, path, known)
+		}
+	}
+}
+
+func (d *decoder) unknownKey(key *yaml.Node, path string, known []string) {
+	mend := "the keys here are " + list(known, "and")
+	if near, found := nearest(key.Value, known); found {
+		mend = "did you mean " + strconv.Quote(near) + "?"
+		// What is missing under its right name is this problem, not another one.
+		d.bad[join(path, near)] = true
+	}
+	d.problemAt(key.Line, key.Column, join(path, key.Value), "unknown key: %s", mend)
+}
+
+// list joins words as a sentence does.
+func list(words []string, last string) string {
+	if len(words) == 1 {
+		return words[0]
+	}
+	return strings.Join(words[:len(words)-1], ", ") + " " + last + " " + words[len(words)-1]
+}
+
+// sample shows how a small struct is written, with the values it has.
+func sample(v reflect.Value, all []field) string {
+	var parts []string
+	for _, f := range all {
+		inner := v.FieldByIndex(f.index)
+		text, isScalar := scalarText(inner)
+		if !isScalar || inner.IsZero() {
+			continue
+		}
+		parts = append(parts, f.key+": "+text)
+	}
+	if len(parts) == 0 || len(parts) > 4 {
+		keys := make([]string, len(all))
+		for i, f := range all {
+			keys[i] = f.key
+		}
+		return " with the keys " + list(keys, "and")
+	}
+	return ", as in {" + strings.Join(parts, ", ") + "}"
+}
+
+// pairs are the keys and values of a mapping, those that it merges (<<) included, each
+// key once; what is written in the mapping itself wins.
+func (d *decoder) pairs(n *yaml.Node, path string) []pair {
+	if done, found := d.flat[n]; found {
+		return done
+	}
+	d.flat[n] = nil // what merges itself finds this
+	var own, merged []pair
+	seen := map[string]*yaml.Node{}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		if key.Kind == yaml.AliasNode {
+			key = key.Alias
+		}
+		switch {
+		case key.Tag == "!!merge":
+			merged = append(merged, d.merged(key, value, path)...)
+		case key.Kind != yaml.ScalarNode:
+			d.problemAt(key.Line, key.Column, path, "a key must be a word, not %s", kind(key))
+		case seen[key.Value] != nil:
+			d.problemAt(key.Line, key.Column, join(path, key.Value), "is written twice, first in line %d: keep one", seen[key.Value].Line)
+		default:
+			seen[key.Value] = key
+			own = append(own, pair{key, value})
+		}
+	}
+	for _, p := range merged {
+		if seen[p.key.Value] == nil {
+			seen[p.key.Value] = p.key
+			own = append(own, p)
+		}
+	}
+	d.flat[n] = own
+	return own
+}
+
+// merged are the pairs of what stands behind <<: a mapping or a list of mappings.
+func (d *decoder) merged(key, value *yaml.Node, path string) []pair {
+	if value.Kind == yaml.AliasNode {
+		value = value.Alias
+	}
+	var all []pair
+	switch value.Kind {
+	case yaml.MappingNode:
+		all = d.pairs(value, path)
+	case yaml.SequenceNode:
+		for _, item := range value.Content {
+			if item.Kind == yaml.AliasNode {
+				item = item.Alias
+			}
+			if item.Kind != yaml.MappingNode {
+				d.problemAt(key.Line, key.Column, path, "<< takes mappings only, as in <<: [*a, *b]")
+				continue
+			}
+			all = append(all, d.pairs(item, path)...)
+		}
+	default:
+		d.problemAt(key.Line, key.Column, path, "<< takes a mapping, as in <<: *anchor")
+	}
+	return all
+}
+
+func (d *decoder) list(n *yaml.Node, v reflect.Value, path string) {
+	if isNull(n) {
+		return
+	}
+	if n.Kind != yaml.SequenceNode {
+		d.problem(path, "must be a list, as in [%s], not %s", example(v.Type().Elem()), kind(n))
+		return
+	}
+	v.Set(reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content)))
+	for i, item := range n.Content {
+		child := index(path, i)
+		d.mark(child, nil, item)
+		d.value(item, v.Index(i), child)
+	}
+}
+
+func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
+	if isNull(n) {
+		return
+	}
+	if isTemplate(n) {
+		d.problem(path, "%s", templateHint)
+		return
+	}
+	if n.Kind != yaml.MappingNode {
+		d.problem(path, "must be a mapping, as in {name: %s}, not %s", example(v.Type().Elem()), kind(n))
+		return
+	}
+	v.Set(reflect.MakeMap(v.Type()))
+	for _, p := range d.pairs(n, path) {
+		child := join(path, p.key.Value)
+		d.mark(child, p.key, p.value)
+		item := reflect.New(v.Type().Elem()).Elem()
+		d.value(p.value, item, child)
+		v.SetMapIndex(reflect.ValueOf(p.key.Value), item)
+	}
+}
+
+// example is a value of a type, for a problem to show.
+func example(t reflect.Type) string {
+	switch {
+	case t == reflect.TypeFor[time.Duration]():
+		return "30s"
+	case t == reflect.TypeFor[setting.Size]():
+		return "64MiB"
+	case t == reflect.TypeFor[setting.URL]():
+		return "https://host"
+	}
+	switch t.Kind() {
+	case reflect.Bool:
+		return "true"
+	case reflect.Int, reflect.Int64, reflect.Uint, reflect.Uint64:
+		return "1"
+	case reflect.Float64:
+		return "0.5"
+	}
+	return "name"
+}
+
+func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
+	_, isText := v.Addr().Interface().(encoding.TextUnmarshaler)
+	_, isURL := v.Addr().Interface().(*setting.URL)
+	switch {
+	case isTemplate(n):
+		d.problem(path, "%s", templateHint)
+		return
+	case n.Kind != yaml.ScalarNode:
+		d.problem(path, "must be %s, not %s", wanted(v), kind(n))
+		return
+	case isNull(n):
+		d.problem(path, "has no value: write %s, or remove the line", wanted(v))
+		return
+	}
+	x, err := d.env.expand(n.Value, isURL)
+	if err != nil {
+		d.problem(path, "%s", err)
+		return
+	}
+	if len(x.from) > 0 {
+		p := d.places[path]
+		p.origin += ", " + strings.Join(x.from, ", ")
+		d.places[path] = p
+		d.expanded[path] = x
+	}
+	if isText {
+		before := reflect.New(v.Type()).Elem()
+		before.Set(v)
+		err = v.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(x.text))
+		d.shortForm(before, v, path)
+	} else {
+		err = set(v, x.text)
+	}
+	switch {
+	case err == nil:
+	case isSecret(v), len(x.from) > 0:
+		d.problem(path, "must be %s: %s is something else", wanted(v), origins(x))
+	case errors.As(err, new(*wrongType)):
+		d.problem(path, "must be %s, not %s", wanted(v), err)
+	default:
+		d.problem(path, "%s", err)
+	}
+}
+
+// origins names where the text of x came from.
+func origins(x expansion) string {
+	if len(x.from) == 0 {
+		return "this"
+	}
+	return "what came from " + list(x.from, "and")
+}
+
+// oneOrMore decodes a list that may be written as its only item.
+func (d *decoder) oneOrMore(n *yaml.Node, v reflect.Value, path string) {
+	if n.Kind != yaml.SequenceNode && !isNull(n) {
+		only := *n // a node of its own: n itself is being decoded
+		n = &yaml.Node{Kind: yaml.SequenceNode, Line: n.Line, Column: n.Column, Content: []*yaml.Node{&only}}
+	}
+	d.list(n, v, path)
+}
+
+// shortForm gives the fields of a struct that was written as one value the place of
+// that value.
+func (d *decoder) shortForm(before, after reflect.Value, path string) {
+	if after.Kind() != reflect.Struct {
+		return
+	}
+	for _, f := range fields(after.Type()) {
+		if !reflect.DeepEqual(before.FieldByIndex(f.index).Interface(), after.FieldByIndex(f.index).Interface()) {
+			child := join(path, f.key)
+			d.places[child] = d.places[path]
+			if x, found := d.expanded[path]; found {
+				d.expanded[child] = x
+			}
+		}
+	}
+}
+
+func isSecret(v reflect.Value) bool {
+	switch v.Interface().(type) {
+	case setting.Secret, setting.URL:
+		return true
+	}
+	return false
+}
+
+// wrongType is a value that its setting cannot hold; it shows the value.
+type wrongType struct{ shown string }
+
+func (w *wrongType) Error() string { return w.shown }
+
+// set parses text as the type that v has: the setting decides what a value is, not its
+// quotes, so that a number may come from a variable.
+func set(v reflect.Value, text string) error {
+	wrong := &wrongType{strconv.Quote(text)}
+	if v.Type() == reflect.TypeFor[time.Duration]() {
+		duration, err := time.ParseDuration(text)
+		if err != nil {
+			return wrong
+		}
+		v.SetInt(int64(duration))
+		return nil
+	}
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString(text)
+	case reflect.Bool:
+		switch text {
+		case "true", "True", "TRUE":
+			v.SetBool(true)
+		case "false", "False", "FALSE":
+			v.SetBool(false)
+		default:
+			return wrong
+		}
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		n, err := strconv.ParseInt(text, 10, v.Type().Bits())
+		if err != nil {
+			return wrong
+		}
+		v.SetInt(n)
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		n, err := strconv.ParseUint(text, 10, v.Type().Bits())
+		if err != nil {
+			return wrong
+		}
+		v.SetUint(n)
+	case reflect.Float32, reflect.Float64:
+		n, err := strconv.ParseFloat(text, v.Type().Bits())
+		if err != nil || n != n || n-n != 0 { // not a number, infinite
+			return wrong
+		}
+		v.SetFloat(n)
+	default:
+		return fmt.Errorf("a %s cannot be configured", v.Type())
+	}
+	return nil
+}
+
+// wanted names the type of v, with its present value, the default, as an example.
+func wanted(v reflect.Value) string {
+	shown := example(v.Type())
+	if text, isScalar := scalarText(v); isScalar && !v.IsZero() && !isSecret(v) {
+		shown = text
+	}
+	switch {
+	case v.Type() == reflect.TypeFor[time.Duration]():
+		return "a duration with its unit, as in " + shown
+	case v.Type() == reflect.TypeFor[setting.Size]():
+		return "a size, as in " + shown
+	case v.Type() == reflect.TypeFor[setting.URL]():
+		return "a URL"
+	}
+	switch v.Kind() {
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return "a whole number, as in " + shown
+	case reflect.Float32, reflect.Float64:
+		return "a number, as in " + shown
+	}
+	return "text"
+}

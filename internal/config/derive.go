@@ -1,0 +1,129 @@
+package config
+
+import (
+	"slices"
+	"time"
+
+	"mnsrelay/internal/credentials"
+	"mnsrelay/internal/setting"
+	"mnsrelay/internal/sink"
+)
+
+const (
+	sourceTypeMNS = "mns"
+	presetNone    = "none"
+	sinkTypeKey   = "type"
+)
+
+// Defaults are what a configuration has that sets nothing.
+func Defaults() *Config {
+	return &Config{
+		Server:       Server{Listen: ":8080"},
+		Log:          Log{Level: "info", Format: "json"},
+		DrainTimeout: 45 * time.Second,
+		Ledger:       Ledger{Type: "memory", TTL: 24 * time.Hour},
+		InFlight:     InFlight{Messages: 4096, Bytes: 256 * setting.MiB},
+	}
+}
+
+func defaultSource(name string) Source {
+	return Source{
+		Name:            name,
+		Type:            sourceTypeMNS,
+		BatchSize:       16,
+		Wait:            30 * time.Second,
+		Pollers:         Pollers{Min: 1, Max: 4},
+		InFlight:        InFlight{Messages: 256, Bytes: 64 * setting.MiB},
+		Body:            "auto",
+		Unwrap:          "auto",
+		Guarantee:       "at_least_once",
+		Redelivery:      Redelivery{Initial: 5 * time.Second, Max: time.Hour},
+		DeadLetterLimit: Limit{Count: 100, Per: 5 * time.Minute},
+	}
+}
+
+// derive fills in what follows from what was written.
+func (d *decoder) derive(c *Config) {
+	for i := range c.Sources {
+		d.deriveSource(&c.Sources[i])
+	}
+	for _, s := range c.Sources {
+		if len(s.To) > 0 {
+			c.Routes = append(c.Routes, Route{Name: s.Name, From: Names{s.Name}, To: s.To, path: join("sources", s.Name)})
+		}
+	}
+}
+
+// deriveSource applies the preset that the source names or its queue's name implies.
+// What was written wins; a type of credentials that was written keeps the preset's
+// out.
+func (d *decoder) deriveSource(s *Source) {
+	path := join("sources", s.Name)
+	if !d.written(join(path, "preset")) {
+		s.Preset = presetNone
+		if p, found := credentials.PresetFor(s.Queue); found {
+			s.Preset = p.Name
+			d.derived(join(path, "preset"), "queue name")
+		}
+	}
+	if p, found := credentials.PresetNamed(s.Preset); found {
+		origin := "preset " + p.Name
+		if s.Endpoint.IsZero() && !d.written(join(path, "endpoint")) {
+			s.Endpoint = setting.NewURL(p.MNSEndpoint)
+			d.derived(join(path, "endpoint"), origin)
+		}
+		d.deriveCredentials(&s.Credentials, join(path, "credentials"), p, s.Queue)
+	}
+	s.Credentials.Defaults()
+	for base := s.Credentials.Base; base != nil && base.Type == credentials.TypeDefault; base = base.Base {
+		d.derived(join(path, "credentials.base.type"), "default: environment "+accessKeyID+", "+accessKeySecret)
+	}
+}
+
+func (d *decoder) deriveCredentials(c *credentials.Config, path string, p credentials.Preset, queue string) {
+	if !d.written(join(path, "type")) {
+		c.Type = credentials.TypeMNSToken
+		d.derived(join(path, "type"), "preset "+p.Name)
+	}
+	if c.Type != credentials.TypeMNSToken {
+		return
+	}
+	if !d.written(join(path, "message_type")) {
+		if c.MessageType = credentials.MessageType(queue); c.MessageType != "" {
+			d.derived(join(path, "message_type"), "queue name")
+		}
+	}
+	// A region of the user's own has an endpoint of its own.
+	ownRegion := d.written(join(path, "region")) && c.Region != p.Region
+	if !d.written(join(path, "region")) {
+		c.Region = p.Region
+		d.derived(join(path, "region"), "preset "+p.Name)
+	}
+	if !d.written(join(path, "endpoint")) && !ownRegion {
+		c.Endpoint = setting.NewURL(p.TokenEndpoint)
+		d.derived(join(path, "endpoint"), "preset "+p.Name)
+	}
+}
+
+// derived records where a value came from that nobody wrote.
+func (d *decoder) derived(path, origin string) {
+	if !d.written(path) {
+		d.places[path] = place{origin: origin}
+	}
+}
+
+// The variables of the default chain.
+const (
+	accessKeyID     = "ALIBABA_CLOUD_ACCESS_KEY_ID"
+	accessKeySecret = "ALIBABA_CLOUD_ACCESS_KEY_SECRET" //nolint:gosec // the name of a variable
+)
+
+// sinkTypes are the types of sink in order.
+func sinkTypes(table map[string]func() sink.Config) []string {
+	var names []string
+	for name := range table {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
