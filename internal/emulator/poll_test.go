@@ -226,6 +226,13 @@ func TestPollsUnderLoad(t *testing.T) {
 	const total = 1000
 	s := newServer(t, emulator.Config{})
 	var polls, senders sync.WaitGroup
+	deleteAll := func(messages []replyMessage) {
+		for _, m := range messages {
+			if got := mns(t, s, http.MethodDelete, deletePath(m.ReceiptHandle), ""); got.status != http.StatusNoContent {
+				t.Error(got.raw)
+			}
+		}
+	}
 	ctx, stop := context.WithCancel(t.Context())
 	for i := range 8 {
 		polls.Go(func() {
@@ -234,11 +241,7 @@ func TestPollsUnderLoad(t *testing.T) {
 				patience, cancel := context.WithTimeout(ctx, time.Duration(1+i%2*1000)*time.Millisecond)
 				w := <-poll(patience, s, "?numOfMessages=4&waitseconds=1")
 				cancel()
-				for _, m := range parseReply(t, w.Code, w.Header(), w.Body.Bytes()).Messages {
-					if got := mns(t, s, http.MethodDelete, deletePath(m.ReceiptHandle), ""); got.status != http.StatusNoContent {
-						t.Error(got.raw)
-					}
-				}
+				deleteAll(parseReply(t, w.Code, w.Header(), w.Body.Bytes()).Messages)
 			}
 		})
 	}

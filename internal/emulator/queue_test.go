@@ -307,6 +307,7 @@ func TestLimits(t *testing.T) {
 		"new queue":              {"PUT", "/queues/new", "", 201, ""},
 		"topics":                 {"GET", "/topics", "", 400, "InvalidRequestURL"},
 		"other method":           {"PATCH", messagesPath(""), "", 400, "InvalidRequestURL"},
+		"hostile path":           {"GET", "/queues/" + queueName + "/%00%1b%ff<", "", 400, "InvalidRequestURL"},
 		"other path":             {"GET", messagesPath("/1"), "", 400, "InvalidRequestURL"},
 	} {
 		t.Run(name, func(t *testing.T) {

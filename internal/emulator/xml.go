@@ -48,8 +48,17 @@ func appendEscaped[T ~string | ~[]byte](b []byte, text T) []byte {
 	return append(b, text[from:]...)
 }
 
-// appendElement writes an element with text content.
+// appendElement writes an element with text content; what XML cannot carry of it
+// is replaced.
 func appendElement(b []byte, name, text string) []byte {
+	if xmlText([]byte(text)) != nil {
+		text = strings.Map(func(r rune) rune {
+			if xmlChar(r) {
+				return r
+			}
+			return utf8.RuneError
+		}, text)
+	}
 	b = append(b, '<')
 	b = append(b, name...)
 	b = append(b, '>')
@@ -105,7 +114,8 @@ const (
 )
 
 // xmlReader reads the XML of requests: well-formed XML 1.0 in UTF-8 without a
-// document type, names given without their namespace prefix.
+// document type, the names in ASCII as all of MNS's are. It gives names without
+// their namespace prefix.
 type xmlReader struct {
 	data []byte
 	pos  int
@@ -151,9 +161,6 @@ func (x *xmlReader) next() (token, *wireError) {
 			if end < 0 || !bytes.HasPrefix(rest[4+end:], []byte("-->")) {
 				return 0, x.errorf("comment without its end")
 			}
-			if err := xmlText(rest[4 : 4+end]); err != nil {
-				return 0, x.errorf("%v", err)
-			}
 			x.pos += 4 + end + 3
 		case bytes.HasPrefix(rest, []byte("<![CDATA[")):
 			if len(x.open) == 0 {
@@ -162,9 +169,6 @@ func (x *xmlReader) next() (token, *wireError) {
 			end := bytes.Index(rest, []byte("]]>"))
 			if end < 0 {
 				return 0, x.errorf("CDATA without its end")
-			}
-			if err := xmlText(rest[9:end]); err != nil {
-				return 0, x.errorf("%v", err)
 			}
 			x.text = normalizeLines(rest[9:end])
 			x.pos += end + 3
@@ -203,9 +207,6 @@ func (x *xmlReader) readText() (done bool, _ *wireError) {
 		}
 		x.pos += end
 		return false, nil
-	}
-	if err := xmlText(raw); err != nil {
-		return false, x.errorf("%v", err)
 	}
 	if bytes.Contains(raw, []byte("]]>")) {
 		return false, x.errorf("]]> in text")
@@ -279,28 +280,45 @@ func reference(name string) (rune, bool) {
 	return rune(n), true
 }
 
-// readInstruction passes over <?...?>, the XML declaration among them.
+// readInstruction passes over <?...?>, and reads the XML declaration, which looks
+// like one.
 func (x *xmlReader) readInstruction() *wireError {
-	rest := x.data[x.pos:]
-	end := bytes.Index(rest, []byte("?>"))
-	if end < 0 {
-		return x.errorf("instruction without its end")
+	x.pos += 2
+	name, ok := x.readName()
+	if !ok {
+		return x.errorf("instruction without a name")
 	}
-	content := rest[2:end]
-	if bytes.HasPrefix(content, []byte("xml ")) {
-		if _, encoding, found := bytes.Cut(content, []byte("encoding=")); found {
-			encoding = bytes.TrimRight(bytes.ToLower(encoding), " \t\r\n")
-			if len(encoding) < 2 || string(encoding[1:len(encoding)-1]) != "utf-8" {
-				return x.errorf("encoding other than UTF-8")
-			}
+	if name != "xml" {
+		end := bytes.Index(x.data[x.pos:], []byte("?>"))
+		if end < 0 {
+			return x.errorf("instruction without its end")
+		}
+		x.pos += end + 2
+		return nil
+	}
+	if x.rootSeen {
+		return x.errorf("XML declaration after the root element")
+	}
+	for {
+		x.skipSpace()
+		if x.accept("?>") {
+			return nil
+		}
+		name, value, err := x.readAttribute()
+		if err != nil {
+			return err
+		}
+		if name == "version" && string(value) != "1.0" {
+			return x.errorf("XML of another version than 1.0")
+		}
+		if name == "encoding" && !strings.EqualFold(string(value), "utf-8") {
+			return x.errorf("encoding other than UTF-8")
 		}
 	}
-	x.pos += end + 2
-	return nil
 }
 
 func nameByte(c byte, first bool) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || c == '_' || c == ':' || c >= utf8.RuneSelf ||
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || c == '_' || c == ':' ||
 		!first && ('0' <= c && c <= '9' || c == '-' || c == '.')
 }
 
@@ -342,7 +360,7 @@ func (x *xmlReader) readStart() (token, *wireError) {
 			x.pending = true
 		case x.accept(">"):
 		default:
-			if err := x.readAttribute(); err != nil {
+			if _, _, err := x.readAttribute(); err != nil {
 				return 0, err
 			}
 			continue
@@ -355,35 +373,31 @@ func (x *xmlReader) readStart() (token, *wireError) {
 	return startElement, nil
 }
 
-// readAttribute passes over an attribute: MNS's requests say nothing in them.
-func (x *xmlReader) readAttribute() *wireError {
-	if _, ok := x.readName(); !ok {
-		return x.errorf("start of an element without its end")
+// readAttribute reads an attribute. MNS's requests say nothing in those of elements.
+func (x *xmlReader) readAttribute() (name string, value []byte, _ *wireError) {
+	name, ok := x.readName()
+	if !ok {
+		return "", nil, x.errorf("start of an element without its end")
 	}
 	x.skipSpace()
 	if !x.accept("=") {
-		return x.errorf("attribute without a value")
+		return "", nil, x.errorf("attribute without a value")
 	}
 	x.skipSpace()
 	if x.pos == len(x.data) || x.data[x.pos] != '"' && x.data[x.pos] != '\'' {
-		return x.errorf("attribute without quotes")
+		return "", nil, x.errorf("attribute without quotes")
 	}
-	end := bytes.IndexByte(x.data[x.pos+1:], x.data[x.pos])
+	raw := x.data[x.pos+1:]
+	end := bytes.IndexByte(raw, x.data[x.pos])
 	if end < 0 {
-		return x.errorf("attribute without its closing quote")
+		return "", nil, x.errorf("attribute without its closing quote")
 	}
-	value := x.data[x.pos+1 : x.pos+1+end]
-	if err := xmlText(value); err != nil {
-		return x.errorf("%v", err)
+	if bytes.IndexByte(raw[:end], '<') >= 0 {
+		return "", nil, x.errorf("< in an attribute")
 	}
-	if bytes.IndexByte(value, '<') >= 0 {
-		return x.errorf("< in an attribute")
-	}
-	if _, err := x.unescape(value); err != nil {
-		return err
-	}
+	value, err := x.unescape(raw[:end])
 	x.pos += end + 2
-	return nil
+	return name, value, err
 }
 
 func (x *xmlReader) readEnd() (token, *wireError) {
@@ -436,8 +450,12 @@ func (x *xmlReader) skip() *wireError {
 	return nil
 }
 
-// root reads up to the root element and gives its name.
+// root checks the characters of the whole document, reads up to the root element
+// and gives its name.
 func (x *xmlReader) root() (string, *wireError) {
+	if err := xmlText(x.data); err != nil {
+		return "", malformedXML("%v.", err)
+	}
 	if _, err := x.next(); err != nil {
 		return "", err
 	}
