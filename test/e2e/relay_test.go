@@ -283,6 +283,7 @@ sources:
     queue: %s
     endpoint: %s
     credentials: {endpoint: %s}
+    body: base64
     to: [events, lines]
   plain:
     queue: plain

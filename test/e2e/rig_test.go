@@ -298,7 +298,7 @@ func (b *inbox) requireAll(sent map[string]string) {
 	for id, body := range sent {
 		got, came := b.bodies[id]
 		require.True(b.t, came, "message %s is lost", id)
-		require.Equal(b.t, body, got)
+		require.True(b.t, body == got, "message %s came as %d bytes %.60q, not as %d bytes %.60q", id, len(got), got, len(body), body)
 	}
 }
 
