@@ -72,6 +72,10 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 		return
 	}
 	b := &batch{done: done, reported: make([]bool, len(ms))}
+	if ctx.Err() != nil {
+		b.finish(s.cancelled(ctx))
+		return
+	}
 	c, err := s.endpoint.begin(s.exchange)
 	if err != nil {
 		b.finish(relay.Result{Err: err})
@@ -95,10 +99,14 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 	case timed.Err() == nil:
 		b.finish(relay.Result{Err: relay.Fail(reasonChannelClosed, errors.New("publish: not tried"))})
 	case ctx.Err() != nil:
-		b.finish(relay.Result{Err: relay.Fail(reasonCancelled, fmt.Errorf("publish to exchange %q: %w", s.exchange.Name, context.Cause(ctx)))})
+		b.finish(s.cancelled(ctx))
 	default:
 		b.finish(relay.Result{Err: relay.Fail(reasonConfirmTimeout, fmt.Errorf("publish to exchange %q: not confirmed within %v", s.exchange.Name, s.settings.Timeout))})
 	}
+}
+
+func (s *Sink) cancelled(ctx context.Context) relay.Result {
+	return relay.Result{Err: relay.Fail(reasonCancelled, fmt.Errorf("publish to exchange %q: %w", s.exchange.Name, context.Cause(ctx)))}
 }
 
 // batch sees to it that each message gets one result, and none after Deliver has
@@ -126,6 +134,7 @@ func (b *batch) finish(r relay.Result) {
 	b.over = true
 	for i, reported := range b.reported {
 		if !reported {
+			b.reported[i] = true
 			b.done(i, r)
 		}
 	}
@@ -148,8 +157,9 @@ func (s *Sink) publish(ctx context.Context, c *connection, ms []relay.Message, b
 		return
 	}
 	w := &window{sink: s, channel: ch, messages: ms, batch: b, pending: ch.pending[:0]}
-	owing := !w.run(ctx)
-	clear(w.pending[:cap(w.pending)])
+	w.run(ctx)
+	owing := len(w.pending) > 0
+	clear(w.pending)
 	ch.pending = w.pending[:0]
 	c.release(ch, !owing)
 }
@@ -164,8 +174,8 @@ type window struct {
 	returned map[string]uint16 // reply codes by message id; nil while there are none
 }
 
-// run reports whether every publish was answered.
-func (w *window) run(ctx context.Context) bool {
+// run leaves in pending what was not answered before ctx ended.
+func (w *window) run(ctx context.Context) {
 	for i := range w.messages {
 		m := &w.messages[i]
 		if err := check(m); err != nil {
@@ -174,11 +184,11 @@ func (w *window) run(ctx context.Context) bool {
 		}
 		for len(w.pending) == cap(w.channel.returns) {
 			if !w.await(ctx) {
-				return false
+				return
 			}
 		}
 		if ctx.Err() != nil {
-			return false
+			return
 		}
 		confirm, err := w.send(m)
 		if err != nil {
@@ -193,10 +203,9 @@ func (w *window) run(ctx context.Context) bool {
 	}
 	for len(w.pending) > 0 {
 		if !w.await(ctx) {
-			return false
+			return
 		}
 	}
-	return true
 }
 
 // check finds what the broker would end the connection over, and with it the
