@@ -64,7 +64,8 @@ func ParseEndpoint(raw string) (Endpoint, error) {
 		port = "80"
 	}
 	e.addr = net.JoinHostPort(e.name, port)
-	e.prefix = strings.TrimRight(u.EscapedPath(), "/")
+	// "/." is how users of the SDK get an address past its constructor.
+	e.prefix = strings.TrimRight(strings.TrimSuffix(u.EscapedPath(), "/."), "/")
 	if strings.Trim(e.prefix, pathCharacters) != "" || strings.Contains(e.prefix, "//") || strings.Contains(e.prefix, "/.") {
 		return Endpoint{}, errors.New("has a path that is no plain prefix: use letters, digits, '-', '_' and '/'")
 	}

@@ -23,7 +23,8 @@ const (
 type Error struct {
 	// Op is one of the operations.
 	Op string
-	// Status is the HTTP status; 0 where there was no answer.
+	// Status is the HTTP status; 0 where there was no answer, and for one message of a
+	// batch that was sent.
 	Status int
 	// Code, Message and RequestID are what MNS said; empty where the answer did not
 	// come from MNS, a gateway's error page for one.
@@ -34,31 +35,28 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	var b strings.Builder
-	b.WriteString(e.Op)
-	b.WriteString(":")
+	parts := []string{e.Op + ":"}
 	if e.Status != 0 {
-		b.WriteString(" " + strconv.Itoa(e.Status))
-		switch {
-		case e.Code != "":
-			b.WriteString(" " + e.Code)
-		case e.Err == nil:
-			b.WriteString(" " + http.StatusText(e.Status) + ", not an answer of MNS")
-		}
-		if e.Message != "" {
-			b.WriteString(": " + e.Message)
-		}
+		parts = append(parts, strconv.Itoa(e.Status))
+	}
+	said := e.Code
+	if said == "" && e.Status != 0 && e.Err == nil {
+		said = http.StatusText(e.Status) + ", not an answer of MNS"
+	}
+	if e.Message != "" {
+		said += ": " + e.Message
 	}
 	if e.Err != nil {
-		if e.Status != 0 {
-			b.WriteString(":")
+		if said != "" {
+			said += ": "
 		}
-		b.WriteString(" " + e.Err.Error())
+		said += e.Err.Error()
 	}
+	parts = append(parts, said)
 	if e.RequestID != "" {
-		b.WriteString(" (request " + e.RequestID + ")")
+		parts = append(parts, "(request "+e.RequestID+")")
 	}
-	return b.String()
+	return strings.Join(parts, " ")
 }
 
 // Unwrap gives the cause.

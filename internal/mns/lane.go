@@ -409,7 +409,9 @@ func (p *lanes) put(l *lane) {
 	delete(p.busy, l)
 	if p.closed {
 		l.disconnect()
-		return
+	}
+	if l.conn == nil {
+		return // there is nothing to keep; the next call had better find a connection
 	}
 	p.free = append(p.free, l)
 	if p.sweep == nil {
