@@ -59,14 +59,15 @@ var errStopped = errors.New("the webhook is closed")
 
 // Endpoint owns the connections to one URL. Make it with New.
 type Endpoint struct {
-	settings  Settings
-	url       *url.URL // without user info
-	show      string   // how errors name the URL: its path may be a secret, too
-	basic     string   // the authorization header that the user info makes, or empty
-	agent     string
-	transport *http.Transport
-	log       *zap.Logger
-	health    *relay.Monitor
+	settings    Settings
+	url         *url.URL // without user info
+	show        string   // how errors name the URL: its path may be a secret, too
+	basic       string   // the authorization header that the user info makes, or empty
+	agent       string
+	connections *connections
+	transport   *http.Transport
+	log         *zap.Logger
+	health      *relay.Monitor
 
 	// slots holds a token for each request under way.
 	slots chan struct{}
@@ -109,9 +110,9 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 		e.basic = auth.Header.Get("Authorization")
 		u.User = nil
 	}
-	dialer := &net.Dialer{Timeout: c.Timeout, Control: g.control}
+	e.connections = newConnections(&net.Dialer{Timeout: c.Timeout, Control: g.control})
 	e.transport = &http.Transport{
-		DialContext:         dialer.DialContext,
+		DialContext:         e.connections.dial,
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout: c.Timeout,
 		ForceAttemptHTTP2:   true,
@@ -136,7 +137,8 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	for range cap(e.slots) {
 		e.slots <- struct{}{} // for good: no request starts any more
 	}
-	e.transport.CloseIdleConnections()
+	e.transport.CloseIdleConnections() // ends dials that nobody waits for
+	e.connections.close()
 	return nil
 }
 
