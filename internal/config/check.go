@@ -52,8 +52,8 @@ func (d *decoder) checked(path, format string, args ...any) {
 // suspect tells whether a problem is known with path, with a part of it or with what
 // it is a part of.
 func (d *decoder) suspect(path string) bool {
-	for bad := range d.bad {
-		if bad != "" && (within(bad, path) || within(path, bad)) {
+	for bad, is := range d.bad {
+		if is && bad != "" && (within(bad, path) || within(path, bad)) {
 			return true
 		}
 	}
@@ -71,7 +71,7 @@ func (d *decoder) shown(path, value string) string {
 	if x, found := d.expanded[path]; found {
 		return origins(x)
 	}
-	return strconv.Quote(value)
+	return quote(value)
 }
 
 func (d *decoder) oneOf(path, value string, choices ...string) bool {
@@ -160,6 +160,12 @@ func (d *decoder) checkSource(s *Source) {
 	d.checkRedelivery(at("redelivery"), s.Redelivery)
 	d.checkFate(path, s)
 
+	if (s.Queue == "" || d.suspect(at("queue"))) && !d.written(at("preset")) {
+		// Its name may be that of a queue with a preset: what is required is not known.
+		for _, key := range []string{"endpoint", "credentials"} {
+			d.bad[at(key)] = d.bad[at(key)] || !d.written(at(key))
+		}
+	}
 	queue := mns.Config{Name: s.Name, Endpoint: s.Endpoint.Reveal(), Queue: s.Queue, Wait: s.Wait}
 	d.validated(path, queue.Validate())
 	if endpoint, err := mns.ParseEndpoint(s.Endpoint.Reveal()); err == nil && endpoint.Exposed() {
@@ -361,6 +367,7 @@ func (d *decoder) checkFrom(c *Config, r *Route) {
 	for i, name := range r.From {
 		at := index(path, i)
 		switch {
+		case d.bad["sources"]:
 		case !slices.Contains(sourceNames(c), name):
 			d.missing(at, "source", name, sourceNames(c))
 		case slices.Index(r.From, name) < i:
@@ -380,6 +387,7 @@ func (d *decoder) checkTargets(c *Config, r *Route) {
 		switch {
 		case target.Sink == "":
 			d.checked(name, "required: write the name of a sink")
+		case d.bad["sinks"]:
 		case !slices.Contains(sinkNames(c), target.Sink):
 			d.missing(name, "sink", target.Sink, sinkNames(c))
 		case slices.IndexFunc(r.To, func(t Target) bool { return t.Sink == target.Sink }) < i:
@@ -419,8 +427,8 @@ func (d *decoder) checkWhole(c *Config) {
 	}
 	for i, s := range c.Sources {
 		path := join("sources", s.Name)
-		if !slices.ContainsFunc(c.Routes, func(r Route) bool { return slices.Contains(r.From, s.Name) }) && !d.suspect("routes") {
-			d.checked(path, "no route takes its messages: write to: %s here, or a route with from: [%s]", firstOr(sinkNames(c), "SINK"), s.Name)
+		if !slices.ContainsFunc(c.Routes, func(r Route) bool { return slices.Contains(r.From, s.Name) }) && !d.suspect("routes") && !d.suspect(join(path, "to")) {
+			d.problem(path, "no route takes its messages: write to: %s here, or a route with from: [%s]", firstOr(sinkNames(c), "SINK"), s.Name)
 		}
 		for _, other := range c.Sources[:i] {
 			if s.Queue != "" && s.Queue == other.Queue && s.Endpoint == other.Endpoint {
@@ -428,6 +436,9 @@ func (d *decoder) checkWhole(c *Config) {
 			}
 		}
 		d.warnTwice(c, s.Name)
+	}
+	if len(d.problems) > 0 {
+		return // one of which may be the reason why
 	}
 	for _, s := range c.Sinks {
 		used := slices.ContainsFunc(c.Routes, func(r Route) bool {

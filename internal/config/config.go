@@ -47,8 +47,8 @@ type Config struct {
 
 	// origins says where values came from, by path.
 	origins map[string]string
-	// hidden holds the paths of plain settings whose value came from a file: a secret.
-	hidden map[string]bool
+	// hidden holds, by path, what came from a file into a setting: a secret.
+	hidden map[string][]string
 }
 
 // Server is the HTTP side: probes, API, metrics, status page.

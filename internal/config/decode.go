@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"go.yaml.in/yaml/v4"
 
@@ -73,7 +74,7 @@ func (d *decoder) problem(path, format string, args ...any) {
 
 func (d *decoder) problemAt(line, column int, path, format string, args ...any) {
 	d.bad[path] = true
-	p := Problem{File: d.file, Line: line, Column: column, Path: path, Message: fmt.Sprintf(format, args...)}
+	p := Problem{File: d.file, Line: line, Column: column, Path: printable(path), Message: printable(fmt.Sprintf(format, args...))}
 	if !slices.Contains(d.problems, p) {
 		d.problems = append(d.problems, p)
 	}
@@ -83,7 +84,7 @@ func (d *decoder) warn(path, format string, args ...any) {
 	path = d.asWritten(path)
 	at := d.at(path)
 	d.warnings = append(d.warnings, Warning{
-		File: d.file, Line: at.line, Column: at.column, Path: path, Message: fmt.Sprintf(format, args...),
+		File: d.file, Line: at.line, Column: at.column, Path: printable(path), Message: printable(fmt.Sprintf(format, args...)),
 	})
 }
 
@@ -174,7 +175,8 @@ func (d *decoder) enter(n *yaml.Node, path string) (resolved *yaml.Node, leave f
 		return nil, nil, false
 	}
 	if n.Style&yaml.TaggedStyle != 0 && !strings.HasPrefix(n.Tag, "!!") {
-		d.problem(path, "the tag %s has no meaning here: remove it", n.Tag)
+		// The tag is not shown: it may be a password that begins with an exclamation mark.
+		d.problem(path, "begins with !, which makes a YAML tag of it: put the value in quotes")
 		return nil, nil, false
 	}
 	d.active[n] = true
@@ -259,6 +261,11 @@ func (d *decoder) structure(n *yaml.Node, v reflect.Value, path string, besides 
 }
 
 func (d *decoder) unknownKey(key *yaml.Node, path string, known []string) {
+	if name, _, found := strings.Cut(key.Value, ":"); found && slices.Contains(known, name) {
+		// What follows the colon may be a password: it is not shown.
+		d.problemAt(key.Line, key.Column, join(path, name), "YAML needs a space after the colon")
+		return
+	}
 	mend := "the keys here are " + list(known, "and")
 	if near, found := nearest(key.Value, known); found {
 		mend = "did you mean " + strconv.Quote(near) + "?"
@@ -426,17 +433,20 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 		d.problem(path, "%s", templateHint)
 		return
 	case n.Kind != yaml.ScalarNode:
-		d.problem(path, "must be %s, not %s", wanted(v), kind(n))
+		d.problem(path, "must be %s, not %s", wanted(v, ""), kind(n))
 		return
 	case isNull(n):
-		d.problem(path, "has no value: write %s, or remove the line", wanted(v))
+		d.problem(path, "has no value: write %s, or remove the line", wanted(v, ""))
 		return
 	}
-	x, err := d.env.expand(n.Value, isURL)
-	if err != nil {
+	x, errs := d.env.expand(n.Value, isURL)
+	for _, err := range errs {
 		d.problem(path, "%s", err)
+	}
+	if len(errs) > 0 {
 		return
 	}
+	var err error
 	if len(x.from) > 0 {
 		p := d.places[path]
 		p.origin += ", " + strings.Join(x.from, ", ")
@@ -454,9 +464,9 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 	switch {
 	case err == nil:
 	case isSecret(v), len(x.from) > 0:
-		d.problem(path, "must be %s: %s is something else", wanted(v), origins(x))
+		d.problem(path, "must be %s: %s is something else", wanted(v, ""), origins(x))
 	case errors.As(err, new(*wrongType)):
-		d.problem(path, "must be %s, not %s", wanted(v), err)
+		d.problem(path, "must be %s, not %s", wanted(v, x.text), err)
 	default:
 		d.problem(path, "%s", err)
 	}
@@ -512,7 +522,7 @@ func (w *wrongType) Error() string { return w.shown }
 // set parses text as the type that v has: the setting decides what a value is, not its
 // quotes, so that a number may come from a variable.
 func set(v reflect.Value, text string) error {
-	wrong := &wrongType{strconv.Quote(text)}
+	wrong := &wrongType{quote(text)}
 	if v.Type() == reflect.TypeFor[time.Duration]() {
 		duration, err := time.ParseDuration(text)
 		if err != nil {
@@ -557,10 +567,35 @@ func set(v reflect.Value, text string) error {
 	return nil
 }
 
-// wanted names the type of v, with its present value, the default, as an example.
-func wanted(v reflect.Value) string {
+// quote shows a value, or as much of it as fits a line.
+func quote(s string) string {
+	const most = 60
+	if runes := []rune(s); len(runes) > most {
+		return strconv.Quote(string(runes[:most])) + "..."
+	}
+	return strconv.Quote(s)
+}
+
+// printable keeps a problem on its line and off the terminal's controls.
+func printable(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
+}
+
+// wanted names the type of v. Its example is text with what it lacks, or the present
+// value of v, the default.
+func wanted(v reflect.Value, text string) string {
 	shown := example(v.Type())
-	if text, isScalar := scalarText(v); isScalar && !v.IsZero() && !isSecret(v) {
+	if _, err := strconv.ParseUint(text, 10, 32); err == nil && v.Type() == reflect.TypeFor[time.Duration]() {
+		shown = text + "s"
+	} else if text, isScalar := scalarText(v); isScalar && !v.IsZero() && !isSecret(v) {
 		shown = text
 	}
 	switch {

@@ -48,8 +48,16 @@ func (d *decoder) derive(c *Config) {
 		d.deriveSource(&c.Sources[i])
 	}
 	for _, s := range c.Sources {
-		if len(s.To) > 0 {
-			c.Routes = append(c.Routes, Route{Name: s.Name, From: Names{s.Name}, To: s.To, path: join("sources", s.Name)})
+		if len(s.To) == 0 {
+			continue
+		}
+		path := join("sources", s.Name)
+		c.Routes = append(c.Routes, Route{Name: s.Name, From: Names{s.Name}, To: s.To, path: path})
+		for i := range s.To {
+			at := join(index(join(path, "to"), i), "sink")
+			p := d.places[at]
+			p.origin += ", makes the route " + s.Name
+			d.places[at] = p
 		}
 	}
 }

@@ -94,8 +94,8 @@ const variableName = `[A-Za-z_][A-Za-z0-9_]*`
 
 // expand replaces each ${...} in text. In a URL what is put in before the @ is
 // percent-encoded, so that a password with a / or a # does not end it early.
-func (e Environment) expand(text string, isURL bool) (expansion, error) {
-	x := expansion{}
+// It gives an error for each that cannot be replaced.
+func (e Environment) expand(text string, isURL bool) (x expansion, errs []error) {
 	var b strings.Builder
 	userInfoEnd := -1
 	if isURL {
@@ -116,11 +116,11 @@ func (e Environment) expand(text string, isURL bool) (expansion, error) {
 		b.WriteString(rest[:next])
 		inner, _, closed := strings.Cut(rest[next+len("${"):], "}")
 		if !closed {
-			return x, errors.New("${ is never closed: write ${NAME}, or $${ for a literal ${")
+			return x, append(errs, errors.New("${ is never closed: write ${NAME}, or $${ for a literal ${"))
 		}
 		value, from, err := e.substitute(inner)
 		if err != nil {
-			return x, err
+			errs = append(errs, err)
 		}
 		x.secret = x.secret || strings.HasPrefix(from, "file ")
 		if from != "" {
@@ -134,7 +134,7 @@ func (e Environment) expand(text string, isURL bool) (expansion, error) {
 		at += next + len("${") + len(inner) + len("}")
 	}
 	x.text = b.String()
-	return x, nil
+	return x, errs
 }
 
 var (

@@ -49,8 +49,7 @@ func Parse(name string, data []byte, env Environment) (*Config, []Warning, error
 		active:   map[*yaml.Node]bool{},
 	}
 	c := Defaults()
-	if root := d.parse(data); root != nil {
-		d.root(root, c)
+	if root := d.parse(data); root != nil && d.root(root, c) {
 		d.derive(c)
 		d.check(c)
 	}
@@ -65,9 +64,11 @@ func Parse(name string, data []byte, env Environment) (*Config, []Warning, error
 	for path, p := range d.places {
 		c.origins[path] = p.origin
 	}
-	c.hidden = map[string]bool{}
+	c.hidden = map[string][]string{}
 	for path, x := range d.expanded {
-		c.hidden[path] = x.secret
+		if x.secret {
+			c.hidden[path] = x.values
+		}
 	}
 	return c, d.warnings, nil
 }
@@ -76,14 +77,20 @@ func byLine(a, b Problem) int {
 	return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 }
 
-// root decodes the document, which has no path.
-func (d *decoder) root(n *yaml.Node, c *Config) {
+// root decodes the document, which has no path. It tells whether there is something
+// to check.
+func (d *decoder) root(n *yaml.Node, c *Config) bool {
 	n, leave, ok := d.enter(n, "")
 	if !ok {
-		return
+		return false
 	}
 	defer leave()
+	if n.Kind != yaml.MappingNode {
+		d.problemAt(n.Line, n.Column, "", "must be a mapping that holds sources: and sinks:, not %s", kind(n))
+		return false
+	}
 	d.structure(n, reflect.ValueOf(c).Elem(), "")
+	return true
 }
 
 // parse reads the one document of data. It gives nil where there is none to decode.
@@ -144,6 +151,9 @@ func (d *decoder) syntaxError(err error, data []byte) {
 	near := strings.Join(lines[min(max(0, line-2), len(lines)):min(line, len(lines))], "\n")
 	own := lines[min(line-1, len(lines)-1)]
 	switch {
+	case strings.Contains(message, "unknown anchor"):
+		// The anchor is not shown: it may be a password that begins with an asterisk.
+		message, hint = "a value that begins with * stands for an anchor, and there is no such one", ": put a text in quotes"
 	case strings.Contains(near, "{{"):
 		hint = "; " + templateHint
 	case strings.Contains(near, "${") && strings.ContainsAny(near, "[{"):
@@ -195,8 +205,7 @@ func (d *decoder) named(n *yaml.Node, path string, each func(name string, p pair
 		child := join(path, name)
 		d.mark(child, p.key, p.value)
 		if !isName(name) {
-			d.problemAt(p.key.Line, p.key.Column, path, "%s", badName(name))
-			continue
+			d.problemAt(p.key.Line, p.key.Column, child, "%s", badName(name))
 		}
 		each(name, p, child)
 	}
@@ -226,6 +235,7 @@ func (t *Target) decodeNode(d *decoder, n *yaml.Node, path string) {
 	t.Required = true
 	if n.Kind == yaml.ScalarNode {
 		d.scalar(n, reflect.ValueOf(&t.Sink).Elem(), path)
+		d.places[join(path, "sink")] = d.places[path]
 		return
 	}
 	d.structure(n, reflect.ValueOf(t).Elem(), path)

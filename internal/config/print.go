@@ -67,19 +67,19 @@ type tree struct {
 
 // tree gives the sections in the order of the type, named ones in that of the file.
 func (c *Config) tree() *tree {
-	root := c.structure(reflect.ValueOf(c).Elem(), "")
+	root := c.structure(reflect.ValueOf(c).Elem(), "", false)
 	replace := func(key string, t *tree) { root.items[slices.Index(root.keys, key)] = t }
 
 	sources := &tree{isMap: true}
 	for _, s := range c.Sources {
-		sources.add(s.Name, c.structure(reflect.ValueOf(s), join("sources", s.Name)))
+		sources.add(s.Name, c.structure(reflect.ValueOf(s), join("sources", s.Name), false))
 	}
 	replace("sources", sources)
 
 	sinks := &tree{isMap: true}
 	for _, s := range c.Sinks {
 		path := join("sinks", s.Name)
-		settings := c.value(reflect.ValueOf(s.Settings), path)
+		settings := c.structure(reflect.ValueOf(s.Settings).Elem(), path, false)
 		t := &tree{isMap: true}
 		t.add(sinkTypeKey, c.value(reflect.ValueOf(s.Type), join(path, sinkTypeKey)))
 		t.keys, t.items = append(t.keys, settings.keys...), append(t.items, settings.items...)
@@ -98,24 +98,30 @@ func (t *tree) add(key string, item *tree) {
 	t.items = append(t.items, item)
 }
 
-func (c *Config) structure(v reflect.Value, path string) *tree {
+// structure prints a struct. One that is optional as a whole has no defaults: of it
+// only what is set is printed.
+func (c *Config) structure(v reflect.Value, path string, optional bool) *tree {
 	t := &tree{isMap: true, origin: c.origin(path)}
 	for _, f := range fields(v.Type()) {
 		inner := v.FieldByIndex(f.index)
-		if inner.Type() == reflect.TypeFor[overrides]() || inner.Kind() == reflect.Pointer && inner.IsNil() {
-			continue
+		child := join(path, f.key)
+		_, known := c.origins[child]
+		switch {
+		case inner.Type() == reflect.TypeFor[overrides](), inner.Kind() == reflect.Pointer && inner.IsNil():
+		case optional && !known && inner.IsZero():
+		default:
+			t.add(f.key, c.value(inner, child))
 		}
-		t.add(f.key, c.value(inner, join(path, f.key)))
 	}
 	return t
 }
 
 func (c *Config) value(v reflect.Value, path string) *tree {
-	if v.Kind() == reflect.Interface || v.Kind() == reflect.Pointer {
-		return c.value(v.Elem(), path)
+	if v.Kind() == reflect.Pointer {
+		return c.structure(v.Elem(), path, true)
 	}
 	if text, isScalar := scalarText(v); isScalar {
-		if c.hidden[path] && text != "" {
+		if c.isHidden(v, text, path) {
 			text = redacted
 		}
 		number := v.Kind() != reflect.String && v.Type() != reflect.TypeFor[time.Duration]() && v.Type() != reflect.TypeFor[setting.Size]() && v.Kind() != reflect.Struct
@@ -123,7 +129,7 @@ func (c *Config) value(v reflect.Value, path string) *tree {
 	}
 	switch v.Kind() {
 	case reflect.Struct:
-		return c.structure(v, path)
+		return c.structure(v, path, false)
 	case reflect.Map:
 		t := &tree{isMap: true, origin: c.origin(path)}
 		for _, key := range slices.Sorted(maps.Keys(stringKeys(v))) {
@@ -137,6 +143,16 @@ func (c *Config) value(v reflect.Value, path string) *tree {
 		}
 		return t
 	}
+}
+
+// isHidden tells whether the text of a setting shows what came from a file. A URL
+// shows it only outside its user info and query.
+func (c *Config) isHidden(v reflect.Value, text, path string) bool {
+	values, found := c.hidden[path]
+	if _, isURL := v.Interface().(setting.URL); found && isURL {
+		return slices.ContainsFunc(values, func(value string) bool { return value != "" && strings.Contains(text, value) })
+	}
+	return found && text != ""
 }
 
 func stringKeys(v reflect.Value) map[string]bool {
