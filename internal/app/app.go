@@ -117,7 +117,7 @@ func (a *App) Run(ctx, cut context.Context) error {
 	for _, s := range a.sources {
 		connections.Go(func() { a.supervise("credential of source "+s.cfg.Name, s.refresher.Run(connected)) })
 		connections.Go(func() { s.watchDepth(connected) })
-		pipelines.Go(func() { s.pipeline.Run(ctx, work) })
+		pipelines.Go(func() { s.run(ctx, work) })
 	}
 	a.log.Info("relay started", zap.String("version", a.deps.Version), zap.Stringer("api", addr),
 		zap.Int("sources", len(a.sources)), zap.Int("sinks", len(a.sinks)))
@@ -127,7 +127,7 @@ func (a *App) Run(ctx, cut context.Context) error {
 	disconnect()
 	connections.Wait()
 	for _, s := range a.sources {
-		s.queue.Close()
+		err = errors.Join(err, s.queue.Close())
 	}
 	stopServing()
 	api.Wait()
@@ -146,7 +146,7 @@ func (a *App) drain(cut context.Context, pipelines *sync.WaitGroup, stopWork con
 	}()
 	timer := time.NewTimer(a.cfg.DrainTimeout)
 	defer timer.Stop()
-	reason := ""
+	var reason string
 	select {
 	case <-drained:
 		a.log.Info("drained", zap.Duration("after", time.Since(begun)))

@@ -78,6 +78,30 @@ func newSource(c config.Source, routes config.Routes, sinks map[string]*sink, sh
 	return s, nil
 }
 
+// run waits for the first credential, without which there is nothing to ask the queue,
+// and then relays.
+func (s *source) run(receive, work context.Context) {
+	select {
+	case <-s.refresher.Ready():
+		s.pipeline.Run(receive, work)
+	case <-receive.Done():
+	}
+}
+
+// state tells what the source is doing and, where it does not receive, why.
+func (s *source) state() (state relay.SourceState, reason string) {
+	select {
+	case <-s.refresher.Ready():
+		return s.pipeline.State()
+	default:
+	}
+	reason = "the credential is being fetched"
+	if e := s.refresher.Status().LastError; e != "" {
+		reason = "there is no credential: " + e
+	}
+	return relay.SourceStarting, reason
+}
+
 // How often a queue is asked for its attributes: at every tick while there is a
 // backlog, at every tenth while there is none.
 const (

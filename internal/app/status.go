@@ -40,7 +40,7 @@ func (a *App) Status() httpapi.Status {
 
 func (s *source) status() httpapi.Source {
 	counts := s.stats.Counts()
-	state, reason := s.pipeline.State()
+	state, reason := s.state()
 	var returned uint64
 	for _, n := range counts.Returned {
 		returned += n
@@ -117,26 +117,14 @@ func (s *sink) used(sources []*source) bool {
 // waiting says what of the source has not worked yet. A source that is paused is not
 // expected to receive.
 func (s *source) waiting() (waiting []string) {
-	select {
-	case <-s.refresher.Ready():
-	default:
-		reason := s.refresher.Status().LastError
-		if reason == "" {
-			reason = "it is being fetched"
-		}
-		waiting = append(waiting, fmt.Sprintf("the credential of source %s has not worked yet: %s", s.cfg.Name, reason))
+	state, reason := s.state()
+	if s.stats.Counts().Worked || state == relay.SourcePaused {
+		return nil
 	}
-	if s.stats.Counts().Worked {
-		return waiting
+	if reason == "" {
+		reason = "it is starting"
 	}
-	switch state, reason := s.pipeline.State(); state {
-	case relay.SourcePaused:
-	case relay.SourceRetrying, relay.SourceWaiting:
-		waiting = append(waiting, fmt.Sprintf("source %s has not received yet: %s", s.cfg.Name, reason))
-	case relay.SourceStarting, relay.SourceRunning, relay.SourceDraining, relay.SourceStopped:
-		waiting = append(waiting, fmt.Sprintf("source %s has not received yet: it is starting", s.cfg.Name))
-	}
-	return waiting
+	return []string{fmt.Sprintf("source %s has not received yet: %s", s.cfg.Name, reason)}
 }
 
 // Live is part of httpapi.Relay.

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -53,11 +54,11 @@ const queueType = "SmsReport"
 // drains, for which cut is the end, and prints the balance to out. Its error is ErrLost
 // if messages were lost; any other says why the demo could not run.
 func Run(ctx, cut context.Context, cfg Config, out, logs io.Writer) error {
-	d, err := start(ctx, cfg, logs)
-	if err != nil {
+	d := &demo{cfg: cfg}
+	defer d.close()
+	if err := d.start(ctx, logs); err != nil {
 		return err
 	}
-	defer d.close()
 
 	relayCtx, stopRelay := context.WithCancel(ctx)
 	defer stopRelay()
@@ -74,9 +75,9 @@ func Run(ctx, cut context.Context, cfg Config, out, logs io.Writer) error {
 	go func() { sent <- d.send(sendCtx) }()
 
 	show := newSummary(d, out)
-	err = show.until(ctx, d.done)
+	show.until(ctx, d.done)
 	stopSending()
-	err = errors.Join(err, <-sent)
+	err := <-sent
 	show.stopping(ctx.Err() != nil)
 	stopRelay()
 	err = errors.Join(err, <-relayEnded)
@@ -96,37 +97,33 @@ type demo struct {
 	closers  []func()
 }
 
-func start(ctx context.Context, cfg Config, logs io.Writer) (d *demo, err error) {
-	d = &demo{cfg: cfg}
-	defer func() {
-		if err != nil {
-			d.close()
-		}
-	}()
+// start makes every part and starts all but the relay. What it has started is closed by
+// close, after a failure too.
+func (d *demo) start(ctx context.Context, logs io.Writer) error {
 	log, _, err := telemetry.NewLogger("warn", telemetry.FormatConsole, logs)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	d.emulator, err = emulator.New(emulator.Config{TokenLife: cfg.TokenLife, Log: zap.NewNop()})
+	d.emulator, err = emulator.New(emulator.Config{TokenLife: d.cfg.TokenLife, Log: zap.NewNop()})
 	if err != nil {
-		return nil, fmt.Errorf("make the emulator: %w", err)
+		return fmt.Errorf("make the emulator: %w", err)
 	}
 	d.queue = d.emulator.AlicomQueue(queueType)
 	if err := d.emulator.CreateQueue(d.queue, emulator.QueueConfig{}); err != nil {
-		return nil, fmt.Errorf("create the queue: %w", err)
+		return fmt.Errorf("create the queue: %w", err)
 	}
 	endpoint, err := d.emulator.Start(ctx, "127.0.0.1:0")
 	if err != nil {
-		return nil, fmt.Errorf("start the emulator: %w", err)
+		return fmt.Errorf("start the emulator: %w", err)
 	}
-	d.closers = append(d.closers, func() { _ = d.emulator.Close() })
+	d.closers = append(d.closers, func() { _ = d.emulator.Close() }) //nolint:contextcheck // it closes what ctx may have ended before
 	if d.receiver, err = listen(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	d.closers = append(d.closers, d.receiver.close)
-	if !cfg.AMQPURL.IsZero() {
-		if d.consumer, err = consume(cfg.AMQPURL); err != nil {
-			return nil, err
+	if !d.cfg.AMQPURL.IsZero() {
+		if d.consumer, err = consume(d.cfg.AMQPURL); err != nil {
+			return err
 		}
 		d.closers = append(d.closers, d.consumer.close)
 	}
@@ -134,13 +131,13 @@ func start(ctx context.Context, cfg Config, logs io.Writer) (d *demo, err error)
 	d.text = configuration(d, endpoint)
 	parsed, _, err := config.Parse("demo.yaml", []byte(d.text), config.Environment{})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	d.relay, err = app.New(parsed, app.Deps{
-		Version: cfg.Version, Instance: "demo",
-		Registry: telemetry.NewRegistry(cfg.Version), Log: log,
+		Version: d.cfg.Version, Instance: "demo",
+		Registry: telemetry.NewRegistry(d.cfg.Version), Log: log,
 	})
-	return d, err
+	return err
 }
 
 // configuration is what a user would write for this demo.
@@ -205,8 +202,8 @@ func (d *demo) queued() (deleted int64, left int) {
 }
 
 func (d *demo) close() {
-	for i := len(d.closers) - 1; i >= 0; i-- {
-		d.closers[i]()
+	for _, closer := range slices.Backward(d.closers) {
+		closer()
 	}
 	d.closers = nil
 }

@@ -44,7 +44,7 @@ func newSummary(d *demo, out io.Writer) *summary {
 }
 
 // until shows the summary until ctx ends or done is true.
-func (s *summary) until(ctx context.Context, done func() bool) error {
+func (s *summary) until(ctx context.Context, done func() bool) {
 	every := newLine
 	if s.demo.cfg.Live {
 		every = redraw
@@ -57,12 +57,12 @@ func (s *summary) until(ctx context.Context, done func() bool) error {
 		select {
 		case <-check.C:
 			if done() {
-				return nil
+				return
 			}
 		case <-show.C:
 			s.show()
 		case <-ctx.Done():
-			return nil
+			return
 		}
 	}
 }

@@ -197,7 +197,7 @@ func (k *keeper) renew(ctx context.Context, leases []lease) (next time.Duration,
 func (k *keeper) renewOne(ctx context.Context, l *lease) error {
 	err := l.renew(ctx, k.source)
 	switch {
-	case err == nil || ctx.Err() != nil:
+	case err == nil:
 		return nil
 	case errors.Is(err, ErrLeaseLost):
 		k.log.Warn("lease lost while its message was being delivered; it will come again",

@@ -281,12 +281,12 @@ func (p *Pipeline) receive(receive, work, settle context.Context, wait bool) (in
 		return 0, nil
 	}
 	p.deps.Shared.Charge(len(ds), size)
-	p.batches.Go(func() { p.carry(receive.Done(), work, settle, newBatch(ds, p.confirmed)) })
+	p.batches.Go(func() { p.carry(work, settle, receive.Done(), newBatch(ds, p.confirmed)) })
 	return len(ds), nil
 }
 
 // carry takes a batch from its receive to its settlement.
-func (p *Pipeline) carry(draining <-chan struct{}, work, settle context.Context, b *batch) {
+func (p *Pipeline) carry(work, settle context.Context, draining <-chan struct{}, b *batch) {
 	release := p.keeper.keep(settle, b.leases)
 	defer release()
 

@@ -7,10 +7,10 @@ import (
 
 // Source is one queue. It is safe for concurrent use.
 type Source interface {
-	// Receive leases up to max messages, at most 16. With wait it blocks until a
+	// Receive leases up to limit messages, at most 16. With wait it blocks until a
 	// message comes or the source's own wait has passed. Nothing there: nil, nil.
 	// Cancelling ctx ends the call at once.
-	Receive(ctx context.Context, max int, wait bool) ([]Delivery, error)
+	Receive(ctx context.Context, limit int, wait bool) ([]Delivery, error)
 	// Extend renews the lease of d for as long as the queue's first lease was and
 	// gives the new receipt and deadline; the old receipt is dead from then on.
 	// ErrLeaseLost: another receiver may have the message. ErrNotPermitted: the

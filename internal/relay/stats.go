@@ -168,8 +168,7 @@ func (s *Stats) settled(deleted, lost int, returned []string) {
 // ReasonOf is the name under which err is counted: that of the first Failure in its
 // chain, or "error".
 func ReasonOf(err error) string {
-	var f *Failure
-	if errors.As(err, &f) {
+	if f, ok := errors.AsType[*Failure](err); ok {
 		return f.Reason
 	}
 	return "error"

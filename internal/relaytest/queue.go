@@ -3,6 +3,7 @@ package relaytest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -226,11 +227,7 @@ func (q *Queue) Visible() (n int) {
 func (q *Queue) Deleted() map[string]int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	out := make(map[string]int, len(q.deleted))
-	for id, n := range q.deleted {
-		out[id] = n
-	}
-	return out
+	return maps.Clone(q.deleted)
 }
 
 // Receives gives every ended call of Receive.

@@ -22,8 +22,11 @@ func TestNothingPrintsASecret(t *testing.T) {
 	}
 	s, u := setting.NewSecret(secret), setting.NewURL("amqp://user:"+password+"@host:5672/v?token="+password)
 	holders := []any{
-		s, u, &s, &u, []setting.Secret{s}, map[string]setting.URL{"u": u},
-		inner{s, u, &s}, &inner{s, u, &s},
+		s, u, &s, &u,
+		[]setting.Secret{s},
+		map[string]setting.URL{"u": u},
+		inner{s, u, &s},
+		&inner{s, u, &s},
 		struct {
 			S setting.Secret
 			U *setting.URL
@@ -44,5 +47,5 @@ func TestNothingPrintsASecret(t *testing.T) {
 	require.Equal(t, secret, s.Reveal())
 	require.Equal(t, "amqp://***@host:5672/v?***", u.String())
 	require.True(t, setting.NewSecret("").IsZero())
-	require.True(t, s == setting.NewSecret(secret), "equal secrets are equal")
+	require.Equal(t, s, setting.NewSecret(secret))
 }
