@@ -388,7 +388,11 @@ func (q *Queue) delete(ctx context.Context, body []byte, receipts []string, resu
 			return nil
 		}
 		if !isRefusals(&l.scan, body) {
-			return q.refused(l, OpDelete, status, body)
+			e := q.refused(l, OpDelete, status, body)
+			if len(receipts) == 1 {
+				return lost(e)
+			}
+			return e
 		}
 		var (
 			named   int
