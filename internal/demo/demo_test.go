@@ -16,7 +16,10 @@ import (
 	"mnsrelay/test/broker"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// The SDK's HTTP client looks after its pool for a second after its last request.
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*Client).mCleaner"))
+}
 
 func config() demo.Config {
 	return demo.Config{Rate: 500, Listen: "127.0.0.1:0", TokenLife: 4 * time.Second, Version: "test"}
