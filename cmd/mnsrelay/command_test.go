@@ -1,0 +1,164 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m,
+		// The HTTP client inside the SDK looks for idle hosts once a second, and ends
+		// some seconds after its last request; it cannot be stopped.
+		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*Client).mCleaner"),
+	)
+}
+
+// outcome is what a command line did.
+type outcome struct {
+	code           int
+	stdout, stderr string
+}
+
+func command(t *testing.T, stdin string, args ...string) outcome {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	code := execute(t.Context(), args, strings.NewReader(stdin), &stdout, &stderr)
+	return outcome{code: code, stdout: stdout.String(), stderr: stderr.String()}
+}
+
+func TestWrongUsage(t *testing.T) {
+	tests := []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"no command", nil, "mnsrelay: a command is missing\nSee 'mnsrelay --help'.\n"},
+		{"no command of a group", []string{"queue"}, "mnsrelay: a command is missing\nSee 'mnsrelay queue --help'.\n"},
+		{"unknown command", []string{"frobnicate"}, "there is no command \"frobnicate\"\n"},
+		{"a command mistyped", []string{"validat"}, "there is no command \"validat\"; did you mean validate?"},
+		{"a command of a group mistyped", []string{"queue", "sent"}, "there is no command \"queue sent\"; did you mean send?"},
+		{"help about nothing", []string{"help", "nothing"}, "there is no command \"nothing\""},
+		{"unknown flag", []string{"version", "--bogus"}, "unknown flag: --bogus\nSee 'mnsrelay version --help'.\n"},
+		{"an argument too many", []string{"version", "x"}, "version takes no argument, and there is \"x\""},
+		{"validate nothing", []string{"validate"}, "write --config FILE"},
+		{"run nothing", []string{"run"}, "write --config FILE"},
+		{"healthcheck of no address", []string{"healthcheck", "--url", "livez"}, "--url is not an address"},
+		{"healthcheck of another scheme", []string{"healthcheck", "--url", "ftp://x/livez"}, "--url is not an address"},
+		{"healthcheck of two", []string{"healthcheck", "--url", "http://x/livez", "--config", "x"}, "write --url or --config, not both"},
+		{"no queue", []string{"queue", "stats"}, "which queue?"},
+		{"no endpoint", []string{"queue", "stats", "--queue", "orders"}, "where is the queue?"},
+		{"no URL", []string{"queue", "stats", "--queue", "orders", "--endpoint", "localhost"}, "--endpoint "},
+		{"no queue's name", []string{"queue", "stats", "--queue", "a/b", "--endpoint", "http://localhost"}, "--queue "},
+		{"a source of nothing", []string{"queue", "stats", "--source", "sms"}, "write --config FILE too"},
+		{"two queues", []string{"queue", "stats", "--config", "x", "--queue", "orders"}, "write --config or --queue, not both"},
+		{"peek too many", []string{"queue", "peek", "--max", "17"}, "--max must be from 1 to 16"},
+		{"peek in no encoding", []string{"queue", "peek", "--body", "hex"}, "there is no encoding \"hex\""},
+		{"send before now", []string{"queue", "send", "--delay", "-1s", "x"}, "--delay must be"},
+		{"emulator of half a key", []string{"emulator", "--access-key", "id"}, "--access-key wants ID:SECRET"},
+		{"emulator of short tokens", []string{"emulator", "--token-life", "1s"}, "token_life"},
+		{"emulator of no queue's name", []string{"emulator", "--queue", "a/b"}, "a/b"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := command(t, "", tt.args...)
+			require.Equal(t, exitUsage, got.code, got.stderr)
+			require.Contains(t, got.stderr, tt.want)
+			require.Contains(t, got.stderr, "--help'.\n")
+			require.Empty(t, got.stdout)
+		})
+	}
+}
+
+func TestEveryCommandHasHelpAndAnExample(t *testing.T) {
+	var check func(t *testing.T, cmd *cobra.Command)
+	check = func(t *testing.T, cmd *cobra.Command) {
+		t.Helper()
+		require.NotEmpty(t, cmd.Short, cmd.CommandPath())
+		require.Contains(t, cmd.Example, cmd.CommandPath())
+		words := strings.Fields(cmd.CommandPath())[1:]
+		for _, args := range [][]string{append(words, "--help"), append([]string{"help"}, words...)} {
+			got := command(t, "", args...)
+			require.Equal(t, exitDone, got.code, args)
+			require.Contains(t, got.stdout, "Examples:", args)
+			require.Empty(t, got.stderr)
+		}
+		for _, sub := range cmd.Commands() {
+			if sub.Name() != "help" && sub.Name() != "completion" {
+				check(t, sub)
+			}
+		}
+	}
+	check(t, newRoot())
+}
+
+// pipe is standard output of a command that runs for long.
+func pipe(t *testing.T) (lines <-chan string, w io.WriteCloser) {
+	t.Helper()
+	r, w := io.Pipe()
+	out := make(chan string, 64) // more lines than any test reads
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer close(out)
+		var rest string
+		for b := make([]byte, 4096); ; {
+			n, err := r.Read(b)
+			rest += string(b[:n])
+			for {
+				line, after, found := strings.Cut(rest, "\n")
+				if !found {
+					break
+				}
+				out <- line
+				rest = after
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		require.NoError(t, w.Close())
+		<-done
+	})
+	return out, w
+}
+
+// startEmulator runs the command for the length of a test and gives its address and
+// what it said.
+func startEmulator(t *testing.T, args ...string) (url, introduction string) {
+	t.Helper()
+	lines, stdout := pipe(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	var stderr bytes.Buffer
+	code := make(chan int, 1)
+	go func() {
+		code <- execute(ctx, append([]string{"emulator", "--listen", "127.0.0.1:0"}, args...), strings.NewReader(""), stdout, &stderr)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		require.Equal(t, exitDone, <-code, stderr.String())
+	})
+	for {
+		select {
+		case line := <-lines:
+			introduction += line + "\n"
+			if rest, found := strings.CutPrefix(line, "The emulator is at "); found {
+				url, _, _ = strings.Cut(rest, " ")
+			}
+			if strings.Contains(line, "/_emulator/") {
+				return url, introduction
+			}
+		case got := <-code:
+			code <- got
+			require.Fail(t, "the emulator ended", stderr.String())
+		}
+	}
+}

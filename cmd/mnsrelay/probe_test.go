@@ -1,0 +1,138 @@
+package main
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"mnsrelay/internal/httpapi"
+)
+
+// relayServer answers as a relay does.
+func relayServer(t *testing.T) *httptest.Server {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(httpapi.HeaderInstance, "relay-0")
+		switch r.URL.Path {
+		case "/livez":
+		case "/readyz":
+			w.WriteHeader(http.StatusServiceUnavailable)
+			_, _ = w.Write([]byte(`{"detail":"not ready: sink events has not connected"}`))
+		case "/elsewhere":
+			http.Redirect(w, r, "/livez", http.StatusFound)
+		case "/html":
+			w.WriteHeader(http.StatusBadGateway)
+			_, _ = w.Write([]byte("<html>"))
+		}
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func configAt(t *testing.T, listen string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "mnsrelay.yaml")
+	require.NoError(t, os.WriteFile(path, []byte(`
+server: {listen: "`+listen+`"}
+sources:
+  orders:
+    endpoint: http://127.0.0.1:1
+    queue: orders
+    credentials: {type: static, access_key_id: id, access_key_secret: hush-hush}
+    to: out
+sinks:
+  out: {type: file, path: "-"}
+`), 0o600))
+	return path
+}
+
+func TestHealthcheck(t *testing.T) {
+	s := relayServer(t)
+	address := strings.TrimPrefix(s.URL, "http://")
+	_, port, _ := strings.Cut(address, ":")
+	tests := []struct {
+		name           string
+		args           []string
+		code           int
+		stdout, stderr string
+	}{
+		{"live", []string{"--url", s.URL + "/livez"}, exitDone, "ok: relay-0\n", ""},
+		{"live by the configuration", []string{"--config", configAt(t, address)}, exitDone, "ok: relay-0\n", ""},
+		{"live, listening everywhere", []string{"--config", configAt(t, ":"+port)}, exitDone, "ok: relay-0\n", ""},
+		{"live, listening everywhere by number", []string{"--config", configAt(t, "0.0.0.0:"+port)}, exitDone, "ok: relay-0\n", ""},
+		{"not ready", []string{"--ready", "--config", configAt(t, address)}, exitFailed, "", "not ready: sink events has not connected"},
+		{"a redirect is no answer", []string{"--url", s.URL + "/elsewhere"}, exitFailed, "", "302"},
+		{"not a relay", []string{"--url", s.URL + "/html"}, exitFailed, "", "the answer is 502"},
+		{"nobody there", []string{"--url", "http://127.0.0.1:1/livez"}, exitFailed, "", "connection refused"},
+		{"no time", []string{"--timeout", "1ns", "--url", s.URL + "/livez"}, exitFailed, "", "deadline exceeded"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := command(t, "", append([]string{"healthcheck"}, tt.args...)...)
+			require.Equal(t, tt.code, got.code, got.stderr)
+			require.Equal(t, tt.stdout, got.stdout)
+			require.Contains(t, got.stderr, tt.stderr)
+		})
+	}
+}
+
+func TestValidate(t *testing.T) {
+	path := configAt(t, ":8080")
+	got := command(t, "", "validate", "--config", path)
+	require.Equal(t, exitDone, got.code, got.stderr)
+	require.Equal(t, path+" is valid: 1 source, 1 sink, 1 route\n", got.stdout)
+
+	got = command(t, "", "validate", "--print", "--config", path)
+	require.Equal(t, exitDone, got.code, got.stderr)
+	require.Contains(t, got.stdout, "queue: orders")
+	require.Contains(t, got.stdout, "batch_size: 16")
+	require.NotContains(t, got.stdout+got.stderr, "hush-hush")
+
+	wrong := filepath.Join(t.TempDir(), "wrong.yaml")
+	require.NoError(t, os.WriteFile(wrong, []byte("sorces: {}\nlog: {level: loud}\n"), 0o600))
+	got = command(t, "", "validate", "--config", wrong)
+	require.Equal(t, exitUsage, got.code)
+	require.Empty(t, got.stdout)
+	require.Contains(t, got.stderr, wrong+":1:1: sorces: ")
+	require.Contains(t, got.stderr, wrong+":2:14: log.level: ")
+
+	got = command(t, "", "validate", "--config", filepath.Join(t.TempDir(), "missing.yaml"))
+	require.Equal(t, exitUsage, got.code)
+	require.Contains(t, got.stderr, "missing.yaml: cannot be read")
+}
+
+func TestVersion(t *testing.T) {
+	got := command(t, "", "version")
+	require.Equal(t, exitDone, got.code)
+	require.Regexp(t, `^mnsrelay \S+ \(go1\.\S+, [a-z0-9]+/[a-z0-9]+\)\n$`, got.stdout)
+}
+
+func TestVersionOf(t *testing.T) {
+	vcs := func(settings ...string) *debug.BuildInfo {
+		info := &debug.BuildInfo{Main: debug.Module{Version: "(devel)"}}
+		for i := 0; i < len(settings); i += 2 {
+			info.Settings = append(info.Settings, debug.BuildSetting{Key: settings[i], Value: settings[i+1]})
+		}
+		return info
+	}
+	const revision = "0123456789abcdef0123456789abcdef01234567"
+	tests := []struct {
+		name string
+		info *debug.BuildInfo
+		want string
+	}{
+		{"installed by version", &debug.BuildInfo{Main: debug.Module{Version: "v1.2.3"}}, "v1.2.3"},
+		{"built in a checkout", vcs("vcs.revision", revision, "vcs.modified", "false"), "0123456789ab"},
+		{"with changes", vcs("vcs.revision", revision, "vcs.modified", "true"), "0123456789ab-dirty"},
+		{"from an archive", vcs(), "dev"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) { require.Equal(t, tt.want, versionOf(tt.info)) })
+	}
+}
