@@ -71,3 +71,12 @@ func (c *clock) Skew(now time.Time) time.Duration { return c.skew(now) }
 
 // MaxAnswer is the longest answer that is read.
 const MaxAnswer = maxAnswer
+
+// ScanMessages reads an answer and makes its messages.
+func ScanMessages(data []byte) error {
+	var s scanner
+	return readMessages(&s, data, func(m received) error {
+		m.message("source")
+		return nil
+	})
+}

@@ -115,9 +115,17 @@ func (s *queueServer) connections() int {
 	return s.open
 }
 
+// bubble is a test with a clock of its own.
+type bubble struct {
+	*testing.T
+
+	source *mns.Source
+	server *queueServer
+}
+
 // inBubble runs a test of a source against a server, on a clock of its own.
 func inBubble(t *testing.T, answer func(n int, w http.ResponseWriter, r request), change func(*mns.Config, *mns.Deps),
-	test func(t *testing.T, s *mns.Source, server *queueServer),
+	test func(b *bubble),
 ) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -150,7 +158,7 @@ func inBubble(t *testing.T, answer func(n int, w http.ResponseWriter, r request)
 			serving.Wait()
 			<-time.After(2 * time.Second) // the SDK's clients see that nothing is left
 		}()
-		test(t, s, handler)
+		test(&bubble{T: t, source: s, server: handler})
 	})
 }
 
@@ -170,7 +178,7 @@ func names(from, to int) []string {
 	return s
 }
 
-func noErrors(t *testing.T, n int, errs []error) {
+func noErrors(t testing.TB, n int, errs []error) {
 	t.Helper()
 	require.Len(t, errs, n)
 	for _, err := range errs {
@@ -179,37 +187,37 @@ func noErrors(t *testing.T, n int, errs []error) {
 }
 
 func TestFullBatchesGoAtOnceOthersLinger(t *testing.T) {
-	inBubble(t, nil, nil, func(t *testing.T, s *mns.Source, server *queueServer) {
-		noErrors(t, 40, s.Settle(t.Context(), deletes(time.Minute, names(0, 40)...)))
-		seen := server.seen()
-		require.Len(t, seen, 3)
+	inBubble(t, nil, nil, func(b *bubble) {
+		noErrors(b, 40, b.source.Settle(b.Context(), deletes(time.Minute, names(0, 40)...)))
+		seen := b.server.seen()
+		require.Len(b, seen, 3)
 		for i, n := range []int{16, 16, 8} {
 			_ = i
-			require.True(t, slices.ContainsFunc(seen, func(r request) bool {
+			require.True(b, slices.ContainsFunc(seen, func(r request) bool {
 				return len(r.receipts) == n && r.at == map[bool]time.Duration{true: 0, false: 20 * time.Millisecond}[n == 16]
 			}), "%v", seen)
 		}
-		require.Empty(t, s.Settle(t.Context(), nil))
+		require.Empty(b, b.source.Settle(b.Context(), nil))
 	})
 }
 
 func TestSettleCallsShareRequests(t *testing.T) {
-	inBubble(t, nil, nil, func(t *testing.T, s *mns.Source, server *queueServer) {
+	inBubble(t, nil, nil, func(b *bubble) {
 		var calls sync.WaitGroup
 		for i := range 14 {
 			calls.Go(func() {
 				<-time.After(time.Duration(i) * time.Millisecond)
-				errs := s.Settle(t.Context(), deletes(time.Minute, names(i, i+1)...))
+				errs := b.source.Settle(b.Context(), deletes(time.Minute, names(i, i+1)...))
 				if errs[0] != nil {
-					t.Error(errs[0])
+					b.Error(errs[0])
 				}
 			})
 		}
 		calls.Wait()
-		seen := server.seen()
-		require.Len(t, seen, 1)
-		require.Len(t, seen[0].receipts, 14)
-		require.Equal(t, 20*time.Millisecond, seen[0].at)
+		seen := b.server.seen()
+		require.Len(b, seen, 1)
+		require.Len(b, seen[0].receipts, 14)
+		require.Equal(b, 20*time.Millisecond, seen[0].at)
 	})
 }
 
@@ -226,29 +234,35 @@ func TestEachHandleHasItsOwnResult(t *testing.T) {
 			`<Error><ErrorCode>ReceiptHandleError</ErrorCode><ErrorMessage>m</ErrorMessage><ReceiptHandle>r4</ReceiptHandle></Error>`+
 			`<Error><ErrorCode>SomethingElse</ErrorCode><ErrorMessage>m</ErrorMessage><ReceiptHandle>r5</ReceiptHandle></Error></Errors>`)
 	}
-	inBubble(t, answer, nil, func(t *testing.T, s *mns.Source, server *queueServer) {
-		errs := s.Settle(t.Context(), deletes(time.Minute, names(0, 6)...))
-		require.NoError(t, errs[0])
-		require.ErrorIs(t, errs[1], relay.ErrLeaseLost)
-		require.NoError(t, errs[2])
-		require.NoError(t, errs[3], "tried again")
-		require.ErrorIs(t, errs[4], relay.ErrLeaseLost)
-		require.ErrorContains(t, errs[5], "SomethingElse")
-		seen := server.seen()
-		require.Len(t, seen, 2)
-		require.Equal(t, []string{"r3"}, seen[1].receipts)
+	inBubble(t, answer, nil, func(b *bubble) {
+		errs := b.source.Settle(b.Context(), deletes(time.Minute, names(0, 6)...))
+		require.NoError(b, errs[0])
+		require.ErrorIs(b, errs[1], relay.ErrLeaseLost)
+		require.NoError(b, errs[2])
+		require.NoError(b, errs[3], "tried again")
+		require.ErrorIs(b, errs[4], relay.ErrLeaseLost)
+		require.ErrorContains(b, errs[5], "SomethingElse")
+		seen := b.server.seen()
+		require.Len(b, seen, 2)
+		require.Equal(b, []string{"r3"}, seen[1].receipts)
 	})
 }
 
 func TestFailedDeletesAreTriedAgainWhileTheLeaseLives(t *testing.T) {
 	for name, answer := range map[string]func(w http.ResponseWriter){
-		"500":             func(w http.ResponseWriter) { mnsError(w, 500, "InternalError") },
-		"503 page":        func(w http.ResponseWriter) { w.WriteHeader(503) },
-		"throttled":       func(w http.ResponseWriter) { mnsError(w, 403, "QpsLimitExceeded") },
-		"reset":           func(http.ResponseWriter) { panic(http.ErrAbortHandler) },
-		"cut":             func(w http.ResponseWriter) { w.WriteHeader(404); _, _ = io.WriteString(w, "<Errors><Err") },
+		"500":       func(w http.ResponseWriter) { mnsError(w, 500, "InternalError") },
+		"503 page":  func(w http.ResponseWriter) { w.WriteHeader(http.StatusServiceUnavailable) },
+		"throttled": func(w http.ResponseWriter) { mnsError(w, 403, "QpsLimitExceeded") },
+		"reset":     func(http.ResponseWriter) { panic(http.ErrAbortHandler) },
+		"cut": func(w http.ResponseWriter) {
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = io.WriteString(w, "<Errors><Err")
+		},
 		"foreign handles": func(w http.ResponseWriter) { foreign(w, "other") },
-		"names no handle": func(w http.ResponseWriter) { w.WriteHeader(404); _, _ = io.WriteString(w, "<Errors></Errors>") },
+		"names no handle": func(w http.ResponseWriter) {
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = io.WriteString(w, "<Errors></Errors>")
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(n int, w http.ResponseWriter, r request) {
@@ -257,26 +271,26 @@ func TestFailedDeletesAreTriedAgainWhileTheLeaseLives(t *testing.T) {
 					return
 				}
 				accept(w, r)
-			}, nil, func(t *testing.T, s *mns.Source, server *queueServer) {
-				noErrors(t, 3, s.Settle(t.Context(), deletes(time.Minute, names(0, 3)...)))
-				seen := server.seen()
-				require.Len(t, seen, 6)
-				require.Equal(t, names(0, 3), seen[5].receipts)
+			}, nil, func(b *bubble) {
+				noErrors(b, 3, b.source.Settle(b.Context(), deletes(time.Minute, names(0, 3)...)))
+				seen := b.server.seen()
+				require.Len(b, seen, 6)
+				require.Equal(b, names(0, 3), seen[5].receipts)
 				for i := 1; i < len(seen); i++ {
 					gap := seen[i].at - seen[i-1].at
 					longest := min(100*time.Millisecond<<(i-1), 2*time.Second)
-					require.True(t, gap >= longest/2 && gap <= longest, "pause %d: %v", i, gap)
+					require.True(b, gap >= longest/2 && gap <= longest, "pause %d: %v", i, gap)
 				}
 			})
 
 			inBubble(t, func(_ int, w http.ResponseWriter, _ request) { answer(w) }, nil,
-				func(t *testing.T, s *mns.Source, server *queueServer) {
+				func(b *bubble) {
 					start := time.Now()
-					errs := s.Settle(t.Context(), deletes(10*time.Second, "r0"))
-					require.Error(t, errs[0])
-					require.NotErrorIs(t, errs[0], relay.ErrLeaseLost)
-					require.WithinDuration(t, start.Add(9*time.Second), time.Now(), time.Second+time.Millisecond)
-					require.Greater(t, len(server.seen()), 5)
+					errs := b.source.Settle(b.Context(), deletes(10*time.Second, "r0"))
+					require.Error(b, errs[0])
+					require.NotErrorIs(b, errs[0], relay.ErrLeaseLost)
+					require.WithinDuration(b, start.Add(9*time.Second), time.Now(), time.Second+time.Millisecond)
+					require.Greater(b, len(b.server.seen()), 5)
 				})
 		})
 	}
@@ -288,23 +302,23 @@ func foreign(w http.ResponseWriter, receipt string) {
 }
 
 func TestDeleteIsTriedOnceEvenAfterItsDeadline(t *testing.T) {
-	inBubble(t, nil, nil, func(t *testing.T, s *mns.Source, server *queueServer) {
-		noErrors(t, 1, s.Settle(t.Context(), deletes(-time.Second, "late")))
-		require.Len(t, server.seen(), 1)
+	inBubble(t, nil, nil, func(b *bubble) {
+		noErrors(b, 1, b.source.Settle(b.Context(), deletes(-time.Second, "late")))
+		require.Len(b, b.server.seen(), 1)
 	})
-	failing := func(_ int, w http.ResponseWriter, _ request) { w.WriteHeader(500) }
-	inBubble(t, failing, nil, func(t *testing.T, s *mns.Source, server *queueServer) {
-		require.Error(t, s.Settle(t.Context(), deletes(-time.Second, "late"))[0])
-		require.Len(t, server.seen(), 1)
+	failing := func(_ int, w http.ResponseWriter, _ request) { w.WriteHeader(http.StatusInternalServerError) }
+	inBubble(t, failing, nil, func(b *bubble) {
+		require.Error(b, b.source.Settle(b.Context(), deletes(-time.Second, "late"))[0])
+		require.Len(b, b.server.seen(), 1)
 	})
 }
 
 func TestDeleteThatCannotSucceedIsNotTriedAgain(t *testing.T) {
 	inBubble(t, func(_ int, w http.ResponseWriter, _ request) { mnsError(w, 404, "QueueNotExist") }, nil,
-		func(t *testing.T, s *mns.Source, server *queueServer) {
-			errs := s.Settle(t.Context(), deletes(time.Minute, names(0, 2)...))
-			require.Equal(t, relay.ClassNotFound, relay.ClassOf(errs[0]))
-			require.Len(t, server.seen(), 1)
+		func(b *bubble) {
+			errs := b.source.Settle(b.Context(), deletes(time.Minute, names(0, 2)...))
+			require.Equal(b, relay.ClassNotFound, relay.ClassOf(errs[0]))
+			require.Len(b, b.server.seen(), 1)
 		})
 }
 
@@ -315,11 +329,11 @@ func TestHandleThatSpoilsABatchSpoilsOnlyItself(t *testing.T) {
 			return
 		}
 		accept(w, r)
-	}, nil, func(t *testing.T, s *mns.Source, server *queueServer) {
-		errs := s.Settle(t.Context(), deletes(time.Minute, names(0, 4)...))
-		require.ErrorIs(t, errs[2], relay.ErrLeaseLost)
-		require.NoError(t, errors.Join(errs[0], errs[1], errs[3]))
-		require.Len(t, server.seen(), 5)
+	}, nil, func(b *bubble) {
+		errs := b.source.Settle(b.Context(), deletes(time.Minute, names(0, 4)...))
+		require.ErrorIs(b, errs[2], relay.ErrLeaseLost)
+		require.NoError(b, errors.Join(errs[0], errs[1], errs[3]))
+		require.Len(b, b.server.seen(), 5)
 	})
 }
 
@@ -331,45 +345,45 @@ func TestRefusedDeleteIsTriedAgainWithNewKeys(t *testing.T) {
 			return
 		}
 		accept(w, r)
-	}, func(_ *mns.Config, d *mns.Deps) { d.Credentials = keys }, func(t *testing.T, s *mns.Source, server *queueServer) {
+	}, func(_ *mns.Config, d *mns.Deps) { d.Credentials = keys }, func(b *bubble) {
 		go func() {
 			<-time.After(25 * time.Millisecond)
 			keys.set(credentials.Keys{AccessKeyID: "new", AccessKeySecret: setting.NewSecret("s")}, nil)
 		}()
-		noErrors(t, 1, s.Settle(t.Context(), deletes(time.Minute, "r")))
-		require.Equal(t, "old", keys.refused[0].AccessKeyID)
-		require.Equal(t, "new", keys.refused[1].AccessKeyID)
-		require.Len(t, server.seen(), 3)
+		noErrors(b, 1, b.source.Settle(b.Context(), deletes(time.Minute, "r")))
+		require.Equal(b, "old", keys.refused[0].AccessKeyID)
+		require.Equal(b, "new", keys.refused[1].AccessKeyID)
+		require.Len(b, b.server.seen(), 3)
 	})
 }
 
 func TestSettleEndsWithItsContext(t *testing.T) {
 	inBubble(t, func(_ int, w http.ResponseWriter, r request) {
 		if slices.Contains(r.receipts, "stuck") {
-			w.WriteHeader(503)
+			w.WriteHeader(http.StatusServiceUnavailable)
 			return
 		}
 		accept(w, r)
-	}, nil, func(t *testing.T, s *mns.Source, server *queueServer) {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	}, nil, func(b *bubble) {
+		ctx, cancel := context.WithTimeout(b.Context(), 5*time.Second)
 		defer cancel()
 		start := time.Now()
 		ss := deletes(time.Hour, "stuck")
 		ss = append(ss, relay.Settlement{Delivery: relay.Delivery{Receipt: "back", Deadline: time.Now().Add(time.Hour)}})
-		errs := s.Settle(ctx, ss)
-		require.Equal(t, 5*time.Second, time.Since(start))
-		require.ErrorIs(t, errs[0], context.DeadlineExceeded)
-		require.NoError(t, errs[1], "what had a result keeps it")
+		errs := b.source.Settle(ctx, ss)
+		require.Equal(b, 5*time.Second, time.Since(start))
+		require.ErrorIs(b, errs[0], context.DeadlineExceeded)
+		require.NoError(b, errs[1], "what had a result keeps it")
 
 		<-time.After(10 * time.Second)
-		before := len(server.seen())
+		before := len(b.server.seen())
 		<-time.After(time.Minute)
-		require.Len(t, server.seen(), before, "nobody waits for it: it is given up")
+		require.Len(b, b.server.seen(), before, "nobody waits for it: it is given up")
 
-		ended, end := context.WithCancel(t.Context())
+		ended, end := context.WithCancel(b.Context())
 		end()
-		require.ErrorIs(t, s.Settle(ended, deletes(time.Hour, "x"))[0], context.Canceled)
-		require.Len(t, server.seen(), before)
+		require.ErrorIs(b, b.source.Settle(ended, deletes(time.Hour, "x"))[0], context.Canceled)
+		require.Len(b, b.server.seen(), before)
 	})
 }
 
@@ -381,36 +395,36 @@ func TestCallersOfABatchDoNotWaitForEachOther(t *testing.T) {
 			return
 		}
 		accept(w, r)
-	}, nil, func(t *testing.T, s *mns.Source, _ *queueServer) {
+	}, nil, func(b *bubble) {
 		start := time.Now()
 		var calls sync.WaitGroup
 		calls.Go(func() {
-			if s.Settle(t.Context(), deletes(10*time.Second, "stuck"))[0] == nil {
-				t.Error("stuck was deleted")
+			if b.source.Settle(b.Context(), deletes(10*time.Second, "stuck"))[0] == nil {
+				b.Error("stuck was deleted")
 			}
 		})
-		noErrors(t, 1, s.Settle(t.Context(), deletes(10*time.Second, "free")))
-		require.Equal(t, 20*time.Millisecond, time.Since(start))
+		noErrors(b, 1, b.source.Settle(b.Context(), deletes(10*time.Second, "free")))
+		require.Equal(b, 20*time.Millisecond, time.Since(start))
 		calls.Wait()
 	})
 }
 
 func TestGivingBack(t *testing.T) {
-	inBubble(t, nil, nil, func(t *testing.T, s *mns.Source, server *queueServer) {
+	inBubble(t, nil, nil, func(b *bubble) {
 		back := func(receipt string, delay, life time.Duration) relay.Settlement {
 			return relay.Settlement{Delivery: relay.Delivery{Receipt: receipt, Deadline: time.Now().Add(life)}, Delay: delay}
 		}
-		errs := s.Settle(t.Context(), []relay.Settlement{
+		errs := b.source.Settle(b.Context(), []relay.Settlement{
 			back("zero", 0, time.Minute), back("part", 1500*time.Millisecond, time.Minute),
 			back("much", 100*time.Hour, time.Minute), back("late", time.Second, 0),
 		})
-		require.NoError(t, errors.Join(errs[:3]...))
-		require.ErrorIs(t, errs[3], relay.ErrLeaseLost)
+		require.NoError(b, errors.Join(errs[:3]...))
+		require.ErrorIs(b, errs[3], relay.ErrLeaseLost)
 		delays := map[string]string{}
-		for _, r := range server.seen() {
+		for _, r := range b.server.seen() {
 			delays[r.receipts[0]] = r.delay
 		}
-		require.Equal(t, map[string]string{"zero": "1", "part": "2", "much": "43200"}, delays)
+		require.Equal(b, map[string]string{"zero": "1", "part": "2", "much": "43200"}, delays)
 	})
 }
 
@@ -429,54 +443,54 @@ func TestReturnsAreBounded(t *testing.T) {
 		now--
 		mu.Unlock()
 		accept(w, r)
-	}, nil, func(t *testing.T, s *mns.Source, server *queueServer) {
+	}, nil, func(b *bubble) {
 		ss := deletes(time.Minute, names(0, 64)...)
 		for i := range ss {
 			ss[i].Delete = false
 		}
-		noErrors(t, 64, s.Settle(t.Context(), ss))
-		require.Equal(t, 8, most)
-		require.Len(t, server.seen(), 64)
-		noErrors(t, 640, s.Settle(t.Context(), deletes(time.Minute, names(0, 640)...)))
-		require.Equal(t, 16, most)
+		noErrors(b, 64, b.source.Settle(b.Context(), ss))
+		require.Equal(b, 8, most)
+		require.Len(b, b.server.seen(), 64)
+		noErrors(b, 640, b.source.Settle(b.Context(), deletes(time.Minute, names(0, 640)...)))
+		require.Equal(b, 16, most)
 	})
 }
 
 func TestIdleConnectionsAreClosed(t *testing.T) {
-	inBubble(t, nil, nil, func(t *testing.T, s *mns.Source, server *queueServer) {
-		noErrors(t, 64, s.Settle(t.Context(), deletes(time.Minute, names(0, 64)...)))
-		opened := server.connections()
-		require.Positive(t, opened)
+	inBubble(t, nil, nil, func(b *bubble) {
+		noErrors(b, 64, b.source.Settle(b.Context(), deletes(time.Minute, names(0, 64)...)))
+		opened := b.server.connections()
+		require.Positive(b, opened)
 		<-time.After(20 * time.Second)
-		noErrors(t, 1, s.Settle(t.Context(), deletes(time.Minute, "r")))
-		require.Equal(t, opened, server.connections(), "one is used again, none is opened")
+		noErrors(b, 1, b.source.Settle(b.Context(), deletes(time.Minute, "r")))
+		require.Equal(b, opened, b.server.connections(), "one is used again, none is opened")
 		<-time.After(15 * time.Second)
 		synctest.Wait()
-		require.Equal(t, 1, server.connections(), "the one that was used stays")
+		require.Equal(b, 1, b.server.connections(), "the one that was used stays")
 		<-time.After(20 * time.Second)
 		synctest.Wait()
-		require.Zero(t, server.connections())
-		noErrors(t, 1, s.Settle(t.Context(), deletes(time.Minute, "r")))
+		require.Zero(b, b.server.connections())
+		noErrors(b, 1, b.source.Settle(b.Context(), deletes(time.Minute, "r")))
 	})
 }
 
 func TestCloseEndsSettling(t *testing.T) {
-	inBubble(t, func(_ int, w http.ResponseWriter, _ request) { w.WriteHeader(503) }, nil,
-		func(t *testing.T, s *mns.Source, _ *queueServer) {
+	inBubble(t, func(_ int, w http.ResponseWriter, _ request) { w.WriteHeader(http.StatusServiceUnavailable) }, nil,
+		func(b *bubble) {
 			settled := make(chan []error, 1)
-			go func() { settled <- s.Settle(t.Context(), deletes(time.Hour, "r")) }()
+			go func() { settled <- b.source.Settle(b.Context(), deletes(time.Hour, "r")) }()
 			<-time.After(10 * time.Second)
-			require.NoError(t, s.Close())
-			require.Error(t, (<-settled)[0])
-			require.ErrorContains(t, s.Settle(t.Context(), deletes(time.Hour, "r"))[0], "closed")
+			require.NoError(b, b.source.Close())
+			require.Error(b, (<-settled)[0])
+			require.ErrorContains(b, b.source.Settle(b.Context(), deletes(time.Hour, "r"))[0], "closed")
 		})
 }
 
 func TestHandlesAreSentAsTheyAre(t *testing.T) {
-	inBubble(t, nil, func(c *mns.Config, _ *mns.Deps) { c.Linger = -1 }, func(t *testing.T, s *mns.Source, server *queueServer) {
+	inBubble(t, nil, func(c *mns.Config, _ *mns.Deps) { c.Linger = -1 }, func(b *bubble) {
 		handle := "1-ODU4OTkz+NDU/5My0==&<x>" + strings.Repeat("a", 300)
-		noErrors(t, 1, s.Settle(t.Context(), deletes(time.Minute, handle)))
-		require.Equal(t, []string{handle}, server.seen()[0].receipts)
-		require.Zero(t, server.seen()[0].at, "no linger")
+		noErrors(b, 1, b.source.Settle(b.Context(), deletes(time.Minute, handle)))
+		require.Equal(b, []string{handle}, b.server.seen()[0].receipts)
+		require.Zero(b, b.server.seen()[0].at, "no linger")
 	})
 }
