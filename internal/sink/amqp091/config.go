@@ -24,6 +24,11 @@ import (
 // the message, it ends the whole connection.
 const maxShortString = 255
 
+// maxHeaders is how many bytes the names and values of headers may have. They go in
+// one frame, which a broker limits to 128 KiB, and end the connection if they do not
+// fit.
+const maxHeaders = 64 << 10
+
 // Config holds the settings of one sink of type amqp091. Settings may be set
 // otherwise by a route; the rest belongs to the connection that all routes share.
 type Config struct {
@@ -198,7 +203,9 @@ func (s *Settings) Validate() error {
 		problem("routing_key", "%d bytes long: AMQP allows at most %d", len(s.RoutingKey), maxShortString)
 	}
 	literal("routing_key", s.RoutingKey)
+	size := 0
 	for _, name := range slices.Sorted(maps.Keys(s.Headers)) {
+		size += len(name) + len(s.Headers[name])
 		path := "headers." + name
 		switch {
 		case name == "":
@@ -211,6 +218,9 @@ func (s *Settings) Validate() error {
 			problem(path, "the broker takes CC and BCC for lists of routing keys: choose another name")
 		}
 		literal(path, s.Headers[name])
+	}
+	if size > maxHeaders {
+		problem("headers", "%d bytes long: at most %d fit", size, maxHeaders)
 	}
 
 	switch s.Unroutable {

@@ -18,6 +18,8 @@ import (
 const (
 	// writeTimeout is how long one write may wait for a broker that does not read.
 	writeTimeout = 5 * time.Second
+	// answerTimeout is how long a request may wait for its answer.
+	answerTimeout = 5 * time.Second
 	// maxChannels bounds the channels of a connection; a broker may allow fewer.
 	maxChannels = 256
 )
@@ -194,7 +196,7 @@ func (c *connection) close() {
 // bounded calls a request that waits for the broker's answer without a limit of its
 // own: where none comes the connection is of no use and is cut.
 func (c *connection) bounded(request func() error) error {
-	cut := time.AfterFunc(connectTimeout, func() { _ = c.net.Close() })
+	cut := time.AfterFunc(answerTimeout, func() { _ = c.net.Close() })
 	defer cut.Stop()
 	return request()
 }
@@ -228,14 +230,17 @@ type channel struct {
 	pending []pending
 }
 
-// reason is why the channel was closed, nil where that is not known.
+// reason is why the channel has ended, nil where that is not known. The library
+// marks a channel as closed a moment before it says why.
 func (ch *channel) reason() *amqp.Error {
+	late := time.NewTimer(time.Second)
+	defer late.Stop()
 	select {
 	case err, ok := <-ch.closed:
 		if ok {
 			ch.cause = err
 		}
-	default:
+	case <-late.C:
 	}
 	return ch.cause
 }

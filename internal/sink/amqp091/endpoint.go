@@ -38,8 +38,7 @@ const (
 	// defaultHeartbeat is asked of the broker. A peer that is silent for 1.5 times
 	// as long is taken for dead.
 	defaultHeartbeat = 10 * time.Second
-	// connectTimeout bounds dial, TLS and AMQP handshake together, and any later
-	// request that waits for an answer.
+	// connectTimeout bounds dial, TLS and AMQP handshake together.
 	connectTimeout = 10 * time.Second
 	// closeTimeout bounds the orderly end of a connection.
 	closeTimeout = 2 * time.Second

@@ -1,0 +1,328 @@
+package amqp091_test
+
+import (
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
+	"mnsrelay/internal/sink/amqp091"
+	"mnsrelay/test/broker"
+)
+
+func TestProperties(t *testing.T) {
+	for name, persistent := range map[string]bool{"persistent": true, "transient": false} {
+		t.Run(name, func(t *testing.T) {
+			in := newInbox(t, broker.URL(t))
+			c := in.config()
+			c.Persistent = persistent
+			c.Headers = map[string]string{"x-team": "billing", "x-empty": ""}
+			r := run(t, c)
+			r.await(relay.Up)
+
+			m := messages("m", 1, 0)[0]
+			m.Body = []byte(`{"success": true}`)
+			m.Attempt = 3
+			m.Attributes = map[string]string{relay.AttributeBody: relay.BodyBase64}
+			requireDelivered(t, deliver(t.Context(), t, r.sink, []relay.Message{m}))
+
+			taken := in.take()
+			require.Len(t, taken, 1)
+			d := taken[0]
+			mode := amqp.Transient
+			if persistent {
+				mode = amqp.Persistent
+			}
+			require.Equal(t, in.exchange, d.Exchange)
+			require.Equal(t, routingKey, d.RoutingKey)
+			require.Equal(t, "m-0", d.MessageId)
+			require.Equal(t, "application/json", d.ContentType)
+			require.Equal(t, mode, d.DeliveryMode)
+			require.Equal(t, m.EnqueuedAt.Truncate(time.Second), d.Timestamp.UTC())
+			require.JSONEq(t, `{"success": true}`, string(d.Body))
+			require.Empty(t, d.AppId)
+			require.Empty(t, d.UserId)
+			require.Empty(t, d.Expiration)
+			require.Empty(t, d.ContentEncoding)
+			require.Equal(t, amqp.Table{
+				"x-team":               "billing",
+				"x-empty":              "",
+				relay.HeaderSource:     "sms",
+				relay.HeaderAttempt:    int64(3),
+				relay.HeaderEnqueuedAt: "2026-03-01T09:30:00.045Z",
+				relay.HeaderBody:       "base64",
+			}, d.Headers)
+		})
+	}
+}
+
+// A message that no queue gets is confirmed by the broker all the same; only the
+// return before the confirm tells.
+func TestUnroutableBurst(t *testing.T) {
+	in := newInbox(t, broker.URL(t))
+	in.with(func(ch *amqp.Channel) {
+		require.NoError(t, ch.QueueUnbind(in.queue, "#", in.exchange, nil))
+	})
+	c := in.config()
+	c.Timeout = patience
+	r := run(t, c)
+	r.await(relay.Up)
+
+	for _, size := range []int{16, 10_000} {
+		for i, result := range deliver(t.Context(), t, r.sink, messages("lost", size, 10)) {
+			require.NotEqual(t, relay.Delivered, result.Outcome, "message %d of %d", i, size)
+			requireReason(t, "unroutable", result)
+		}
+	}
+	require.Equal(t, relay.Up, r.await(relay.Up).State, "the endpoint's health is not the route's")
+
+	in.with(func(ch *amqp.Channel) {
+		require.NoError(t, ch.QueueBind(in.queue, "#", in.exchange, false, nil))
+	})
+	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("lost", 16, 10)))
+	require.Len(t, in.ids(), 16)
+}
+
+func TestUnroutableOnlyItsOwn(t *testing.T) {
+	in := newInbox(t, broker.URL(t))
+	r := run(t, in.config())
+	r.await(relay.Up)
+	lost, err := r.endpoint.Bind(func(settings any) error {
+		s, ok := settings.(*amqp091.Settings)
+		require.True(t, ok)
+		s.RoutingKey = "nobody"
+		return nil
+	})
+	require.NoError(t, err)
+	in.with(func(ch *amqp.Channel) {
+		require.NoError(t, ch.QueueUnbind(in.queue, "#", in.exchange, nil))
+		require.NoError(t, ch.QueueBind(in.queue, routingKey, in.exchange, false, nil))
+	})
+
+	var work sync.WaitGroup
+	for range 8 {
+		work.Go(func() {
+			for _, result := range deliver(t.Context(), t, lost, messages("lost", 100, 10)) {
+				if result.Outcome != relay.Retry {
+					t.Errorf("%v of an unroutable message", result.Outcome)
+				}
+			}
+		})
+		work.Go(func() {
+			for _, result := range deliver(t.Context(), t, r.sink, messages("kept", 100, 10)) {
+				if result.Outcome != relay.Delivered {
+					t.Errorf("%v of a routable message: %v", result.Outcome, result.Err)
+				}
+			}
+		})
+	}
+	work.Wait()
+	require.Len(t, in.ids(), 100)
+}
+
+func TestNotMandatory(t *testing.T) {
+	in := newInbox(t, broker.URL(t))
+	in.with(func(ch *amqp.Channel) {
+		require.NoError(t, ch.QueueUnbind(in.queue, "#", in.exchange, nil))
+	})
+	c := in.config()
+	c.Mandatory = false
+	r := run(t, c)
+	r.await(relay.Up)
+	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("gone", 16, 10)))
+}
+
+// A full queue with reject-publish refuses messages one by one.
+func TestNack(t *testing.T) {
+	const room, sent = 5, 32
+	in := newInbox(t, broker.URL(t))
+	full := in.queue + ".full"
+	in.with(func(ch *amqp.Channel) {
+		_, err := ch.QueueDeclare(full, true, false, false, false, amqp.Table{"x-max-length": room, "x-overflow": "reject-publish"})
+		require.NoError(t, err)
+		require.NoError(t, ch.QueueUnbind(in.queue, "#", in.exchange, nil))
+		require.NoError(t, ch.QueueBind(full, "#", in.exchange, false, nil))
+	})
+	t.Cleanup(func() {
+		in.with(func(ch *amqp.Channel) {
+			_, err := ch.QueueDelete(full, false, false, false)
+			require.NoError(t, err)
+		})
+	})
+	r := run(t, in.config())
+	r.await(relay.Up)
+
+	results := deliver(t.Context(), t, r.sink, messages("m", sent, 10))
+	accepted := map[string]int{}
+	for i, result := range results {
+		if result.Outcome == relay.Delivered {
+			accepted[messages("m", sent, 0)[i].ID] = 1
+			continue
+		}
+		requireReason(t, "nack", result)
+	}
+	require.Less(t, len(accepted), sent)
+	require.GreaterOrEqual(t, len(accepted), room)
+	require.Equal(t, relay.Up, r.await(relay.Up).State)
+
+	stored := *in
+	stored.queue = full
+	require.Equal(t, accepted, stored.ids(), "what was said to be delivered is what the queue holds")
+	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("again", room, 10)))
+}
+
+// What the broker would end the connection over is found before it is written.
+func TestInvalidProperty(t *testing.T) {
+	in := newInbox(t, broker.URL(t))
+	r := run(t, in.config())
+	r.await(relay.Up)
+	ms := messages("m", 16, 10)
+	ms[3].ID = strings.Repeat("i", 256)
+	ms[4].ID = strings.Repeat("i", 255)
+	for i, result := range deliver(t.Context(), t, r.sink, ms) {
+		if i != 3 {
+			require.Equal(t, relay.Delivered, result.Outcome, "message %d: %v", i, result.Err)
+			continue
+		}
+		require.Equal(t, relay.Rejected, result.Outcome)
+		var failure *relay.Failure
+		require.ErrorAs(t, result.Err, &failure)
+		require.Equal(t, "invalid_property", failure.Reason)
+	}
+	require.Len(t, in.ids(), 15)
+	require.NotContains(t, r.logged(), "no connection")
+}
+
+func TestMissingExchange(t *testing.T) {
+	for _, declare := range []amqp091.Declare{amqp091.DeclareNone, amqp091.DeclarePassive} {
+		t.Run(string(declare), func(t *testing.T) {
+			in := newInbox(t, broker.URL(t))
+			in.with(func(ch *amqp.Channel) { require.NoError(t, ch.ExchangeDelete(in.exchange, false, false)) })
+			c := in.config()
+			c.Exchange.Declare = declare
+			r := run(t, c)
+
+			words := "exchange \"" + in.exchange + "\" does not exist: create it"
+			if declare == amqp091.DeclareNone {
+				// Nobody looks before the first message.
+				r.await(relay.Up)
+				results := deliver(t.Context(), t, r.sink, messages("early", 16, 10))
+				for _, result := range results {
+					requireReason(t, "exchange_unavailable", result)
+				}
+			}
+			r.awaitReason(relay.Down, words)
+			if declare == amqp091.DeclareNone {
+				// Only a message can tell.
+				r.awaitReason(relay.Probe, words)
+				requireReason(t, "exchange_unavailable", deliver(t.Context(), t, r.sink, messages("probe", 1, 10))[0])
+				r.awaitReason(relay.Down, words)
+			}
+
+			in.with(func(ch *amqp.Channel) {
+				require.NoError(t, ch.ExchangeDeclare(in.exchange, amqp.ExchangeTopic, true, false, false, false, nil))
+				require.NoError(t, ch.QueueBind(in.queue, "#", in.exchange, false, nil))
+			})
+			if declare == amqp091.DeclareNone {
+				r.await(relay.Probe)
+				requireDelivered(t, deliver(t.Context(), t, r.sink, messages("probe", 1, 10)))
+			}
+			r.await(relay.Up)
+			requireDelivered(t, deliver(t.Context(), t, r.sink, messages("late", 16, 10)))
+			require.Equal(t, 1, strings.Count(r.logged(), "exchange cannot be used"), "said once: %s", r.logged())
+		})
+	}
+}
+
+// An exchange that is taken away while it is in use is an outage of the sink, and
+// passes when it is back.
+func TestExchangeDeleted(t *testing.T) {
+	in := newInbox(t, broker.URL(t))
+	r := run(t, in.config())
+	r.await(relay.Up)
+	in.with(func(ch *amqp.Channel) { require.NoError(t, ch.ExchangeDelete(in.exchange, false, false)) })
+	for _, result := range deliver(t.Context(), t, r.sink, messages("m", 16, 10)) {
+		requireReason(t, "exchange_unavailable", result)
+	}
+	r.awaitReason(relay.Down, "does not exist")
+	in.with(func(ch *amqp.Channel) {
+		require.NoError(t, ch.ExchangeDeclare(in.exchange, amqp.ExchangeTopic, true, false, false, false, nil))
+		require.NoError(t, ch.QueueBind(in.queue, "#", in.exchange, false, nil))
+	})
+	r.await(relay.Up)
+	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
+}
+
+func TestActiveDeclare(t *testing.T) {
+	in := newInbox(t, broker.URL(t))
+	in.with(func(ch *amqp.Channel) { require.NoError(t, ch.ExchangeDelete(in.exchange, false, false)) })
+	c := in.config()
+	c.Exchange.Declare = amqp091.DeclareActive
+	c.Exchange.Type = amqp.ExchangeFanout
+	r := run(t, c)
+	r.await(relay.Up)
+	in.with(func(ch *amqp.Channel) {
+		// It is there, as it should be.
+		require.NoError(t, ch.ExchangeDeclare(in.exchange, amqp.ExchangeFanout, true, false, false, false, nil))
+		require.NoError(t, ch.QueueBind(in.queue, "", in.exchange, false, nil))
+	})
+	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
+
+	other := in.config()
+	other.Exchange.Declare = amqp091.DeclareActive
+	other.Exchange.Type = amqp.ExchangeDirect
+	run(t, other).awaitReason(relay.Down, "exists with another type or durability")
+}
+
+// One exchange that is missing does not hold up the routes to the others.
+func TestOneExchangeOfSeveral(t *testing.T) {
+	in := newInbox(t, broker.URL(t))
+	r := run(t, in.config())
+	r.await(relay.Up)
+	missing, err := r.endpoint.Bind(func(settings any) error {
+		s, ok := settings.(*amqp091.Settings)
+		require.True(t, ok)
+		s.Exchange.Name += ".missing"
+		return nil
+	})
+	require.NoError(t, err)
+	for range 10 {
+		for _, result := range deliver(t.Context(), t, missing, messages("m", 4, 10)) {
+			requireReason(t, "exchange_unavailable", result)
+		}
+		requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 4, 10)))
+	}
+	require.Equal(t, relay.Up, r.await(relay.Up).State)
+}
+
+// Overrides of a route leave the sink's own settings alone.
+func TestBindCopies(t *testing.T) {
+	c := amqp091.Defaults()
+	c.URL = setting.NewURL("amqp://127.0.0.1")
+	c.Exchange.Name = "x"
+	c.Headers = map[string]string{"a": "1"}
+	endpoint, err := c.Open(deps(t))
+	require.NoError(t, err)
+	_, err = endpoint.Bind(func(settings any) error {
+		s, ok := settings.(*amqp091.Settings)
+		require.True(t, ok)
+		s.Headers["a"] = "2"
+		s.Headers["b"] = "3"
+		return nil
+	})
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{"a": "1"}, c.Headers)
+
+	_, err = endpoint.Bind(func(settings any) error {
+		s, ok := settings.(*amqp091.Settings)
+		require.True(t, ok)
+		s.Timeout = 0
+		return nil
+	})
+	require.ErrorContains(t, err, "timeout")
+}
