@@ -29,22 +29,20 @@ build: ## Build bin/mnsrelay.
 demo: build ## Run the whole way with nothing installed; AMQP_URL=amqp://... delivers to RabbitMQ too.
 	exec $(BIN)/mnsrelay demo $(if $(AMQP_URL),--amqp-url '$(AMQP_URL)') $(DEMOFLAGS)
 
-.PHONY: setup
-setup: ## Install what tests and lint need where it is missing (apt-get).
-	./test/setup
-
 # The wrapper is built and then replaces the shell, so that a signal to make reaches it, and it stops its broker.
 .PHONY: test
-test: setup ## Run every test with -race against a private RabbitMQ; MNSRELAY_TEST_AMQP_URL uses yours.
+test: ## Run every test with -race against a private RabbitMQ; MNSRELAY_TEST_AMQP_URL uses yours.
+	./test/setup
 	go build -o $(BIN)/withbroker ./test/withbroker
 	exec $(BIN)/withbroker -- go test -race $(TESTFLAGS) $(PKG)
 
 .PHONY: lint
-lint: setup ## Check formatting, lint, go.mod and the shell scripts.
+lint: ## Check formatting, lint, go.mod and the shell scripts.
+	./test/setup shellcheck
 	go run $(GOLANGCI_LINT) fmt --diff
 	go run $(GOLANGCI_LINT) run
 	go mod tidy -diff
-	git ls-files -z | xargs -0 awk 'FNR == 1 && /^#!.*[\/ ](ba)?sh( |$$)/ { print FILENAME } FNR == 1 { nextfile }' | xargs -r shellcheck
+	git grep -lzE '^#!.*[/ ](ba|da)?sh( |$$)' -- ':!*.go' ':!*.md' | xargs -0r shellcheck
 
 .PHONY: fmt
 fmt: ## Format the Go files.
