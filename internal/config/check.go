@@ -67,11 +67,17 @@ func within(inner, outer string) bool {
 }
 
 // shown quotes a value for a problem, unless it came from a variable or a file.
-func (d *decoder) shown(path, value string) string {
+func (d *decoder) shown(path, value string) string { return d.plain(path, quote(value)) }
+
+// plain is shown without quotes: for numbers.
+func (d *decoder) plain(path string, value any) string {
 	if x, found := d.expanded[path]; found {
 		return origins(x)
 	}
-	return quote(value)
+	if duration, is := value.(time.Duration); is {
+		return durationText(duration)
+	}
+	return fmt.Sprint(value)
 }
 
 func (d *decoder) oneOf(path, value string, choices ...string) bool {
@@ -133,11 +139,11 @@ func (d *decoder) positive(path string, value, example time.Duration) {
 
 // room checks that a batch fits: what does not would never be received.
 func (d *decoder) room(path string, room InFlight, batch int, why string) {
-	if room.Messages < batch {
-		d.checked(join(path, "messages"), "must be at least %d, %s, not %d", batch, why, room.Messages)
+	if at := join(path, "messages"); room.Messages < batch {
+		d.checked(at, "must be at least %d, %s, not %s", batch, why, d.plain(at, room.Messages))
 	}
-	if need := maxBody * setting.Size(batch); room.Bytes < need {
-		d.checked(join(path, "bytes"), "must be at least %s, what %d messages of %s need, not %s", need, batch, maxBody, room.Bytes)
+	if at, need := join(path, "bytes"), maxBody*setting.Size(batch); room.Bytes < need {
+		d.checked(at, "must be at least %s, what %d messages of %s need, not %s", need, batch, maxBody, d.plain(at, room.Bytes))
 	}
 }
 
@@ -148,10 +154,10 @@ func (d *decoder) checkSource(s *Source) {
 	d.oneOf(at("type"), s.Type, sourceTypeMNS)
 	d.oneOf(at("preset"), s.Preset, credentials.PresetAlicomCN, credentials.PresetAlicomIntl, presetNone)
 	if s.BatchSize < 1 || s.BatchSize > maxBatch {
-		d.checked(at("batch_size"), "must be from 1 to %d, not %d", maxBatch, s.BatchSize)
+		d.checked(at("batch_size"), "must be from 1 to %d, not %s", maxBatch, d.plain(at("batch_size"), s.BatchSize))
 	}
 	if s.Wait < 0 || s.Wait > mns.MaxWait || s.Wait%time.Second != 0 {
-		d.checked(at("wait"), "must be whole seconds from 0s to %s, not %s", durationText(mns.MaxWait), durationText(s.Wait))
+		d.checked(at("wait"), "must be whole seconds from 0s to %s, not %s", durationText(mns.MaxWait), d.plain(at("wait"), s.Wait))
 	}
 	d.checkPollers(at("pollers"), s.Pollers)
 	d.room(at("in_flight"), s.InFlight, min(max(s.BatchSize, 1), maxBatch), "the batch_size")
@@ -199,20 +205,20 @@ func (d *decoder) checkCredentials(path string, s *Source) {
 }
 
 func (d *decoder) checkPollers(path string, p Pollers) {
-	if p.Min < 1 {
-		d.checked(join(path, "min"), "must be at least 1, not %d", p.Min)
+	if at := join(path, "min"); p.Min < 1 {
+		d.checked(at, "must be at least 1, not %s", d.plain(at, p.Min))
 	}
-	if p.Max < max(p.Min, 1) {
-		d.checked(join(path, "max"), "must be at least %d, as many as min, not %d", max(p.Min, 1), p.Max)
+	if at := join(path, "max"); p.Max < max(p.Min, 1) {
+		d.checked(at, "must be at least min, which is at least 1, not %s", d.plain(at, p.Max))
 	}
 }
 
 func (d *decoder) checkRedelivery(path string, r Redelivery) {
-	if r.Initial < time.Second || r.Initial > maxInvisible {
-		d.checked(join(path, "initial"), "must be from 1s to %s, not %s", durationText(maxInvisible), durationText(r.Initial))
+	if at := join(path, "initial"); r.Initial < time.Second || r.Initial > maxInvisible {
+		d.checked(at, "must be from 1s to %s, not %s", durationText(maxInvisible), d.plain(at, r.Initial))
 	}
-	if r.Max < r.Initial || r.Max > maxInvisible {
-		d.checked(join(path, "max"), "must be from %s, the initial, to %s, not %s", durationText(r.Initial), durationText(maxInvisible), durationText(r.Max))
+	if at := join(path, "max"); r.Max < r.Initial || r.Max > maxInvisible {
+		d.checked(at, "must be at least initial and at most %s, not %s", durationText(maxInvisible), d.plain(at, r.Max))
 	}
 }
 
@@ -224,7 +230,7 @@ func (d *decoder) checkFate(path string, s *Source) {
 	}
 	switch {
 	case s.MaxReceives < 0:
-		d.checked(at("max_receives"), "must be 0, for never giving up, or more, not %d", s.MaxReceives)
+		d.checked(at("max_receives"), "must be 0, for never giving up, or more, not %s", d.plain(at("max_receives"), s.MaxReceives))
 	case s.MaxReceives > 0:
 		d.notYet(at("max_receives"), "giving a message up")
 	}
@@ -233,7 +239,7 @@ func (d *decoder) checkFate(path string, s *Source) {
 	}
 	limit := defaultSource("").DeadLetterLimit
 	if s.DeadLetterLimit.Count < 1 {
-		d.checked(at("dead_letter_limit.count"), "must be at least 1, not %d", s.DeadLetterLimit.Count)
+		d.checked(at("dead_letter_limit.count"), "must be at least 1, not %s", d.plain(at("dead_letter_limit.count"), s.DeadLetterLimit.Count))
 	}
 	d.positive(at("dead_letter_limit.per"), s.DeadLetterLimit.Per, limit.Per)
 	if s.DeadLetterLimit != limit {
@@ -301,7 +307,7 @@ func (d *decoder) validated(owner string, err error) {
 	if err == nil {
 		return
 	}
-	if joined, is := err.(interface{ Unwrap() []error }); is { //nolint:errorlint // a joined error is taken apart, level by level
+	if joined, is := err.(interface{ Unwrap() []error }); is {
 		for _, err := range joined.Unwrap() {
 			d.validated(owner, err)
 		}
@@ -325,7 +331,8 @@ func (d *decoder) located(owner string, err error) (path, message string) {
 		for _, value := range x.values {
 			// Elsewhere a short value would hide ordinary words.
 			if value != "" && (at == path || x.secret && len(value) >= 4) {
-				message = strings.ReplaceAll(message, value, "***")
+				escaped := strings.Trim(strconv.Quote(value), `"`)
+				message = strings.ReplaceAll(strings.ReplaceAll(message, value, redacted), escaped, redacted)
 			}
 		}
 	}
@@ -341,11 +348,11 @@ func (d *decoder) checkRoutes(c *Config) {
 		case r.Name == "":
 			d.checked(join(r.path, "name"), "required: write a name for metrics and logs, as in name: all")
 		case first != nil && derived:
-			d.checked(join(first.path, "name"), `%q is the name of the route that "to" of the source %s makes: choose another`, r.Name, r.Name)
+			d.checked(join(first.path, "name"), `the route that "to" of the source %s makes has this name: choose another`, r.Name)
 		case first != nil:
-			d.checked(join(r.path, "name"), "%q is the name of the route in line %d too: choose another", r.Name, d.at(join(first.path, "name")).line)
+			d.checked(join(r.path, "name"), "the route in line %d has this name: choose another", d.at(join(first.path, "name")).line)
 		case !derived && !isName(r.Name):
-			d.checked(join(r.path, "name"), "%s", badName(r.Name))
+			d.checked(join(r.path, "name"), "%s", d.badName(join(r.path, "name"), r.Name))
 		default:
 			named[r.Name] = r
 		}
@@ -371,7 +378,7 @@ func (d *decoder) checkFrom(c *Config, r *Route) {
 		case !slices.Contains(sourceNames(c), name):
 			d.missing(at, "source", name, sourceNames(c))
 		case slices.Index(r.From, name) < i:
-			d.checked(at, "names the source %q twice: keep one", name)
+			d.checked(at, "names a source twice: keep one of %s", d.shown(at, name))
 		}
 	}
 }
@@ -391,7 +398,7 @@ func (d *decoder) checkTargets(c *Config, r *Route) {
 		case !slices.Contains(sinkNames(c), target.Sink):
 			d.missing(name, "sink", target.Sink, sinkNames(c))
 		case slices.IndexFunc(r.To, func(t Target) bool { return t.Sink == target.Sink }) < i:
-			d.checked(name, "the route names the sink %q twice: keep one", target.Sink)
+			d.checked(name, "names a sink twice: keep one of %s", d.shown(name, target.Sink))
 		}
 		if !target.Required {
 			d.notYet(join(at, "required"), "a sink that is not required")
@@ -408,13 +415,14 @@ func (d *decoder) missing(path, what, name string, names []string) {
 			mend = "there is " + names[0]
 		}
 	}
-	// A name may have come from a variable: then it is not known to the reader.
-	shown := d.shown(d.asWritten(path), name)
 	if near, found := nearest(name, names); found {
-		d.checked(path, "there is no %s %s: did you mean %q?", what, shown, near)
+		mend = "did you mean " + strconv.Quote(near) + "?"
+	}
+	if x, found := d.expanded[path]; found {
+		d.checked(path, "%s is the name of no %s: %s", origins(x), what, mend)
 		return
 	}
-	d.checked(path, "there is no %s %s: %s", what, shown, mend)
+	d.checked(path, "there is no %s %s: %s", what, quote(name), mend)
 }
 
 // checkWhole checks what belongs together.

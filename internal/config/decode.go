@@ -200,8 +200,9 @@ func kind(n *yaml.Node) string {
 		return "a mapping"
 	case yaml.SequenceNode:
 		return "a list"
+	default:
+		return "a single value"
 	}
-	return "a single value"
 }
 
 // field is one key of a struct.
@@ -421,13 +422,14 @@ func example(t reflect.Type) string {
 		return "1"
 	case reflect.Float64:
 		return "0.5"
+	default:
+		return "name"
 	}
-	return "name"
 }
 
 func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
-	_, isText := v.Addr().Interface().(encoding.TextUnmarshaler)
-	_, isURL := v.Addr().Interface().(*setting.URL)
+	unmarshaler, isText := reflect.TypeAssert[encoding.TextUnmarshaler](v.Addr())
+	isURL := v.Type() == reflect.TypeFor[setting.URL]()
 	switch {
 	case isTemplate(n):
 		d.problem(path, "%s", templateHint)
@@ -456,15 +458,15 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 	if isText {
 		before := reflect.New(v.Type()).Elem()
 		before.Set(v)
-		err = v.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(x.text))
+		err = unmarshaler.UnmarshalText([]byte(x.text))
 		d.shortForm(before, v, path)
 	} else {
 		err = set(v, x.text)
 	}
 	switch {
 	case err == nil:
-	case isSecret(v), len(x.from) > 0:
-		d.problem(path, "must be %s: %s is something else", wanted(v, ""), origins(x))
+	case len(x.from) > 0:
+		d.problem(path, "must be %s, not %s", wanted(v, ""), origins(x))
 	case errors.As(err, new(*wrongType)):
 		d.problem(path, "must be %s, not %s", wanted(v, x.text), err)
 	default:
@@ -474,9 +476,6 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 
 // origins names where the text of x came from.
 func origins(x expansion) string {
-	if len(x.from) == 0 {
-		return "this"
-	}
 	return "what came from " + list(x.from, "and")
 }
 
@@ -497,12 +496,16 @@ func (d *decoder) shortForm(before, after reflect.Value, path string) {
 	}
 	for _, f := range fields(after.Type()) {
 		if !reflect.DeepEqual(before.FieldByIndex(f.index).Interface(), after.FieldByIndex(f.index).Interface()) {
-			child := join(path, f.key)
-			d.places[child] = d.places[path]
-			if x, found := d.expanded[path]; found {
-				d.expanded[child] = x
-			}
+			d.alike(path, join(path, f.key))
 		}
+	}
+}
+
+// alike says that the value at part came from where the one at path did.
+func (d *decoder) alike(path, part string) {
+	d.places[part] = d.places[path]
+	if x, found := d.expanded[path]; found {
+		d.expanded[part] = x
 	}
 }
 
@@ -614,6 +617,7 @@ func wanted(v reflect.Value, text string) string {
 		return "a whole number, as in " + shown
 	case reflect.Float32, reflect.Float64:
 		return "a number, as in " + shown
+	default:
+		return "text"
 	}
-	return "text"
 }

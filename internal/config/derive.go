@@ -123,7 +123,7 @@ func (d *decoder) derived(path, origin string) {
 // The variables of the default chain.
 const (
 	accessKeyID     = "ALIBABA_CLOUD_ACCESS_KEY_ID"
-	accessKeySecret = "ALIBABA_CLOUD_ACCESS_KEY_SECRET" //nolint:gosec // the name of a variable
+	accessKeySecret = "ALIBABA_CLOUD_ACCESS_KEY_SECRET"
 )
 
 // sinkTypes are the types of sink in order.

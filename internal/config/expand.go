@@ -70,8 +70,7 @@ func cause(err error) string {
 	case errors.Is(err, fs.ErrPermission):
 		return "this process may not read it: give its user the permission"
 	}
-	var pathErr *fs.PathError
-	if errors.As(err, &pathErr) {
+	if pathErr, is := errors.AsType[*fs.PathError](err); is {
 		err = pathErr.Err
 	}
 	return err.Error()
@@ -138,8 +137,8 @@ func (e Environment) expand(text string, isURL bool) (x expansion, errs []error)
 }
 
 var (
-	variablePattern  = regexp.MustCompile(`^(` + variableName + `)(:-(.*))?$`) //nolint:gochecknoglobals // a compiled constant
-	referencePattern = regexp.MustCompile(`\$\{[^}]*\}`)                       //nolint:gochecknoglobals // a compiled constant
+	variablePattern  = regexp.MustCompile(`^(` + variableName + `)(:-(.*))?$`)
+	referencePattern = regexp.MustCompile(`\$\{[^}]*\}`)
 )
 
 // substitute gives the value of what stands between ${ and }, and where it came from;

@@ -205,7 +205,7 @@ func (d *decoder) named(n *yaml.Node, path string, each func(name string, p pair
 		child := join(path, name)
 		d.mark(child, p.key, p.value)
 		if !isName(name) {
-			d.problemAt(p.key.Line, p.key.Column, child, "%s", badName(name))
+			d.problemAt(p.key.Line, p.key.Column, child, "%s", d.badName(child, name))
 		}
 		each(name, p, child)
 	}
@@ -235,7 +235,7 @@ func (t *Target) decodeNode(d *decoder, n *yaml.Node, path string) {
 	t.Required = true
 	if n.Kind == yaml.ScalarNode {
 		d.scalar(n, reflect.ValueOf(&t.Sink).Elem(), path)
-		d.places[join(path, "sink")] = d.places[path]
+		d.alike(path, join(path, "sink"))
 		return
 	}
 	d.structure(n, reflect.ValueOf(t).Elem(), path)
@@ -276,6 +276,6 @@ func isLetterOrDigit(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
 }
 
-func badName(name string) string {
-	return fmt.Sprintf("%.70q is not a name: write up to %d letters, digits, - and _, a letter or digit first", name, maxName)
+func (d *decoder) badName(path, name string) string {
+	return fmt.Sprintf("a name is up to %d letters, digits, - and _, a letter or digit first, not %s", maxName, d.shown(path, name))
 }

@@ -149,7 +149,7 @@ func (c *Config) value(v reflect.Value, path string) *tree {
 // shows it only outside its user info and query.
 func (c *Config) isHidden(v reflect.Value, text, path string) bool {
 	values, found := c.hidden[path]
-	if _, isURL := v.Interface().(setting.URL); found && isURL {
+	if found && v.Type() == reflect.TypeFor[setting.URL]() {
 		return slices.ContainsFunc(values, func(value string) bool { return value != "" && strings.Contains(text, value) })
 	}
 	return found && text != ""
@@ -192,8 +192,9 @@ func scalarText(v reflect.Value) (text string, isScalar bool) {
 		return strconv.FormatUint(v.Uint(), 10), true
 	case reflect.Float32, reflect.Float64:
 		return strconv.FormatFloat(v.Float(), 'g', -1, v.Type().Bits()), true
+	default:
+		return "", false
 	}
-	return "", false
 }
 
 // durationText leaves out what is zero: 24h, not 24h0m0s.

@@ -1,0 +1,77 @@
+package config_test
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v4"
+
+	"mnsrelay/internal/config"
+)
+
+// Whatever the file says: no panic, each problem has its place on one line, and what
+// is printed of a valid one is a configuration that means the same.
+func FuzzParse(f *testing.F) {
+	examples, err := filepath.Glob("../../configs/*.yaml")
+	if err != nil || len(examples) == 0 {
+		f.Fatal("no examples", err)
+	}
+	for _, path := range append(examples, "testdata/print.yaml") {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	f.Add([]byte(with("exchange: sms.events", "exchange: {{ x }}\n    headers: {<<: *a, b: ${HOOK_TOKEN:-x}}")))
+	f.Add([]byte("a: &a [*a]\nsources: &s {x: {credentials: &c {base: *c}, to: &t [*t]}}\n"))
+	f.Add([]byte("sinks: {e: &e {<<: [*e, *e], type: file, path: '$${'}}\n--- !x\n\t\xff"))
+	env := usual()
+
+	f.Fuzz(func(t *testing.T, text []byte) {
+		c, warnings, err := config.Parse("f.yaml", text, env)
+		for _, w := range warnings {
+			checkPlace(t, config.Problem(w), text)
+		}
+		if err != nil {
+			invalid, is := errors.AsType[*config.Error](err)
+			if !is || c != nil || len(invalid.Problems) == 0 {
+				t.Fatalf("an error that is not a list of problems: %v", err)
+			}
+			for _, p := range invalid.Problems {
+				checkPlace(t, p, text)
+			}
+			return
+		}
+		printed := c.YAML()
+		var any any
+		if err := yaml.Load(printed, &any); err != nil {
+			t.Fatalf("what is printed is not YAML: %v\n%s", err, printed)
+		}
+		if !json.Valid(c.JSON()) {
+			t.Fatalf("what is printed is not JSON: %s", c.JSON())
+		}
+		again, _, err := config.Parse("f.yaml", printed, env)
+		if err != nil {
+			if strings.Contains(string(printed), "***") {
+				return // where a secret stood there may be no word that is allowed
+			}
+			t.Fatalf("what is printed is refused: %v\n%s", err, printed)
+		}
+		if string(again.JSON()) != string(c.JSON()) {
+			t.Fatalf("what is printed means something else:\n%s\n%s", c.JSON(), again.JSON())
+		}
+	})
+}
+
+func checkPlace(t *testing.T, p config.Problem, text []byte) {
+	t.Helper()
+	if p.Line < 1 || p.Column < 1 || p.Line > strings.Count(string(text), "\n")+strings.Count(string(text), "\r")+strings.Count(string(text), "\u0085")+
+		strings.Count(string(text), "\u2028")+strings.Count(string(text), "\u2029")+2 || p.Message == "" || strings.ContainsAny(p.String(), "\n\r") {
+		t.Fatalf("a problem without its place: %#v", p)
+	}
+}
