@@ -58,7 +58,7 @@ func BenchmarkReceiveAndSettle(b *testing.B) {
 			gone := []byte("HTTP/1.1 204 No Content\r\n\r\n")
 			l, err := new(net.ListenConfig).Listen(b.Context(), "tcp", "127.0.0.1:0")
 			require.NoError(b, err)
-			defer l.Close()
+			b.Cleanup(func() { require.NoError(b, l.Close()) })
 			go func() {
 				for {
 					conn, err := l.Accept()
@@ -70,7 +70,7 @@ func BenchmarkReceiveAndSettle(b *testing.B) {
 			}()
 			s, err := mns.NewSource(mns.Config{Name: "sms", Endpoint: "http://" + l.Addr().String(), Queue: "q"}, mns.Deps{Credentials: static("id", "secret")})
 			require.NoError(b, err)
-			defer s.Close()
+			b.Cleanup(func() { require.NoError(b, s.Close()) })
 			ss := make([]relay.Settlement, 16)
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
@@ -96,7 +96,7 @@ func BenchmarkReceiveAndSettle(b *testing.B) {
 
 // answerRaw answers requests without net/http, which would be most of what is measured.
 func answerRaw(conn net.Conn, got, gone []byte) {
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	r := bufio.NewReader(conn)
 	for {
 		answer, length := got, 0

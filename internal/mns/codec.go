@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -353,7 +354,11 @@ func millis(ms int64) time.Time {
 // message copies what is kept of m: the body into memory of its own, id and handle
 // into one string.
 func (m *received) message(source string) (message relay.Message, receipt string) {
-	keep := string(m.id.value) + string(m.receipt.value)
+	var both strings.Builder
+	both.Grow(len(m.id.value) + len(m.receipt.value))
+	both.Write(m.id.value)
+	both.Write(m.receipt.value)
+	keep := both.String()
 	body := m.body.value
 	if !m.body.owned {
 		body = bytes.Clone(body)

@@ -20,6 +20,9 @@
 //     neither.
 //   - The SDK signs with the local date. Where the server's clock, as its Date headers
 //     tell, is a minute or more away, the transport sets the date and signs again.
+//   - The SDK owns a fasthttp.Client a lane, which starts one goroutine while the lane is
+//     in use. Nobody can end it; it ends by itself within two seconds of the last call,
+//     and Close does not wait for it. It is the only goroutine that outlives a call.
 //   - Answers are read by a scanner over the bytes of the answer. A body is copied
 //     once, into memory of its own, so that one message that is held for long does not
 //     hold its batch.

@@ -48,10 +48,10 @@ func receiveAll(t *testing.T, s *mns.Source, n int) []relay.Delivery {
 	return all
 }
 
-func settleAll(ds []relay.Delivery, delete bool, delay time.Duration) []relay.Settlement {
+func settleAll(ds []relay.Delivery, remove bool, delay time.Duration) []relay.Settlement {
 	ss := make([]relay.Settlement, len(ds))
 	for i, d := range ds {
-		ss[i] = relay.Settlement{Delivery: d, Delete: delete, Delay: delay}
+		ss[i] = relay.Settlement{Delivery: d, Delete: remove, Delay: delay}
 	}
 	return ss
 }

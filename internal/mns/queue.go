@@ -98,8 +98,9 @@ type Deps struct {
 	// Log is told once for each operation that the credential may not do it. Nil:
 	// nowhere.
 	Log *zap.Logger
-	// Observe, if not nil, is told of every request that was sent: the operation and
-	// OK, a code of MNS, status_502 and the like, network or canceled.
+	// Observe, if not nil, is told of every request that was tried: the operation and
+	// OK, a code that MNS documents, status_502 and the like, malformed, network or
+	// canceled. No other values come, whatever a server answers.
 	Observe func(op, code string)
 	// Dial, if not nil, replaces net.Dialer.DialContext.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -258,7 +259,7 @@ func (q *Queue) refused(l *lane, op string, status int, body []byte) *Error {
 	e.Code, e.Message, e.RequestID, _ = readError(&l.scan, body)
 	e.class = classify(status, e.Code)
 	q.observe(op, codeLabel(status, e.Code))
-	if status == http.StatusForbidden || e.class == relay.ClassAuth {
+	if e.class == relay.ClassAuth {
 		q.forbidden(l.keys, e)
 	}
 	return e

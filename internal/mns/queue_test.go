@@ -485,12 +485,12 @@ func TestTLS(t *testing.T) {
 	require.ErrorAs(t, err, &unknown)
 
 	old := httptest.NewUnstartedServer(nil)
-	old.TLS = &tls.Config{MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10} //nolint:gosec // what must be refused
+	old.TLS = &tls.Config{MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10}
 	old.Config.ErrorLog = zap.NewStdLog(zap.NewNop())
 	old.StartTLS()
 	t.Cleanup(old.Close)
 	weak := newSource(t, old.URL, func(c *mns.Config, _ *mns.Deps) {
-		c.TLS = &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10} //nolint:gosec // the least is set by the source
+		c.TLS = &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10}
 	})
 	_, err = weak.Receive(t.Context(), 1, false)
 	require.Equal(t, relay.ClassNetwork, relay.ClassOf(err))
@@ -513,6 +513,12 @@ func TestRefusedKeysAreReported(t *testing.T) {
 	require.Equal(t, relay.ClassAuth, relay.ClassOf(err))
 	require.Equal(t, 1, keys.refusals())
 	require.Equal(t, "id", keys.refused[0].AccessKeyID)
+
+	throttling := serve(t, func(w http.ResponseWriter, _ *http.Request) { mnsError(w, http.StatusForbidden, "QpsLimitExceeded") })
+	s2 := newSource(t, throttling.URL, func(_ *mns.Config, d *mns.Deps) { d.Credentials = keys })
+	_, err = s2.Receive(t.Context(), 1, false)
+	require.Equal(t, relay.ClassThrottled, relay.ClassOf(err))
+	require.Equal(t, 1, keys.refusals(), "the keys are not to blame, whatever the status")
 
 	// Before anything was received, nobody knows what a 403 to something else means.
 	_, err = s.Attributes(t.Context())

@@ -153,8 +153,14 @@ func (s *settler) run(ctx context.Context, b *batch) {
 		s.open = nil
 	}
 	s.mu.Unlock()
-	(&deletion{settler: s, receipts: make([]string, 0, len(b.entries)), results: make([]error, len(b.entries))}).
-		delete(ctx, b.entries)
+	const element = 160 // a handle of some 100 characters in its tags
+	d := deletion{
+		settler:  s,
+		receipts: make([]string, 0, len(b.entries)),
+		results:  make([]error, len(b.entries)),
+		body:     make([]byte, 0, (len(b.entries)+1)*element),
+	}
+	d.delete(ctx, b.entries)
 }
 
 // deletion is a batch on its way, with the memory that its requests share.
@@ -247,6 +253,9 @@ func (s *settler) pause(try int) bool {
 
 // isRejected tells an answer that may be about one handle of several.
 func isRejected(err error) bool {
+	if err == nil {
+		return false
+	}
 	var e *Error
 	return errors.As(err, &e) && (e.Code == codeMessageNotExist || e.Status == http.StatusBadRequest && e.Code != "")
 }
@@ -254,6 +263,9 @@ func isRejected(err error) bool {
 // isTemporary tells what may be different in a moment. New keys are fetched meanwhile
 // where the old ones were refused.
 func isTemporary(err error) bool {
+	if err == nil {
+		return false
+	}
 	switch relay.ClassOf(err) {
 	case relay.ClassThrottled, relay.ClassAuth, relay.ClassNetwork, relay.ClassServer:
 		return true

@@ -178,11 +178,11 @@ func names(from, to int) []string {
 	return s
 }
 
-func noErrors(t testing.TB, n int, errs []error) {
-	t.Helper()
-	require.Len(t, errs, n)
+func noErrors(tb testing.TB, n int, errs []error) {
+	tb.Helper()
+	require.Len(tb, errs, n)
 	for _, err := range errs {
-		require.NoError(t, err)
+		require.NoError(tb, err)
 	}
 }
 
