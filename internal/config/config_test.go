@@ -183,7 +183,6 @@ func TestPresetsGiveWay(t *testing.T) {
 	require.Equal(t, "alicom-cn", s.Preset)
 	require.Equal(t, "https://1.mns.cn-hangzhou.aliyuncs.com", s.Endpoint.Reveal())
 	require.Equal(t, credentials.Config{Type: credentials.TypeStatic, AccessKeyID: "id", AccessKeySecret: setting.NewSecret("secret")}, s.Credentials)
-
 }
 
 func TestPresetsCanBeNamedOrRefused(t *testing.T) {
@@ -440,6 +439,16 @@ func TestLoad(t *testing.T) {
 
 	_, _, err = config.Load(dir)
 	require.EqualError(t, err, dir+": cannot be read: is a directory")
+
+	stdin, err := os.Open(path)
+	require.NoError(t, err)
+	defer func(old *os.File) { os.Stdin = old }(os.Stdin)
+	os.Stdin = stdin
+	t.Setenv("RELAY_TEST_PASSWORD", "")
+	require.NoError(t, os.Unsetenv("RELAY_TEST_PASSWORD"))
+	_, _, err = config.Load("-")
+	require.EqualError(t, err, "stdin:13:15: sinks.events.password: the variable RELAY_TEST_PASSWORD is not set: set it in the environment, or write ${RELAY_TEST_PASSWORD:-default}")
+	require.NoError(t, stdin.Close())
 
 	large := filepath.Join(dir, "large")
 	require.NoError(t, os.WriteFile(large, make([]byte, 1<<20+1), 0o600))

@@ -28,6 +28,8 @@ func FuzzParse(f *testing.F) {
 		f.Add(text)
 	}
 	f.Add([]byte(with("exchange: sms.events", "exchange: {{ x }}\n    headers: {<<: *a, b: ${HOOK_TOKEN:-x}}")))
+	f.Add([]byte(with("sources:", "sources:")))
+	f.Add([]byte("sources: {a: {queue: Alicom-Queue-1-SmsUp, wait: 1s, to: [o, p]}, b: {<<: &x {queue: Alicom-Queue-1-SmsUp}}}\nsinks: {o: &o {type: file, path: \"$${ ${HOOK_TOKEN}\"}, p: {<<: *o, path: '-'}}\nroutes: [{name: r, from: b, to: {sink: o, required: true}}]"))
 	f.Add([]byte("a: &a [*a]\nsources: &s {x: {credentials: &c {base: *c}, to: &t [*t]}}\n"))
 	f.Add([]byte("sinks: {e: &e {<<: [*e, *e], type: file, path: '$${'}}\n--- !x\n\t\xff"))
 	env := usual()
@@ -48,8 +50,8 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		printed := c.YAML()
-		var any any
-		if err := yaml.Load(printed, &any); err != nil {
+		var document any
+		if err := yaml.Load(printed, &document); err != nil {
 			t.Fatalf("what is printed is not YAML: %v\n%s", err, printed)
 		}
 		if !json.Valid(c.JSON()) {

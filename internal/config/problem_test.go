@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"mnsrelay/internal/config"
@@ -310,9 +311,9 @@ func TestNotSupportedYet(t *testing.T) {
 		source(`unmatched: delete`):                          `7:16: sources.sms.unmatched: a rule for what no route takes is not supported yet`,
 		source(`unmatched: drop`):                            `7:16: sources.sms.unmatched: must be delete, dead_letter or retain, not "drop"`,
 		route(`when: "true", to: events`):                    `11:37: routes[0].when: a condition is not supported yet`,
-		route(`to: {sink: events, required: false}`):         `11:59: routes[0].to[0].required: a sink that is not required is not supported yet`,
+		route(`to: {sink: events, required: false}`):         `11:60: routes[0].to[0].required: a sink that is not required is not supported yet`,
 		route(`to: {sink: events, with: {timeout: 3s}}`):     `11:50: routes[0].to[0].with: setting a sink's settings for one route is not supported yet`,
-		route(`to: {sink: events, with: 3}`):                 `11:55: routes[0].to[0].with: must be a mapping, as in {timeout: 3s}, not a single value`,
+		route(`to: {sink: events, with: 3}`):                 `11:56: routes[0].to[0].with: must be a mapping, as in {timeout: 3s}, not a single value`,
 		events(`routing_key: "a.{{ body.x }}"`):              `12:18: sinks.events.routing_key: a {{ }} template is not supported yet`,
 		events(`headers: {a: "{{ body.x }}"}`):               `12:18: sinks.events.headers.a: a {{ }} template is not supported yet`,
 		events(`unroutable: drop`):                           `12:17: sinks.events.unroutable: "drop" is not supported yet`,
@@ -320,8 +321,7 @@ func TestNotSupportedYet(t *testing.T) {
 		with("type: static, ", "type: ram_role_arn, "):       `5:25: sources.sms.credentials.type: ram_role_arn is not supported yet`,
 		with("{type: static, access_key_id: id, access_key_secret: secret}", "{type: default}"): `5:25: sources.sms.credentials.type: default is not supported yet`,
 	} {
-		got := problems(t, text, environment(nil, nil))
-		require.Equal(t, []string{want}, got)
+		assert.Equal(t, []string{want}, problems(t, text, environment(nil, nil)))
 	}
 }
 
