@@ -216,13 +216,16 @@ func testEndedContext(t *testing.T, h SinkHarness) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	within(t, margin, "Deliver under a context that has ended", func() {
-		for _, result := range r.deliver(ctx, batch("ended", 16)) {
-			requireRetry(t, result)
+		for call := range 8 { // what is left to chance shows sooner or later
+			for _, result := range r.deliver(ctx, batch(fmt.Sprintf("ended-%d", call), 16)) {
+				requireRetry(t, result)
+			}
 		}
 	})
 	for _, result := range r.deliver(t.Context(), batch("after", 16)) {
 		requireDelivered(t, result)
 	}
+	require.Len(t, r.byID(), 16, "different messages that arrived")
 }
 
 func testBroken(t *testing.T, h SinkHarness) {
@@ -232,7 +235,7 @@ func testBroken(t *testing.T, h SinkHarness) {
 		r.eventuallyDelivers(batch("before", 2))
 		far.Break[how]()
 
-		for call := range 3 {
+		for call := range 2 { // a second time, for a state that the first has left behind
 			ms := batch(fmt.Sprintf("broken-%d", call), 16)
 			within(t, h.Timeout+margin, "Deliver while the far side is broken", func() {
 				for _, result := range r.deliver(t.Context(), ms) {

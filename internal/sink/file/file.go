@@ -53,6 +53,7 @@ type Endpoint struct {
 	health  *relay.Monitor
 	batches chan batch
 	ended   chan struct{} // closed when nothing is written any more
+	logged  string        // the trouble that was last logged; Run's goroutine only
 }
 
 // output is what lines are written to. After an error from write it is closed and
@@ -105,7 +106,7 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	}()
 
 	<-ctx.Done()
-	e.health.Set(relay.Down, errStopped.Error())
+	defer e.health.Set(relay.Down, errStopped.Error())
 	patience := time.NewTimer(stopWithin)
 	defer patience.Stop()
 	select {
@@ -120,16 +121,31 @@ func (e *Endpoint) Run(ctx context.Context) error {
 func (e *Endpoint) serve(ctx context.Context) {
 	var (
 		out     output // nil: to be opened
-		trouble = errNotYet
-		opening = time.NewTimer(0)
-		suspect bool // the last write failed: let one message find out
+		trouble error  // why
+		suspect bool   // the last write failed: let one message find out
+		opening = time.NewTimer(reopenEvery)
 	)
+	opening.Stop() // until something fails
 	defer opening.Stop()
 	fail := func(err error) {
-		trouble = err
+		out, trouble = nil, err
 		opening.Reset(reopenEvery)
 		e.report(ctx, relay.Down, err)
 	}
+	open := func() {
+		opened, err := e.open()
+		switch {
+		case err != nil:
+			fail(err)
+			return
+		case suspect:
+			e.report(ctx, relay.Probe, trouble)
+		default:
+			e.report(ctx, relay.Up, nil)
+		}
+		out = opened
+	}
+	open()
 	for {
 		select {
 		case <-ctx.Done():
@@ -141,17 +157,7 @@ func (e *Endpoint) serve(ctx context.Context) {
 			return
 
 		case <-opening.C:
-			opened, err := e.open()
-			if err != nil {
-				fail(err)
-				continue
-			}
-			out = opened
-			if suspect {
-				e.report(ctx, relay.Probe, trouble)
-			} else {
-				e.report(ctx, relay.Up, nil)
-			}
+			open()
 
 		case b := <-e.batches:
 			if out == nil {
@@ -160,7 +166,7 @@ func (e *Endpoint) serve(ctx context.Context) {
 			}
 			if err := out.write(b.lines); err != nil {
 				err = errors.Join(err, out.close())
-				out, suspect = nil, true
+				suspect = true
 				// Down first, so that who learns of the failure sees its cause.
 				fail(err)
 				b.written <- relay.Fail(reasonWrite, err)
@@ -173,24 +179,23 @@ func (e *Endpoint) serve(ctx context.Context) {
 	}
 }
 
-// report records a state and logs it when it is another than before.
+// report records a state, and logs trouble once until it is another or has ended.
 func (e *Endpoint) report(ctx context.Context, state relay.State, cause error) {
 	if ctx.Err() != nil {
-		return // Run has said the last word
+		return // Run has the last word
 	}
 	reason := ""
 	if cause != nil {
 		reason = cause.Error()
 	}
-	if !e.health.Set(state, reason) {
-		return
-	}
-	switch state {
-	case relay.Down:
+	e.health.Set(state, reason)
+	switch {
+	case state == relay.Down && reason != e.logged:
+		e.logged = reason
 		e.log.Warn("the file cannot be written", zap.Error(cause))
-	case relay.Up:
-		e.log.Info("the file can be written")
-	case relay.Probe:
+	case state == relay.Up && e.logged != "":
+		e.logged = ""
+		e.log.Info("the file can be written again")
 	}
 }
 

@@ -61,10 +61,9 @@ func TestConformanceOfFile(t *testing.T) {
 
 func TestConformanceOfStandardOutput(t *testing.T) {
 	relaytest.TestSink(t, relaytest.SinkHarness{
-		Timeout:   time.Second,
-		Recovery:  time.Second,
-		Connected: true,
-		Untyped:   true,
+		Timeout:  time.Second,
+		Recovery: time.Second,
+		Untyped:  true,
 		Start: func(t *testing.T) relaytest.FarSide {
 			t.Helper()
 			out := &output{}

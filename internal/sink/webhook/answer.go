@@ -3,7 +3,6 @@ package webhook
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -17,7 +16,7 @@ import (
 // The reasons under which failures are counted.
 const (
 	reasonStopped       = "stopped"         // the caller gave up or the endpoint was closed
-	reasonTimeout       = "timeout"         // no complete answer in time
+	reasonTimeout       = "timeout"         // no connection or no complete answer in time
 	reasonAddress       = "address_refused" // see guard
 	reasonDNS           = "dns"             // no address for the host
 	reasonConnect       = "connect"         // no TCP connection
@@ -111,18 +110,24 @@ func classify(ctx context.Context, err error) error {
 		op        *net.OpError
 		untrusted *tls.CertificateVerificationError
 		notTLS    tls.RecordHeaderError
-		alert     tls.AlertError
-		authority x509.UnknownAuthorityError
+		timeout   net.Error
 	)
 	switch {
 	case errors.As(err, &refused):
 		return relay.Fail(reasonAddress, refused)
 	case errors.As(err, &dns):
 		return relay.Fail(reasonDNS, err)
-	case errors.As(err, &untrusted), errors.As(err, &notTLS), errors.As(err, &alert), errors.As(err, &authority):
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return relay.Fail(reasonTimeout, err)
+	case errors.As(err, &untrusted), errors.As(err, &notTLS):
 		return relay.Fail(reasonTLS, err)
-	case errors.As(err, &op) && op.Op == "dial":
-		return relay.Fail(reasonConnect, err)
+	case errors.As(err, &op):
+		switch op.Op {
+		case "dial":
+			return relay.Fail(reasonConnect, err)
+		case "remote error", "local error": // what crypto/tls calls an alert
+			return relay.Fail(reasonTLS, err)
+		}
 	}
 	return relay.Fail(reasonNetwork, &shortError{err})
 }

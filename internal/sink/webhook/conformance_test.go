@@ -1,6 +1,7 @@
 package webhook_test
 
 import (
+	"crypto/tls"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
 
 	"mnsrelay/internal/relay"
@@ -20,7 +22,7 @@ import (
 	"mnsrelay/internal/sink/webhook"
 )
 
-const timeout = time.Second
+const timeout = 2 * time.Second
 
 func TestConformance(t *testing.T) {
 	for _, c := range []struct {
@@ -41,11 +43,13 @@ func farSide(t *testing.T, secure bool) relaytest.FarSide {
 	t.Helper()
 	receiver := &receiver{t: t, protocol: 1}
 	server := httptest.NewUnstartedServer(receiver)
+	server.Config.ErrorLog = zap.NewStdLog(zap.NewNop()) // it is broken on purpose
 	scheme := "http://"
 	if secure {
 		scheme = "https://"
 		receiver.protocol = 2
 		server.EnableHTTP2 = true
+		server.TLS = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{trusted}}
 		server.StartTLS()
 	} else {
 		server.Start()

@@ -1,0 +1,167 @@
+package webhook_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
+	"mnsrelay/internal/sink/webhook"
+)
+
+func TestConfig(t *testing.T) {
+	header := func(name, value string) func(*webhook.Config) {
+		return func(c *webhook.Config) { c.Headers = map[string]setting.Secret{name: setting.NewSecret(value)} }
+	}
+	to := func(url string) func(*webhook.Config) {
+		return func(c *webhook.Config) { c.URL = setting.NewURL(url) }
+	}
+	allow := func(networks ...string) func(*webhook.Config) {
+		return func(c *webhook.Config) { c.Network.Allow = networks }
+	}
+	for _, c := range []struct {
+		name   string
+		change func(*webhook.Config)
+		want   string // empty: valid
+	}{
+		{"defaults", func(*webhook.Config) {}, ""},
+		{"no URL", to(""), "url: is missing"},
+		{"another scheme", to("ftp://hooks.example.com"), `url: has the scheme "ftp"`},
+		{"no scheme", to("hooks.example.com/sms"), "url: not a complete URL"},
+		{"no host", to("https://:443/"), "url: has no host"},
+		{"port 0", to("https://hooks.example.com:0/"), "url: has the port 0"},
+		{"port 65536", to("https://hooks.example.com:65536/"), "url: has the port 65536"},
+		{"a fragment", to("https://hooks.example.com/#x"), "url: has a fragment"},
+		{"a template", to("https://hooks.example.com/{{ id }}"), "url: a template is not supported yet"},
+		{"user info", to("https://u:p@hooks.example.com/"), ""},
+		{"user info and authorization", func(c *webhook.Config) {
+			to("https://u:p@hooks.example.com/")(c)
+			header("Authorization", "Bearer x")(c)
+		}, "url: has user info while headers has authorization"},
+		{"a private address", to("https://10.0.0.1/"), `url: 10.0.0.1 is not an address of the public internet`},
+		{"a private address that is allowed", func(c *webhook.Config) { to("https://10.0.0.1/")(c); allow("10.0.0.0/8")(c) }, ""},
+
+		{"a header", header("authorization", "Bearer x"), ""},
+		{"a content type", header("content-type", "application/cloudevents+json"), ""},
+		{"a header's name", header("x y", "1"), `headers: has the name "x y"`},
+		{"a header without a name", header("", "1"), `headers: has the name ""`},
+		{"a line break in a header", header("x-a", "1\r\nx-b: 2"), "headers.x-a: has a line break"},
+		{"a template in a header", header("x-a", "{{ id }}"), "headers.x-a: a template is not supported yet"},
+		{"a header of one hop", header("Connection", "close"), "headers.Connection: is set by the relay or by HTTP itself"},
+		{"the host", header("host", "a"), "headers.host: is set by"},
+		{"the length", header("Content-Length", "1"), "headers.Content-Length: is set by"},
+		{"the transfer", header("transfer-encoding", "chunked"), "headers.transfer-encoding: is set by"},
+		{"the id", header("Webhook-Id", "1"), "headers.Webhook-Id: is set by"},
+		{"the relay's headers", header("X-Mnsrelay-Source", "1"), "headers.X-Mnsrelay-Source: is set by"},
+		{"one header twice", func(c *webhook.Config) {
+			c.Headers = map[string]setting.Secret{"x-a": setting.NewSecret("1"), "X-A": setting.NewSecret("2")}
+		}, `headers.x-a: is the same header as "X-A"`},
+
+		{"no timeout", func(c *webhook.Config) { c.Timeout = 0 }, "timeout: is 0s"},
+		{"a negative timeout", func(c *webhook.Config) { c.Timeout = -1 }, "timeout: is -1ns"},
+		{"an endless timeout", func(c *webhook.Config) { c.Timeout = time.Hour }, "timeout: is 1h0m0s"},
+		{"no concurrency", func(c *webhook.Config) { c.Concurrency = 0 }, "concurrency: is 0"},
+		{"too much concurrency", func(c *webhook.Config) { c.Concurrency = 4097 }, "concurrency: is 4097"},
+		{"a network", allow("10.0.0.0/8", "fd00::/8"), ""},
+		{"no network", allow("10.0.0.0/8", "10.0.0.1"), `network.allow[1]: "10.0.0.1" is not a network`},
+		{"a mapped network", allow("::ffff:10.0.0.0/104"), "network.allow[0]: \"::ffff:10.0.0.0/104\" is an IPv4 network written as IPv6"},
+
+		{"signing", func(c *webhook.Config) { c.Signing.Secrets = []setting.Secret{setting.NewSecret("s")} }, "signing.secrets: signing is not supported yet"},
+		{"a rate limit", func(c *webhook.Config) { c.RateLimit.PerSecond = 1 }, "rate_limit: a rate limit is not supported yet"},
+		{"retry", func(c *webhook.Config) { c.Retry.MaxAttempts = 5 }, "retry: any value but the default is not supported yet"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			config := webhook.Defaults()
+			config.URL = setting.NewURL("https://hooks.example.com/sms")
+			c.change(config)
+			err := config.Validate()
+			if c.want == "" {
+				require.NoError(t, err)
+				return
+			}
+			require.ErrorContains(t, err, c.want)
+			require.Len(t, problems(t, err), 1)
+		})
+	}
+}
+
+func TestEveryProblemIsReportedAtOnceAndNoSecret(t *testing.T) {
+	c := webhook.Defaults()
+	c.URL = setting.NewURL("ftp://user:hunter2@hooks.example.com?key=hunter2")
+	c.Headers = map[string]setting.Secret{"x-a": setting.NewSecret("hunter2\n"), "host": setting.NewSecret("hunter2")}
+	c.Timeout, c.Concurrency = 0, 0
+	c.Network.Allow = []string{"x", "y"}
+	err := c.Validate()
+	require.Len(t, problems(t, err), 7)
+	require.NotContains(t, err.Error(), "hunter2")
+}
+
+// problems takes a joined error apart; every part has to be a *setting.Problem.
+func problems(t *testing.T, err error) (all []*setting.Problem) {
+	t.Helper()
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // takes this very error apart
+		for _, part := range joined.Unwrap() {
+			all = append(all, problems(t, part)...)
+		}
+		return all
+	}
+	var problem *setting.Problem
+	require.ErrorAs(t, err, &problem)
+	return append(all, problem)
+}
+
+func TestWarnings(t *testing.T) {
+	for url, want := range map[string]int{
+		"https://hooks.example.com": 0,
+		"http://hooks.example.com":  1,
+		"http://10.0.0.1":           1,
+		"http://localhost:8080":     0,
+		"http://127.0.0.1:8080":     0,
+		"http://[::1]:8080":         0,
+		"not a URL":                 0,
+	} {
+		c := webhook.Defaults()
+		c.URL = setting.NewURL(url)
+		require.Len(t, c.Warnings(), want, url)
+		for _, warning := range c.Warnings() {
+			require.ErrorContains(t, warning, "unencrypted")
+		}
+	}
+}
+
+func TestRouteSettings(t *testing.T) {
+	receiver := start(t, accept)
+	endpoint := open(t, func(c *webhook.Config) {
+		c.URL = setting.NewURL(receiver.url)
+		c.Headers = map[string]setting.Secret{"x-a": setting.NewSecret("sink"), "x-b": setting.NewSecret("sink")}
+	})
+	run(t, endpoint)
+	_, err := endpoint.Bind(func(settings any) error {
+		settings.(*webhook.Settings).Timeout = 0
+		return nil
+	})
+	require.ErrorContains(t, err, "timeout: is 0s")
+
+	routed, err := endpoint.Bind(func(settings any) error {
+		s := settings.(*webhook.Settings)
+		require.Equal(t, timeout, s.Timeout)
+		s.Headers["x-b"] = setting.NewSecret("route")
+		s.Headers["x-c"] = setting.NewSecret("route")
+		return nil
+	})
+	require.NoError(t, err)
+	plain, err := endpoint.Bind(nil)
+	require.NoError(t, err)
+
+	for _, c := range []struct {
+		sink relay.Sink
+		want string
+	}{{routed, "sink route route"}, {plain, "sink sink "}} {
+		require.Equal(t, relay.Delivered, deliver(t, c.sink, message("1"))[0].Outcome)
+		h := receiver.last().Header
+		require.Equal(t, c.want, strings.Join([]string{h.Get("x-a"), h.Get("x-b"), h.Get("x-c")}, " "))
+	}
+}
