@@ -415,6 +415,28 @@ func TestPrintingTellsWhereValuesCameFrom(t *testing.T) {
 	require.JSONEq(t, string(asJSON), string(c.JSON()))
 }
 
+// A text stays the same text whatever it looks like, for this parser and for others.
+func TestPrintingOddTexts(t *testing.T) {
+	t.Parallel()
+	for _, odd := range []string{
+		"yes", "No", "null", "~", "true", "1e3", "0x1", "007", ".inf", "2024-01-01", " a", "a ", "a: b", "a:", "- a", "#a", "a #b", "*a", "&a", "!a", "@a", "%a",
+		"'a'", `"a"`, `a\b`, "a\nb", "\t", "\u0085\u2028\u2029\ufeff\u007f\u0080", "é漢🙂", "${A}", "$${A}", "$$", "30s", "64MiB", "https://h:1/p", "{}", "[]", "<<",
+		strings.Repeat("long ", 50),
+	} {
+		c := parse(t, with("sms.events", "sms.events\n    routing_key: ${ODD}"), environment(map[string]string{"ODD": odd}, nil))
+		again := parse(t, string(c.YAML()), environment(nil, nil))
+		events, is := again.Sinks[0].Settings.(*amqp091.Config)
+		require.True(t, is)
+		require.Equal(t, odd, events.RoutingKey)
+
+		var other struct {
+			Sinks map[string]map[string]any `yaml:"sinks"`
+		}
+		require.NoError(t, yaml.Load(c.YAML(), &other))
+		require.Equal(t, strings.ReplaceAll(odd, "${", "$${"), other.Sinks["events"]["routing_key"])
+	}
+}
+
 func TestLoad(t *testing.T) {
 	t.Setenv("RELAY_TEST_PASSWORD", "hunter2")
 	dir := t.TempDir()

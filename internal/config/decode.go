@@ -57,9 +57,6 @@ func join(path, key string) string {
 	if key == "" {
 		return path
 	}
-	if key[0] == '[' {
-		return path + key
-	}
 	return path + "." + key
 }
 
@@ -509,14 +506,6 @@ func (d *decoder) alike(path, part string) {
 	}
 }
 
-func isSecret(v reflect.Value) bool {
-	switch v.Interface().(type) {
-	case setting.Secret, setting.URL:
-		return true
-	}
-	return false
-}
-
 // wrongType is a value that its setting cannot hold; it shows the value.
 type wrongType struct{ shown string }
 
@@ -598,7 +587,7 @@ func wanted(v reflect.Value, text string) string {
 	shown := example(v.Type())
 	if _, err := strconv.ParseUint(text, 10, 32); err == nil && v.Type() == reflect.TypeFor[time.Duration]() {
 		shown = text + "s"
-	} else if text, isScalar := scalarText(v); isScalar && !v.IsZero() && !isSecret(v) {
+	} else if text, isScalar := scalarText(v); isScalar && !v.IsZero() {
 		shown = text
 	}
 	switch {

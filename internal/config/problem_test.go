@@ -127,6 +127,27 @@ func TestProblems(t *testing.T) {
 			`1:23: in_flight.messages: must be at least 16, the largest batch_size, not 15`,
 			`1:34: in_flight.bytes: must be at least 1MiB, what 16 messages of 64KiB need, not 1023KiB`,
 		}},
+		{"wrong types of a webhook", `sources: {s: {queue: Alicom-Queue-1-SmsUp, credentials: {access_key_id: a, access_key_secret: b, owner_id: me}, to: hook}}
+sinks:
+  hook:
+    type: webhook
+    url: [https://h]
+    rate_limit: {per_second: fast, burst: .inf}
+    signing: {secrets: one}
+    concurrency: 99999999999999999999
+    network: {allow: 10.0.0.0/8}
+    headers: {authorization: {a: b}}
+    timeout: ` + strings.Repeat("x", 80) + "\n", []string{
+			`1:108: sources.s.credentials.owner_id: must be a whole number, as in 1, not "me"`,
+			`5:5: sinks.hook.url: must be a URL, not a list`,
+			`6:30: sinks.hook.rate_limit.per_second: must be a number, as in 0.5, not "fast"`,
+			`6:43: sinks.hook.rate_limit.burst: must be a whole number, as in 1, not ".inf"`,
+			`7:24: sinks.hook.signing.secrets: must be a list, as in [name], not a single value`,
+			`8:18: sinks.hook.concurrency: must be a whole number, as in 16, not "99999999999999999999"`,
+			`9:22: sinks.hook.network.allow: must be a list, as in [name], not a single value`,
+			`10:15: sinks.hook.headers.authorization: must be text, not a mapping`,
+			`11:14: sinks.hook.timeout: must be a duration with its unit, as in 10s, not "` + strings.Repeat("x", 60) + `"...`,
+		}},
 		{"unset variables", with("amqps://rabbitmq.mq:5671/prod", "amqps://${MQ_HOST}/${VHOST}"), []string{
 			`10:10: sinks.events.url: the variable MQ_HOST is not set: set it in the environment, or write ${MQ_HOST:-default}`,
 			`10:10: sinks.events.url: the variable VHOST is not set: set it in the environment, or write ${VHOST:-default}`,
