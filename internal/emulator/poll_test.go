@@ -145,16 +145,20 @@ func TestAbandonedPollSwallowsNothing(t *testing.T) {
 		s := newServer(t, emulator.Config{})
 		for range 200 {
 			ctx, cancel := context.WithCancel(t.Context())
-			answer := poll(ctx, s, "?waitseconds=30")
+			answer := poll(ctx, s, "?waitseconds=30&numOfMessages=2")
 			synctest.Wait()
 			cancel()
-			sendBody(t, s, "x")
+			_, err := s.SendAll(queueName, []emulator.Message{{Body: []byte("1")}, {Body: []byte("2")}, {Body: []byte("3")}})
+			require.NoError(t, err)
 			<-answer
-			got := receiveOne(t, s)
-			require.Equal(t, 1, got.DequeueCount, "as if the poll had never been")
-			require.Equal(t, http.StatusNoContent, mns(t, s, http.MethodDelete, deletePath(got.ReceiptHandle), "").status)
+			for _, body := range []string{"1", "2", "3"} {
+				got := receiveOne(t, s)
+				require.Equal(t, body, got.MessageBody, "in the order they had")
+				require.Equal(t, 1, got.DequeueCount, "as if the poll had never been")
+				require.Equal(t, http.StatusNoContent, mns(t, s, http.MethodDelete, deletePath(got.ReceiptHandle), "").status)
+			}
 		}
-		require.Equal(t, emulator.QueueStats{Sent: 200, Received: 200, Deleted: 200}, stats(t, s))
+		require.Equal(t, emulator.QueueStats{Sent: 600, Received: 600, Deleted: 600}, stats(t, s))
 	})
 }
 
