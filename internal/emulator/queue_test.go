@@ -94,6 +94,33 @@ func TestChangeVisibility(t *testing.T) {
 	})
 }
 
+// A message whose lease is renewed holds nobody up whose lease ends before.
+func TestVisibilityChangeAmongOthers(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t, emulator.Config{})
+		for _, body := range []string{"long", "usual", "short"} {
+			sendBody(t, s, body)
+		}
+		got := receive(t, s, "?numOfMessages=3")
+		mns(t, s, http.MethodPut, visibilityPath(got[0].ReceiptHandle, 100), "")
+		mns(t, s, http.MethodPut, visibilityPath(got[2].ReceiptHandle, 10), "")
+		start := time.Now()
+		for _, want := range []struct {
+			body string
+			in   time.Duration
+		}{{"short", 10 * time.Second}, {"usual", 30 * time.Second}, {"long", 100 * time.Second}} {
+			var m []replyMessage
+			for len(m) == 0 {
+				m = receive(t, s, "?waitseconds=30")
+			}
+			require.Equal(t, want.body, m[0].MessageBody)
+			require.Equal(t, want.in, time.Since(start))
+			require.Equal(t, http.StatusNoContent, mns(t, s, http.MethodDelete, deletePath(m[0].ReceiptHandle), "").status)
+		}
+	})
+}
+
 func TestHandlesOfOtherQueues(t *testing.T) {
 	t.Parallel()
 	s := newServer(t, emulator.Config{Queues: map[string]emulator.QueueConfig{queueName: {}, "other": {}}})
