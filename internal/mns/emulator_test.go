@@ -183,7 +183,9 @@ func TestFaultsLoseNothing(t *testing.T) {
 		{Operation: emulator.OpReceive, Connection: emulator.CutBody, Rate: 0.1},
 		{Operation: emulator.OpDelete, Status: 500, Code: "InternalError", Rate: 0.2},
 		{Operation: emulator.OpDelete, Connection: emulator.DropBefore, Rate: 0.2},
-		{Operation: emulator.OpDelete, Connection: emulator.CutBody, Rate: 0.1},
+		// No cut body: that of a 204 is empty, so the answer is whole, and whether the
+		// next request still reaches the connection that then closes is a race.
+		{Operation: emulator.OpDelete, Connection: emulator.DropAfter, Rate: 0.1},
 	}
 	server, s := startEmulator(t, emulator.Config{}, emulator.QueueConfig{VisibilityTimeout: 3 * time.Second}, nil)
 	const n = 300
