@@ -24,11 +24,11 @@ const patience = 90 * time.Second
 
 // URL is the broker that tests share: they may declare and delete what they like
 // under names of their own, and leave nothing behind.
-func URL(t testing.TB) string {
-	t.Helper()
+func URL(tb testing.TB) string {
+	tb.Helper()
 	u := os.Getenv(Variable)
 	if u == "" {
-		t.Fatalf("%s is not set: run the tests with \"make test\", or \"go run ./test/withbroker -- go test ./...\", or set it to amqp://user:password@host:5672/vhost of a RabbitMQ that tests may write to", Variable)
+		tb.Fatalf("%s is not set: run the tests with \"make test\", or \"go run ./test/withbroker -- go test ./...\", or set it to amqp://user:password@host:5672/vhost of a RabbitMQ that tests may write to", Variable)
 	}
 	return u
 }
@@ -63,28 +63,28 @@ var (
 // Private is a broker that the test has for itself, gone when the test ends: a
 // Node, or, on a machine that has no rabbitmq-server but a shared broker, a Proxy
 // in front of that one.
-func Private(t testing.TB) Broker {
-	t.Helper()
+func Private(tb testing.TB) Broker {
+	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if !Installed() {
 		if shared := os.Getenv(Variable); shared != "" {
 			proxy, err := NewProxy(ctx, shared)
 			if err != nil {
-				t.Fatalf("put a proxy before the broker of %s: %v", Variable, err)
+				tb.Fatalf("put a proxy before the broker of %s: %v", Variable, err)
 			}
-			t.Cleanup(proxy.Close)
+			tb.Cleanup(proxy.Close)
 			return proxy
 		}
-		t.Fatalf("rabbitmq-server is not installed: run test/setup, or set %s to a RabbitMQ that tests may write to", Variable)
+		tb.Fatalf("rabbitmq-server is not installed: run test/setup, or set %s to a RabbitMQ that tests may write to", Variable)
 	}
-	node, err := Start(ctx, Config{Dir: t.TempDir()})
+	node, err := Start(ctx, Config{Dir: tb.TempDir()})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		if err := node.Close(); err != nil {
-			t.Errorf("close the broker: %v", err)
+			tb.Errorf("close the broker: %v", err)
 		}
 	})
 	return node

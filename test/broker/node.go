@@ -58,7 +58,7 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, fmt.Errorf("make the broker's folder: %w", err)
 	}
 	n := &Node{dir: dir}
-	defer func() {
+	defer func() { //nolint:contextcheck // What was started is ended though ctx may have.
 		if err != nil {
 			err = errors.Join(err, n.Close())
 		}
@@ -72,7 +72,7 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	}
 	// Erlang would start "epmd -daemon", which outlives everything; this one is a
 	// child in the foreground.
-	epmd := exec.Command("epmd", "-port", strconv.Itoa(ports[2]), "-address", "127.0.0.1") //nolint:noctx // It lives until Close.
+	epmd := exec.Command("epmd", "-port", strconv.Itoa(ports[2]), "-address", "127.0.0.1") //nolint:noctx,gosec // It lives until Close; its argument is a number.
 	epmd.Env = n.environment
 	if n.epmd, err = launch(epmd, nil); err != nil {
 		return nil, fmt.Errorf("start epmd: %w", err)
@@ -153,7 +153,7 @@ func (n *Node) Start(ctx context.Context) error {
 	case <-ready.seen:
 		return nil
 	case <-beam.done:
-		return fmt.Errorf("start the broker: it ended (%v) and wrote:\n%s", beam.err, ready.tail())
+		return fmt.Errorf("start the broker: it ended and wrote:\n%s\n%w", ready.tail(), beam.outcome())
 	case <-ctx.Done():
 		return fmt.Errorf("start the broker: %w; it wrote:\n%s", ctx.Err(), ready.tail())
 	}
@@ -229,7 +229,7 @@ func freePorts(ctx context.Context, count int) ([]int, error) {
 			continue
 		}
 		// Held until all are found: no port is found twice.
-		defer l.Close() //nolint:errcheck,gocritic // Nothing was accepted.
+		defer l.Close() //nolint:errcheck // Nothing was accepted.
 		if ports = append(ports, port); len(ports) == count {
 			return ports, nil
 		}
@@ -250,7 +250,7 @@ func awaitPort(ctx context.Context, port int, p *process) error {
 		select {
 		case <-tick.C:
 		case <-p.done:
-			return fmt.Errorf("it ended: %w", p.err)
+			return p.outcome()
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -53,6 +53,14 @@ func launch(cmd *exec.Cmd, output io.Writer) (*process, error) {
 	return p, nil
 }
 
+// outcome says how the process ended; call it after done.
+func (p *process) outcome() error {
+	if p.err == nil {
+		return errors.New("the process ended by itself")
+	}
+	return fmt.Errorf("the process ended: %w", p.err)
+}
+
 // signal sends s to the process and those of its group.
 func (p *process) signal(s syscall.Signal) error {
 	select {

@@ -99,7 +99,7 @@ func (p *Proxy) Start(ctx context.Context) error {
 	p.mu.Lock()
 	p.listener = l
 	p.mu.Unlock()
-	p.running.Go(func() { p.accept(l) })
+	p.running.Go(func() { p.accept(l) }) //nolint:contextcheck // It lives until Kill.
 	return nil
 }
 

@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -35,7 +36,12 @@ const (
 	grace = 20 * time.Second
 )
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	// The command is killed at the death of the thread that started it, which must
+	// therefore be one that lives as long as we do.
+	runtime.LockOSThread()
+	os.Exit(run(os.Args[1:]))
+}
 
 func run(args []string) int {
 	if len(args) > 0 && args[0] == "--" {
@@ -102,7 +108,7 @@ func runIn(dir string, args []string, signals <-chan os.Signal) (code int) {
 	cmd.Env = environment
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	// A group of its own: a signal reaches all of it, through us, once.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = attributes()
 	if err := cmd.Start(); err != nil {
 		complain("%v", err)
 		return exitFailed
@@ -152,7 +158,7 @@ func start(ctx context.Context, dir string, signals <-chan os.Signal) (*broker.N
 		select {
 		case r := <-started:
 			if err := context.Cause(ctx); err != nil && r.err == nil {
-				return nil, errors.Join(err, r.node.Close())
+				return nil, errors.Join(err, r.node.Close()) //nolint:contextcheck // ctx has ended.
 			}
 			return r.node, r.err
 		case s := <-signals:

@@ -5,6 +5,11 @@ import (
 	"syscall"
 )
 
+// attributes give the command a group of its own and kill it should we die.
+func attributes() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+}
+
 // endWithParent asks for SIGTERM when the parent dies: "go run" and make do not
 // hand on a signal that was meant for them.
 func endWithParent() error {

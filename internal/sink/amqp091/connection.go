@@ -161,7 +161,7 @@ func dial(ctx context.Context, t target, files *TLS, deps relay.SinkDeps) (_ *co
 	over := opened.NotifyClose(make(chan *amqp.Error, 1))
 	go func() {
 		// Ends with the connection, whichever way: the library then closes it.
-		for range over { //nolint:revive // Only the end matters.
+		for range over {
 		}
 		c.end()
 	}()

@@ -121,7 +121,7 @@ func (e *Endpoint) Health() (relay.Health, <-chan struct{}) { return e.monitor.H
 
 // Bind makes the Sink for one target of a route.
 func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
-	settings := e.config.Settings.clone()
+	settings := e.config.clone()
 	if with != nil {
 		if err := with(&settings); err != nil {
 			return nil, err

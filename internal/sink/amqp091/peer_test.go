@@ -95,7 +95,7 @@ type peerConn struct {
 func (c *peerConn) send(channel, class, method uint16, arguments ...byte) {
 	frame := []byte{1}
 	frame = binary.BigEndian.AppendUint16(frame, channel)
-	frame = binary.BigEndian.AppendUint32(frame, uint32(4+len(arguments))) //nolint:gosec // A few bytes.
+	frame = binary.BigEndian.AppendUint32(frame, uint32(4+len(arguments)))
 	frame = binary.BigEndian.AppendUint16(frame, class)
 	frame = binary.BigEndian.AppendUint16(frame, method)
 	frame = append(append(frame, arguments...), 0xCE)
@@ -103,7 +103,7 @@ func (c *peerConn) send(channel, class, method uint16, arguments ...byte) {
 }
 
 func long(s string) []byte {
-	return append(binary.BigEndian.AppendUint32(nil, uint32(len(s))), s...) //nolint:gosec // A few bytes.
+	return append(binary.BigEndian.AppendUint32(nil, uint32(len(s))), s...)
 }
 
 func short(s string) []byte { return append([]byte{byte(len(s))}, s...) }

@@ -31,26 +31,26 @@ const routingKey = "sms.report"
 
 // inbox is an exchange with a durable queue bound to it, on a broker.
 type inbox struct {
-	t        *testing.T
+	t        testing.TB
 	url      string
 	exchange string
 	queue    string
 }
 
-func newInbox(t *testing.T, brokerURL string) *inbox {
-	t.Helper()
-	name := fmt.Sprintf("mnsrelay.test.%s.%d", strings.ReplaceAll(t.Name(), "/", "."), time.Now().UnixNano())
+func newInbox(tb testing.TB, brokerURL string) *inbox {
+	tb.Helper()
+	name := fmt.Sprintf("mnsrelay.test.%s.%d", strings.ReplaceAll(tb.Name(), "/", "."), time.Now().UnixNano())
 	if len(name) > 200 {
 		name = name[len(name)-200:]
 	}
-	in := &inbox{t: t, url: brokerURL, exchange: name, queue: name}
+	in := &inbox{t: tb, url: brokerURL, exchange: name, queue: name}
 	in.with(func(ch *amqp.Channel) {
-		require.NoError(t, ch.ExchangeDeclare(name, amqp.ExchangeTopic, true, false, false, false, nil))
+		require.NoError(tb, ch.ExchangeDeclare(name, amqp.ExchangeTopic, true, false, false, false, nil))
 		_, err := ch.QueueDeclare(name, true, false, false, false, nil)
-		require.NoError(t, err)
-		require.NoError(t, ch.QueueBind(name, "#", name, false, nil))
+		require.NoError(tb, err)
+		require.NoError(tb, ch.QueueBind(name, "#", name, false, nil))
 	})
-	t.Cleanup(in.remove)
+	tb.Cleanup(in.remove)
 	return in
 }
 
@@ -117,29 +117,29 @@ func (in *inbox) config() *amqp091.Config {
 	return c
 }
 
-func deps(t *testing.T) relay.SinkDeps {
-	t.Helper()
+func deps(tb testing.TB) relay.SinkDeps {
+	tb.Helper()
 	return relay.SinkDeps{Name: "events", Instance: "mnsrelay/test (here)", Log: zap.NewNop()}
 }
 
 // running is an endpoint that runs until the test ends, or end is called.
 type running struct {
-	t        *testing.T
+	t        testing.TB
 	endpoint relay.Endpoint
 	sink     relay.Sink
 	log      *observer.ObservedLogs
 	end      func()
 }
 
-func run(t *testing.T, c *amqp091.Config) *running {
-	t.Helper()
+func run(tb testing.TB, c *amqp091.Config) *running {
+	tb.Helper()
 	core, log := observer.New(zapcore.DebugLevel)
-	d := deps(t)
+	d := deps(tb)
 	d.Log = zap.New(core)
 	endpoint, err := c.Open(d)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	sink, err := endpoint.Bind(nil)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- endpoint.Run(ctx) }()
@@ -147,13 +147,13 @@ func run(t *testing.T, c *amqp091.Config) *running {
 		cancel()
 		select {
 		case err := <-ended:
-			require.NoError(t, err)
+			require.NoError(tb, err)
 		case <-time.After(patience):
-			require.FailNow(t, "Run did not end")
+			require.FailNow(tb, "Run did not end")
 		}
 	})
-	t.Cleanup(end)
-	return &running{t: t, endpoint: endpoint, sink: sink, log: log, end: end}
+	tb.Cleanup(end)
+	return &running{t: tb, endpoint: endpoint, sink: sink, log: log, end: end}
 }
 
 // await waits for a state and gives its health.
