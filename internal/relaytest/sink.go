@@ -563,7 +563,7 @@ func requireDelivered(t *testing.T, r relay.Result) {
 }
 
 // reasonForm is that of a metric's label.
-var reasonForm = regexp.MustCompile(`^[a-z][a-z0-9_]*$`) //nolint:gochecknoglobals // compiled once
+var reasonForm = regexp.MustCompile(`^[a-z][a-z0-9_]*$`)
 
 // requireRetry demands the outcome Retry with an error whose reason has a name.
 func requireRetry(t *testing.T, r relay.Result) {

@@ -90,7 +90,7 @@ const (
 
 // Validate reports every problem at once, each a *setting.Problem.
 func (c *Config) Validate() error {
-	problems := []error{c.validateURL(), c.Settings.validate()}
+	problems := []error{c.validateURL(), c.validateSettings()}
 	report := func(err error) { problems = append(problems, err) }
 
 	if len(c.Signing.Secrets) > 0 {
@@ -168,7 +168,7 @@ func (c *Config) Warnings() []error {
 	return []error{setting.Problemf("url", "is http://: messages and headers travel unencrypted; write https://")}
 }
 
-func (s *Settings) validate() error {
+func (s *Settings) validateSettings() error {
 	var problems []error
 	report := func(err error) { problems = append(problems, err) }
 

@@ -102,7 +102,7 @@ func TestEveryProblemIsReportedAtOnceAndNoSecret(t *testing.T) {
 // problems takes a joined error apart; every part has to be a *setting.Problem.
 func problems(t *testing.T, err error) (all []*setting.Problem) {
 	t.Helper()
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // takes this very error apart
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, part := range joined.Unwrap() {
 			all = append(all, problems(t, part)...)
 		}

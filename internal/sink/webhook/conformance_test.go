@@ -124,7 +124,9 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 func arrival(t *testing.T, h http.Header, body []byte) relaytest.Arrival {
 	t.Helper()
 	id, err := url.PathUnescape(h.Get(webhook.HeaderID))
-	assert.NoError(t, err)
+	if err != nil {
+		t.Errorf("%s: %v", webhook.HeaderID, err)
+	}
 	a := relaytest.Arrival{ID: id, Body: body, Headers: map[string]string{}, ContentType: h.Get("Content-Type")}
 	for name := range h {
 		if lower := strings.ToLower(name); strings.HasPrefix(lower, "x-") {

@@ -154,7 +154,7 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 		if err := with(&settings); err != nil {
 			return nil, err
 		}
-		if err := settings.validate(); err != nil {
+		if err := settings.validateSettings(); err != nil {
 			return nil, err
 		}
 	}
@@ -204,16 +204,9 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 	posts.Wait()
 }
 
-// acquire takes a slot, unless ctx or the endpoint has ended.
+// acquire waits for a slot, or until ctx or the endpoint has ended. Where a slot is
+// free all the same, the request does not begin: its context has ended.
 func (e *Endpoint) acquire(ctx context.Context) error {
-	// First, because select picks any of the cases that are ready.
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-e.stopped:
-		return errStopped
-	default:
-	}
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)

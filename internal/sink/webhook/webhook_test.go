@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -357,6 +358,125 @@ func listen(t *testing.T, serve func(net.Conn)) (addr string) {
 	return listener.Addr().String()
 }
 
+// TestFloodIsNotRead counts what a far side gets rid of: what was read, and what the
+// kernel holds for a reader that does not come.
+func TestFloodIsNotRead(t *testing.T) {
+	for _, head := range []string{
+		"HTTP/1.1 200 OK\r\n",
+		"HTTP/1.1 200 OK\r\n\r\n",
+		"HTTP/1.1 500 Oh\r\n\r\n",
+	} {
+		all := make(chan int, 1)
+		far := listen(t, func(c net.Conn) {
+			assert.NoError(t, c.(*net.TCPConn).SetWriteBuffer(4<<10))
+			_, _ = http.ReadRequest(bufio.NewReader(c))
+			_, _ = io.WriteString(c, head)
+			line := "x: " + strings.Repeat("x", 1000) + "\r\n"
+			for sent := 0; ; {
+				n, err := io.WriteString(c, line)
+				if sent += n; err != nil {
+					all <- sent
+					return
+				}
+			}
+		})
+		require.Equal(t, relay.Retry, deliver(t, sinkTo(t, "http://"+far), message("1"))[0].Outcome)
+		require.Less(t, <-all, 1<<20, "bytes sent after %q", head)
+	}
+}
+
+// TestConnectHangs has a far side whose kernel drops what should open a connection.
+func TestConnectHangs(t *testing.T) {
+	endpoint := open(t, func(c *webhook.Config) {
+		c.URL = setting.NewURL("http://" + fullListener(t))
+		c.Timeout = time.Minute
+	})
+	run(t, endpoint) // nothing is left of it afterwards, without waiting for a minute
+	hasty, err := endpoint.Bind(func(settings any) error {
+		settings.(*webhook.Settings).Timeout = 100 * time.Millisecond
+		return nil
+	})
+	require.NoError(t, err)
+	for _, result := range deliver(t, hasty, message("1"), message("2")) {
+		requireFailure(t, relay.Retry, "timeout", result)
+	}
+}
+
+// fullListener gives the address of a socket whose queue of connections is full.
+func fullListener(t *testing.T) (addr string) {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, syscall.Close(fd)) })
+	require.NoError(t, syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
+	require.NoError(t, syscall.Listen(fd, 0))
+	bound, err := syscall.Getsockname(fd)
+	require.NoError(t, err)
+	addr = net.JoinHostPort("127.0.0.1", strconv.Itoa(bound.(*syscall.SockaddrInet4).Port))
+	for range 16 {
+		conn, err := (&net.Dialer{Timeout: 200 * time.Millisecond}).DialContext(t.Context(), "tcp", addr)
+		if err != nil {
+			return addr
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+	}
+	require.Fail(t, "the queue does not fill")
+	return ""
+}
+
+// TestAbandonedConnectionsAreBounded has requests give up while net/http goes on with
+// the connections that it began for them.
+func TestAbandonedConnectionsAreBounded(t *testing.T) {
+	const concurrency = 2
+	var accepted atomic.Int64
+	far := listen(t, func(c net.Conn) {
+		accepted.Add(1)
+		_, _ = io.Copy(io.Discard, c)
+	})
+	endpoint := open(t, func(c *webhook.Config) {
+		c.URL = setting.NewURL("https://" + far)
+		c.Timeout = time.Minute
+		c.Concurrency = concurrency
+	})
+	run(t, endpoint)
+	hasty, err := endpoint.Bind(func(settings any) error {
+		settings.(*webhook.Settings).Timeout = 100 * time.Millisecond
+		return nil
+	})
+	require.NoError(t, err)
+	for _, result := range deliver(t, hasty, make([]relay.Message, 5*concurrency)...) {
+		requireFailure(t, relay.Retry, "timeout", result)
+	}
+	require.Equal(t, int64(concurrency), accepted.Load())
+}
+
+func TestEndDoesNotWaitForTheTimeout(t *testing.T) {
+	arrived := make(chan struct{})
+	far := start(t, func(_ http.ResponseWriter, req *http.Request) {
+		_, _ = io.Copy(io.Discard, req.Body)
+		close(arrived)
+		<-req.Context().Done()
+	})
+	endpoint := open(t, func(c *webhook.Config) {
+		c.URL = setting.NewURL(far.url)
+		c.Timeout = time.Minute
+		c.Concurrency = 1
+	})
+	ctx, end := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { assert.NoError(t, endpoint.Run(ctx)) })
+	defer running.Wait()
+	go func() {
+		<-arrived
+		end()
+	}()
+	began := time.Now()
+	for _, result := range deliver(t, bind(t, endpoint), message("under way"), message("waiting")) {
+		requireFailure(t, relay.Retry, "stopped", result)
+	}
+	require.Less(t, time.Since(began), 30*time.Second)
+}
+
 func TestNothingListens(t *testing.T) {
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -651,8 +771,17 @@ func TestTLS(t *testing.T) {
 		require.Zero(t, far.count())
 	})
 	t.Run("a handshake that hangs", func(t *testing.T) {
-		far := listen(t, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
+		left := make(chan struct{})
+		far := listen(t, func(c net.Conn) {
+			_, _ = io.Copy(io.Discard, c)
+			close(left)
+		})
 		requireFailure(t, relay.Retry, "timeout", deliver(t, sinkTo(t, "https://"+far), message("1"))[0])
+		select {
+		case <-left: // net/http itself would go on with it
+		case <-time.After(timeout):
+			require.Fail(t, "the connection is still open")
+		}
 	})
 }
 
