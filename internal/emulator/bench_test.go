@@ -2,7 +2,6 @@ package emulator_test
 
 import (
 	"bytes"
-
 	"io"
 	"net/http"
 	"net/http/httptest"
