@@ -1,0 +1,241 @@
+package ledger
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
+	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
+)
+
+// Keys are prefix and 43 characters of hash. Whoever restricts the user by ACL grants
+// EXISTS, SET and DEL on mnsrelay:ledger:*.
+const prefix = "mnsrelay:ledger:"
+
+const (
+	// callTimeout bounds a call, connecting included. Within a data centre one takes a
+	// millisecond; a sink waits that long at most for a ledger that hangs.
+	callTimeout = 250 * time.Millisecond
+	// dialTimeout bounds a connection with its TLS handshake. A call does not wait that
+	// long: a later one finds the connection.
+	dialTimeout = 2 * time.Second
+	// connections is how many calls run at once: one for each batch that is settling,
+	// for about a millisecond.
+	connections = 16
+	idleTimeout = 5 * time.Minute
+
+	defaultPort = "6379"
+)
+
+// Redis is a ledger in a Redis, Valkey or anything that speaks like one, version 6 or
+// later. Each call is one pipeline of commands on one key each, so that a proxy before a
+// cluster can spread them; a node of a cluster itself is not enough.
+type Redis struct {
+	client *redis.Client
+	ttl    time.Duration
+	// hangUp ends the connecting under way.
+	hangUp context.CancelFunc
+}
+
+var (
+	_ relay.Ledger = (*Redis)(nil)
+	_ io.Closer    = (*Redis)(nil)
+)
+
+// NewRedis makes a ledger at cfg.URL. It connects when first called. Its calls fail while
+// the server does: put it behind a Guard.
+func NewRedis(cfg Config, deps Deps) (*Redis, error) {
+	options, err := optionsOf(cfg.URL)
+	if err != nil {
+		return nil, fmt.Errorf("open the ledger at %v: %w", cfg.URL, err)
+	}
+	if options.TLSConfig != nil {
+		options.TLSConfig.RootCAs = deps.RootCAs
+	}
+	// The client writes to standard error, for the whole process, what it returns as
+	// errors too.
+	logging.Disable()
+	living, hangUp := context.WithCancel(context.Background())
+	options.Dialer = dialer(living, options.TLSConfig)
+	return &Redis{client: redis.NewClient(options), ttl: cfg.TTL, hangUp: hangUp}, nil
+}
+
+// Confirmed is part of relay.Ledger.
+func (r *Redis) Confirmed(ctx context.Context, keys []relay.LedgerKey) ([]bool, error) {
+	found := make([]*redis.IntCmd, len(keys))
+	err := r.exec(ctx, keys, func(p redis.Pipeliner, i int, name string) { found[i] = p.Exists(ctx, name) })
+	if err != nil {
+		return nil, fmt.Errorf("ask the ledger: %w", err)
+	}
+	confirmed := make([]bool, len(keys))
+	for i, f := range found {
+		confirmed[i] = f.Val() == 1
+	}
+	return confirmed, nil
+}
+
+// Record is part of relay.Ledger.
+func (r *Redis) Record(ctx context.Context, keys []relay.LedgerKey) error {
+	err := r.exec(ctx, keys, func(p redis.Pipeliner, _ int, name string) { p.Set(ctx, name, "", r.ttl) })
+	if err != nil {
+		return fmt.Errorf("record in the ledger: %w", err)
+	}
+	return nil
+}
+
+// Forget is part of relay.Ledger.
+func (r *Redis) Forget(ctx context.Context, keys []relay.LedgerKey) error {
+	err := r.exec(ctx, keys, func(p redis.Pipeliner, _ int, name string) { p.Del(ctx, name) })
+	if err != nil {
+		return fmt.Errorf("forget in the ledger: %w", err)
+	}
+	return nil
+}
+
+// exec sends one command for each key in one round trip and gives the first error.
+func (r *Redis) exec(ctx context.Context, keys []relay.LedgerKey, command func(p redis.Pipeliner, i int, name string)) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	p := r.client.Pipeline()
+	var scratch []byte
+	for i := range keys {
+		var name string
+		name, scratch = nameOf(&keys[i], scratch)
+		command(p, i, name)
+	}
+	_, err := p.Exec(ctx)
+	if _, moved := redis.IsMovedError(err); moved {
+		return fmt.Errorf("the server is a node of a cluster; name the cluster's proxy, or a server of its own: %w", err)
+	}
+	return err
+}
+
+// Close closes the connections.
+func (r *Redis) Close() error {
+	r.hangUp()
+	if err := r.client.Close(); err != nil {
+		return fmt.Errorf("close the ledger: %w", err)
+	}
+	return nil
+}
+
+// nameOf is the name of key in Redis: of bounded length whatever the fields hold, and
+// different for different keys. scratch is reused.
+func nameOf(key *relay.LedgerKey, scratch []byte) (name string, used []byte) {
+	used = scratch[:0]
+	for _, field := range [...]string{key.Source, key.Message, key.Route, key.Sink} {
+		used = binary.AppendUvarint(used, uint64(len(field)))
+		used = append(used, field...)
+	}
+	sum := sha256.Sum256(used)
+	used = base64.RawURLEncoding.AppendEncode(append(used[:0], prefix...), sum[:])
+	return string(used), used
+}
+
+// optionsOf reads u. No error of it quotes u.
+func optionsOf(u setting.URL) (*redis.Options, error) {
+	parsed, err := u.Parse()
+	if err != nil {
+		return nil, err
+	}
+	host, port := parsed.Hostname(), parsed.Port()
+	if port == "" {
+		port = defaultPort
+	}
+	options := &redis.Options{
+		Addr: net.JoinHostPort(host, port),
+		// RESP2 has all that is needed, and every proxy speaks it.
+		Protocol: 2,
+		// CLIENT SETINFO would be one more command to grant.
+		DisableIdentity:          true,
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+		MaxRetries:               -1,
+		DialTimeout:              dialTimeout,
+		DialerRetries:            1,
+		ReadTimeout:              callTimeout,
+		WriteTimeout:             callTimeout,
+		PoolTimeout:              callTimeout,
+		ContextTimeoutEnabled:    true,
+		PoolSize:                 connections,
+		PipelinePoolSize:         -1,
+		ConnMaxIdleTime:          idleTimeout,
+	}
+	switch parsed.Scheme {
+	case "redis":
+	case "rediss":
+		options.TLSConfig = &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
+	default:
+		return nil, errors.New("must begin with redis:// or, with TLS, rediss://")
+	}
+	if host == "" {
+		return nil, errors.New("names no host: write redis://host:6379/0")
+	}
+	options.Username, options.Password = userOf(parsed)
+	if database := strings.Trim(parsed.Path, "/"); database != "" {
+		if options.DB, err = strconv.Atoi(database); err != nil || options.DB < 0 {
+			return nil, errors.New("has a path that is not the number of a database: write redis://host:6379/0")
+		}
+	}
+	if parsed.RawQuery != "" || parsed.Fragment != "" {
+		return nil, errors.New("takes no settings after the database: remove what follows ? or #")
+	}
+	return options, nil
+}
+
+func userOf(u *url.URL) (username, password string) {
+	password, _ = u.User.Password()
+	return u.User.Username(), password
+}
+
+// dialer connects, at the latest until living ends. It never fails: a failure to connect
+// is that of the connection's first use. The client counts connects that fail, and after
+// some refuses calls until a goroutine of its own, which Close does not end, has
+// connected: what Guard does already, and sooner.
+func dialer(living context.Context, tlsConfig *tls.Config) func(context.Context, string, string) (net.Conn, error) {
+	d := &net.Dialer{}
+	dial := d.DialContext
+	if tlsConfig != nil {
+		dial = (&tls.Dialer{NetDialer: d, Config: tlsConfig}).DialContext
+	}
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(living, cancel)()
+		c, err := dial(ctx, network, address)
+		if err != nil {
+			return failedConn{err: err}, nil
+		}
+		return c, nil
+	}
+}
+
+// failedConn is a connection that could not be made.
+type failedConn struct{ err error }
+
+func (c failedConn) Read([]byte) (int, error)         { return 0, c.err }
+func (c failedConn) Write([]byte) (int, error)        { return 0, c.err }
+func (c failedConn) Close() error                     { return nil }
+func (c failedConn) LocalAddr() net.Addr              { return &net.TCPAddr{} }
+func (c failedConn) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
+func (c failedConn) SetDeadline(time.Time) error      { return nil }
+func (c failedConn) SetReadDeadline(time.Time) error  { return nil }
+func (c failedConn) SetWriteDeadline(time.Time) error { return nil }
