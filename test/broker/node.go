@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"mnsrelay/test/process"
 )
 
 // Debian's scripts in /usr/sbin insist on root or the user rabbitmq and on the
@@ -44,8 +45,8 @@ type Node struct {
 	dir         string
 	port        int
 	environment []string
-	epmd        *process
-	beam        *process
+	epmd        *process.Process
+	beam        *process.Process
 }
 
 // Start starts a node and returns when it accepts connections.
@@ -63,7 +64,7 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 			err = errors.Join(err, n.Close())
 		}
 	}()
-	ports, err := freePorts(ctx, 3)
+	ports, err := process.FreePorts(ctx, 3)
 	if err != nil {
 		return nil, err
 	}
@@ -74,10 +75,10 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	// child in the foreground.
 	epmd := exec.Command("epmd", "-port", strconv.Itoa(ports[2]), "-address", "127.0.0.1") //nolint:noctx,gosec // It lives until Close; its argument is a number.
 	epmd.Env = n.environment
-	if n.epmd, err = launch(epmd, nil); err != nil {
+	if n.epmd, err = process.Start(epmd, nil); err != nil {
 		return nil, fmt.Errorf("start epmd: %w", err)
 	}
-	if err := awaitPort(ctx, ports[2], n.epmd); err != nil {
+	if err := process.AwaitPort(ctx, ports[2], n.epmd); err != nil {
 		return nil, fmt.Errorf("start epmd: %w", err)
 	}
 	if err := n.Start(ctx); err != nil {
@@ -143,19 +144,19 @@ func (n *Node) Start(ctx context.Context) error {
 	cmd := exec.Command(server) //nolint:noctx // It lives until it is stopped.
 	cmd.Dir = n.dir
 	cmd.Env = n.environment
-	ready := newOutput(startupComplete)
-	beam, err := launch(cmd, ready)
+	ready := process.NewOutput(startupComplete)
+	beam, err := process.Start(cmd, ready)
 	if err != nil {
 		return fmt.Errorf("start the broker: %w", err)
 	}
 	n.beam = beam
 	select {
-	case <-ready.seen:
+	case <-ready.Seen():
 		return nil
-	case <-beam.done:
-		return fmt.Errorf("start the broker: it ended and wrote:\n%s\n%w", ready.tail(), beam.outcome())
+	case <-beam.Done():
+		return fmt.Errorf("start the broker: it ended and wrote:\n%s\n%w", ready.Tail(), beam.Outcome())
 	case <-ctx.Done():
-		return fmt.Errorf("start the broker: %w; it wrote:\n%s", ctx.Err(), ready.tail())
+		return fmt.Errorf("start the broker: %w; it wrote:\n%s", ctx.Err(), ready.Tail())
 	}
 }
 
@@ -163,17 +164,17 @@ func (n *Node) Start(ctx context.Context) error {
 func (n *Node) URL() string { return fmt.Sprintf("amqp://guest:guest@127.0.0.1:%d/", n.port) }
 
 // Stop ends the node in order.
-func (n *Node) Stop(ctx context.Context) error { return n.beam.end(ctx, syscall.SIGTERM) }
+func (n *Node) Stop(ctx context.Context) error { return n.beam.End(ctx, syscall.SIGTERM) }
 
 // Kill ends the node at once.
-func (n *Node) Kill(ctx context.Context) error { return n.beam.end(ctx, syscall.SIGKILL) }
+func (n *Node) Kill(ctx context.Context) error { return n.beam.End(ctx, syscall.SIGKILL) }
 
 // Pause stops the node's process: the kernel keeps its connections open, and
 // accepts new ones that nobody answers.
-func (n *Node) Pause() error { return n.beam.signal(syscall.SIGSTOP) }
+func (n *Node) Pause() error { return n.beam.Signal(syscall.SIGSTOP) }
 
 // Resume lets the node's process run on.
-func (n *Node) Resume() error { return n.beam.signal(syscall.SIGCONT) }
+func (n *Node) Resume() error { return n.beam.Signal(syscall.SIGCONT) }
 
 // Block raises the memory alarm.
 func (n *Node) Block(ctx context.Context) error {
@@ -206,53 +207,13 @@ func (n *Node) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var errs []error
-	for _, p := range []*process{n.beam, n.epmd} {
+	for _, p := range []*process.Process{n.beam, n.epmd} {
 		if p != nil {
-			errs = append(errs, p.end(ctx, syscall.SIGKILL))
+			errs = append(errs, p.End(ctx, syscall.SIGKILL))
 		}
 	}
 	if err := os.RemoveAll(n.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		errs = append(errs, fmt.Errorf("remove the broker's folder: %w", err))
 	}
 	return errors.Join(errs...)
-}
-
-// freePorts finds ports below those that the kernel hands out to clients, so that
-// none is taken by a client while the node is stopped.
-func freePorts(ctx context.Context, count int) ([]int, error) {
-	var ports []int
-	for range 1000 {
-		port := 15000 + rand.IntN(17000) //nolint:gosec // Any number will do.
-		var lc net.ListenConfig
-		l, err := lc.Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err != nil {
-			continue
-		}
-		// Held until all are found: no port is found twice.
-		defer l.Close() //nolint:errcheck // Nothing was accepted.
-		if ports = append(ports, port); len(ports) == count {
-			return ports, nil
-		}
-	}
-	return nil, errors.New("find free ports on loopback: none between 15000 and 32000")
-}
-
-// awaitPort waits until p listens.
-func awaitPort(ctx context.Context, port int, p *process) error {
-	var dialer net.Dialer
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		c, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err == nil {
-			return c.Close()
-		}
-		select {
-		case <-tick.C:
-		case <-p.done:
-			return p.outcome()
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
 }

@@ -12,6 +12,8 @@ import (
 	"net/url"
 	"sync"
 	"sync/atomic"
+
+	"mnsrelay/test/process"
 )
 
 // Proxy stands before a broker that must not be stopped itself and behaves, for
@@ -62,7 +64,7 @@ func NewProxy(ctx context.Context, amqpURL string) (*Proxy, error) {
 	if u.Port() == "" {
 		p.upstream = net.JoinHostPort(u.Hostname(), "5672")
 	}
-	ports, err := freePorts(ctx, 1)
+	ports, err := process.FreePorts(ctx, 1)
 	if err != nil {
 		return nil, err
 	}
