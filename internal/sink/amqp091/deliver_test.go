@@ -279,6 +279,16 @@ func TestActiveDeclare(t *testing.T) {
 	run(t, other).awaitReason(relay.Down, "exists with another type or durability")
 }
 
+// RabbitMQ ends the connection over a type that it does not know.
+func TestUnknownExchangeType(t *testing.T) {
+	in := newInbox(t, broker.URL(t))
+	c := in.config()
+	c.Exchange.Name += ".new"
+	c.Exchange.Declare = amqp091.DeclareActive
+	c.Exchange.Type = "topical"
+	run(t, c).awaitReason(relay.Down, `of type "topical"`)
+}
+
 // One exchange that is missing does not hold up the routes to the others.
 func TestOneExchangeOfSeveral(t *testing.T) {
 	in := newInbox(t, broker.URL(t))

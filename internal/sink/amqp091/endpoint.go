@@ -378,8 +378,11 @@ func (e *Endpoint) check(c *connection) error {
 		switch {
 		case err == nil:
 			e.works(x)
-		case !errors.As(err, &refusal) || c.amqp.IsClosed():
+		case !errors.As(err, &refusal):
 			return fmt.Errorf("declare exchange %q: %w", x.Name, err)
+		case c.amqp.IsClosed():
+			// As a type that the broker does not know ends it.
+			return fmt.Errorf("declare exchange %q of type %q: %w", x.Name, x.Type, brokerError{refusal})
 		case refusal.Code == amqp.AccessRefused && x.Declare == DeclarePassive:
 			// Some brokers want a right for a mere look. A publish will tell.
 			e.log.Info("not allowed to check the exchange, publishing to it unchecked", zap.String("exchange", x.Name))

@@ -2,7 +2,6 @@ package amqp091
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"sync"
@@ -73,7 +72,7 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 	}
 	b := &batch{done: done, reported: make([]bool, len(ms))}
 	if ctx.Err() != nil {
-		b.finish(s.cancelled(ctx))
+		b.finish(s.late(ctx))
 		return
 	}
 	c, err := s.endpoint.begin(s.exchange)
@@ -95,18 +94,18 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 	case <-finished:
 	case <-timed.Done():
 	}
-	switch {
-	case timed.Err() == nil:
-		b.finish(relay.Result{Err: relay.Fail(reasonChannelClosed, errors.New("publish: not tried"))})
-	case ctx.Err() != nil:
-		b.finish(s.cancelled(ctx))
-	default:
-		b.finish(relay.Result{Err: relay.Fail(reasonConfirmTimeout, fmt.Errorf("publish to exchange %q: not confirmed within %v", s.exchange.Name, s.settings.Timeout))})
+	// Otherwise every message has its result.
+	if timed.Err() != nil {
+		b.finish(s.late(ctx))
 	}
 }
 
-func (s *Sink) cancelled(ctx context.Context) relay.Result {
-	return relay.Result{Err: relay.Fail(reasonCancelled, fmt.Errorf("publish to exchange %q: %w", s.exchange.Name, context.Cause(ctx)))}
+// late is the result of a message that was not confirmed before its time was over.
+func (s *Sink) late(ctx context.Context) relay.Result {
+	if ctx.Err() != nil {
+		return relay.Result{Err: relay.Fail(reasonCancelled, fmt.Errorf("publish to exchange %q: %w", s.exchange.Name, context.Cause(ctx)))}
+	}
+	return relay.Result{Err: relay.Fail(reasonConfirmTimeout, fmt.Errorf("publish to exchange %q: not confirmed within %v", s.exchange.Name, s.settings.Timeout))}
 }
 
 // batch sees to it that each message gets one result, and none after Deliver has
