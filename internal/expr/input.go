@@ -1,0 +1,86 @@
+package expr
+
+import (
+	"sync"
+	"unicode/utf8"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/types"
+
+	"mnsrelay/internal/relay"
+)
+
+// Input is a message as expressions see it. It does nothing until one asks, and reads
+// the body once. It is safe for concurrent use; make one for each message and give it to
+// all conditions and templates.
+type Input struct {
+	message *relay.Message
+	queue   string
+
+	textOnce sync.Once
+	text     string
+
+	bodyOnce sync.Once
+	body     *document
+	bodyErr  error
+}
+
+// NewInput wraps a message of the named queue. It keeps m and does not change it.
+func NewInput(m *relay.Message, queue string) *Input {
+	return &Input{message: m, queue: queue}
+}
+
+// asText gives the body as valid UTF-8. Each byte that is none becomes U+FFFD, as
+// encoding/json has it.
+func (in *Input) asText() string {
+	in.textOnce.Do(func() {
+		in.text = string(in.message.Body)
+		if !utf8.ValidString(in.text) {
+			in.text = string([]rune(in.text))
+		}
+	})
+	return in.text
+}
+
+// document gives the body as JSON.
+func (in *Input) document() (*document, error) {
+	in.bodyOnce.Do(func() { in.body, in.bodyErr = parse(in.asText()) })
+	return in.body, in.bodyErr
+}
+
+// activation is an Input as cel-go asks for it.
+type activation Input
+
+var _ cel.Activation = (*activation)(nil)
+
+// Parent is none.
+func (a *activation) Parent() cel.Activation { return nil }
+
+// ResolveName gives a variable.
+func (a *activation) ResolveName(name string) (any, bool) {
+	in := (*Input)(a)
+	switch name {
+	case "id":
+		return types.String(in.message.ID), true
+	case "source":
+		return types.String(in.message.Source), true
+	case "queue":
+		return types.String(in.queue), true
+	case "text":
+		return types.String(in.asText()), true
+	case "body":
+		doc, err := in.document()
+		if err != nil {
+			// A new one for each evaluation, for cel-go writes into it.
+			return types.WrapErr(err), true
+		}
+		return doc.value(0), true
+	case "attempt":
+		return types.Int(in.message.Attempt), true
+	case "enqueued_at":
+		return types.Timestamp{Time: in.message.EnqueuedAt.UTC()}, true
+	case "attributes":
+		return in.message.Attributes, true
+	}
+	return nil, false
+}
