@@ -61,8 +61,12 @@ type Arrival struct {
 	ContentType string
 }
 
-// margin is what a busy machine may add to any bound.
-const margin = 3 * time.Second
+const (
+	// margin is what a busy machine may add to any bound.
+	margin = 3 * time.Second
+	// stuck is when a delivery is given up as one that never returns.
+	stuck = time.Minute
+)
 
 // TestSink proves that a sink keeps the contract of relay.Sink and relay.Endpoint:
 //
@@ -422,19 +426,29 @@ func deliver(t *testing.T, ctx context.Context, sink relay.Sink, ms []relay.Mess
 		calls    = make([]int, len(ms))
 		results  = make([]relay.Result, len(ms))
 	)
-	sink.Deliver(ctx, ms, func(i int, r relay.Result) {
-		mu.Lock()
-		defer mu.Unlock()
-		switch {
-		case returned:
-			t.Errorf("done(%d) was called after Deliver had returned", i)
-		case i < 0 || i >= len(ms):
-			t.Errorf("done(%d) was called for a batch of %d", i, len(ms))
-		default:
-			calls[i]++
-			results[i] = r
-		}
-	})
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		sink.Deliver(ctx, ms, func(i int, r relay.Result) {
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case returned:
+				t.Errorf("done(%d) was called after Deliver had returned", i)
+			case i < 0 || i >= len(ms):
+				t.Errorf("done(%d) was called for a batch of %d", i, len(ms))
+			default:
+				calls[i]++
+				results[i] = r
+			}
+		})
+	}()
+	select {
+	case <-finished:
+	case <-time.After(stuck):
+		t.Errorf("Deliver did not return for %v", stuck)
+		return make([]relay.Result, len(ms))
+	}
 	mu.Lock()
 	defer mu.Unlock()
 	returned = true
