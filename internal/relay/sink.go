@@ -24,7 +24,8 @@ type Endpoint interface {
 	// Sinks are used only while Run runs.
 	Run(ctx context.Context) error
 	// Health tells the present health and gives a channel that is closed when it
-	// changes.
+	// changes. What fails because the far side is gone is told of here first: a Retry
+	// while the health is Up counts as a failed try, one while it is Down does not.
 	Health() (Health, <-chan struct{})
 	// Bind makes the Sink for one target of a route. Overrides, if not nil, decodes
 	// the route's own settings over a copy of the sink's per-message settings.

@@ -307,6 +307,13 @@ func (e *Endpoint) setBlocked(b amqp.Blocking) {
 	e.report()
 }
 
+// gone reports a connection that has ended, if it is the present one.
+func (e *Endpoint) gone(c *connection, err error) {
+	if e.connection.CompareAndSwap(c, nil) {
+		e.disconnected(fmt.Errorf("lost the connection: %w", err))
+	}
+}
+
 func (e *Endpoint) disconnected(err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

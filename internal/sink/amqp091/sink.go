@@ -155,7 +155,7 @@ func (s *Sink) publish(ctx context.Context, c *connection, ms []relay.Message, b
 		}
 		return
 	}
-	w := &window{sink: s, channel: ch, messages: ms, batch: b, pending: ch.pending[:0]}
+	w := &window{sink: s, connection: c, channel: ch, messages: ms, batch: b, pending: ch.pending[:0]}
 	w.run(ctx)
 	owing := len(w.pending) > 0
 	clear(w.pending)
@@ -165,12 +165,13 @@ func (s *Sink) publish(ctx context.Context, c *connection, ms []relay.Message, b
 
 // window is what is under way on a channel.
 type window struct {
-	sink     *Sink
-	channel  *channel
-	messages []relay.Message
-	batch    *batch
-	pending  []pending
-	returned map[string]uint16 // reply codes by message id; nil while there are none
+	sink       *Sink
+	connection *connection
+	channel    *channel
+	messages   []relay.Message
+	batch      *batch
+	pending    []pending
+	returned   map[string]uint16 // reply codes by message id; nil while there are none
 }
 
 // run leaves in pending what was not answered before ctx ended.
@@ -342,6 +343,11 @@ func (w *window) refused() error {
 func (w *window) lost(err error) error {
 	x := w.sink.exchange
 	cause := w.channel.reason()
+	if w.connection.amqp.IsClosed() {
+		// Run may not have noticed yet: the results that follow are those of a sink
+		// that is down, not failed tries.
+		w.sink.endpoint.gone(w.connection, err)
+	}
 	if cause == nil {
 		return relay.Fail(reasonChannelClosed, fmt.Errorf("publish to exchange %q: %w", x.Name, err))
 	}
