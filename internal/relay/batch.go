@@ -8,62 +8,129 @@ import (
 
 // batch is what one receive brought, on its way.
 type batch struct {
-	leases   []lease
+	leases   leases
 	messages []Message
-
-	// confirmed is told of each message that every target has confirmed.
+	memos    []memo
+	// size is the bytes of the bodies as they were received.
+	size int64
+	// settled is closed when the last message has been settled.
+	settled chan struct{}
+	// confirmed is told of each message that every required target has confirmed.
 	confirmed func(*Message)
 
 	mu       sync.Mutex
 	verdicts []verdict
-	// completed carries the index of each message of which every target has
+	// confirms has an entry for each message of each target, by target.
+	confirms []confirm
+	// completed carries the index of each message of which every required target has
 	// answered; it has room for all, so that nobody waits to send.
 	completed chan int
 }
 
-// verdict is what the targets of one message say of it together.
+// verdict is what the required targets of one message say of it together.
 type verdict struct {
-	// pending counts the targets that have not answered.
+	// pending counts the required targets that have not answered.
 	pending int
 	// outcome is the worst so far: Rejected, then Retry, then Delivered.
 	outcome    Outcome
 	err        error
+	sink       string // whose outcome that is; empty: nobody was asked
 	retryAfter time.Duration
+	// buried is the reason for which the dead-letter sink has the message; empty: it
+	// has not.
+	buried string
 }
 
-func newBatch(ds []Delivery, confirmed func(*Message)) *batch {
+// confirm is what is known of a message at a target.
+type confirm uint8
+
+const (
+	unconfirmed confirm = iota
+	confirmed           // the target has confirmed, the ledger does not know
+	recorded            // the ledger knows
+)
+
+func newBatch(ds []Delivery, targets int, confirmed func(*Message)) *batch {
 	b := &batch{
-		leases:    make([]lease, len(ds)),
+		leases:    make(leases, len(ds)),
 		messages:  make([]Message, len(ds)),
+		memos:     make([]memo, len(ds)),
 		verdicts:  make([]verdict, len(ds)),
+		confirms:  make([]confirm, len(ds)*targets),
 		completed: make(chan int, len(ds)),
+		settled:   make(chan struct{}),
 		confirmed: confirmed,
 	}
 	for i := range ds {
 		b.leases[i].delivery = ds[i]
 		b.messages[i] = ds[i].Message
+		b.messages[i].memo = &b.memos[i]
 		b.verdicts[i].outcome = Delivered
+		b.size += int64(len(ds[i].Body))
 	}
 	return b
 }
 
-// expect says how many targets will answer for a message, before any does.
-func (b *batch) expect(i, targets int) { b.verdicts[i].pending = targets }
+// known tells whether the ledger knows a target that has confirmed the message.
+func (b *batch) known(i int) bool {
+	for at := i; at < len(b.confirms); at += len(b.messages) {
+		if b.confirms[at] == recorded {
+			return true
+		}
+	}
+	return false
+}
 
-// answer records the result of one target for a message.
-func (b *batch) answer(i int, r Result) {
+// expect says how many required targets will answer for a message. Where there are none
+// the message is complete: all that had to be done has been.
+func (b *batch) expect(i, targets int) {
 	b.mu.Lock()
 	v := &b.verdicts[i]
+	v.pending = targets
+	b.mu.Unlock()
+	if targets == 0 {
+		b.complete(i, v.outcome)
+	}
+}
+
+// decide completes a message of which no target is asked.
+func (b *batch) decide(i int, r Result) {
+	b.mu.Lock()
+	b.verdicts[i].outcome, b.verdicts[i].err = r.Outcome, r.Err
+	b.mu.Unlock()
+	b.completed <- i
+}
+
+// at is the place of a message at a target in confirms.
+func (b *batch) at(t *target, i int) int { return t.index*len(b.messages) + i }
+
+// confirm notes that a target has confirmed a message.
+func (b *batch) confirm(i int, t *target) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.confirms[b.at(t, i)] = confirmed
+}
+
+// answer records the result of a required target for a message.
+func (b *batch) answer(i int, t *target, r Result) {
+	b.mu.Lock()
+	v := &b.verdicts[i]
+	if r.Outcome == Delivered {
+		b.confirms[b.at(t, i)] = confirmed
+	}
 	if worse(r.Outcome, v.outcome) {
-		v.outcome, v.err = r.Outcome, r.Err
+		v.outcome, v.err, v.sink = r.Outcome, r.Err, t.Name.Sink
 	}
 	v.retryAfter = max(v.retryAfter, r.RetryAfter)
 	v.pending--
 	done, outcome := v.pending == 0, v.outcome
 	b.mu.Unlock()
-	if !done {
-		return
+	if done {
+		b.complete(i, outcome)
 	}
+}
+
+func (b *batch) complete(i int, outcome Outcome) {
 	if outcome == Delivered {
 		b.confirmed(&b.messages[i])
 	}
@@ -73,17 +140,6 @@ func (b *batch) answer(i int, r Result) {
 func worse(a, b Outcome) bool {
 	rank := [...]int{Delivered: 0, Retry: 1, Rejected: 2}
 	return rank[a] > rank[b]
-}
-
-// leaseEnds is when the first lease of the batch ends.
-func (b *batch) leaseEnds() time.Time {
-	first := b.leases[0].deadline()
-	for i := range b.leases[1:] {
-		if d := b.leases[i+1].deadline(); d.Before(first) {
-			first = d
-		}
-	}
-	return first
 }
 
 // completions calls settle with the messages that are completed: all at once where

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -15,59 +16,210 @@ type Target struct {
 	Sink Sink
 	// Health is that of the endpoint behind the sink.
 	Health Reporter
+	// Optional targets never hold up the delete nor stop the source.
+	Optional bool
+	// Retries is how often the sink's failed messages are tried again under lease; the
+	// zero value means once.
+	Retries Retries
 }
 
 // target is a Target at work.
 type target struct {
 	Target
-	trouble trouble
-	stats   *Stats
+	// route and index are its places among the routes and the targets of the pipeline.
+	route, index int
+	trouble      trouble
+	stats        *Stats
+	// probing holds the right to send one message to a sink that is to be found out
+	// about; size 1.
+	probing chan struct{}
 }
 
-// errUnanswered is the cause of a result that a sink never gave.
-var errUnanswered = Fail("unanswered", errors.New("the sink gave no result"))
+func newTarget(t Target, stats *Stats, log *zap.Logger) *target {
+	log = log.With(zap.String("route", t.Name.Route), zap.String("sink", t.Name.Sink))
+	return &target{Target: t, stats: stats, trouble: trouble{log: log}, probing: make(chan struct{}, 1)}
+}
 
-// errSinkDown is the cause of a message that was given back because its sink stayed
-// down. It does not count as a failed try.
-var errSinkDown = Fail("sink_down", errors.New("the sink stayed down"))
+// settleMargin is what a try leaves of a lease for settling.
+const settleMargin = time.Second
 
-// deliver brings those of ms that index names to the target and calls answer(i, r)
+var (
+	// errUnanswered is the cause of a result that a sink never gave.
+	errUnanswered = Fail("unanswered", errors.New("the sink gave no result"))
+	// errSinkDown is the cause of a message that was given back because its sink stayed
+	// down. It does not count as a failed try.
+	errSinkDown = Fail("sink_down", errors.New("the sink stayed down"))
+	// errLeaseOver is the cause of a message that was not sent because its lease was
+	// lost: somebody else may have it.
+	errLeaseOver = Fail("lease_lost", ErrLeaseLost)
+)
+
+// delivery is one batch on its way to one target.
+type delivery struct {
+	*target
+	leases   leases
+	messages []Message
+	// draining is closed when receiving has ended: a drain does not wait for a sink.
+	draining <-chan struct{}
+	answer   func(i int, r Result)
+
+	// giveUp is how long the batch is held for a sink that is down, set when the sink
+	// is first found down.
+	giveUp time.Time
+	tries  int
+}
+
+// deliver brings the messages that index names to the target and calls answer(i, r)
 // once for each, as the results come in.
 //
-// What fails while the sink is down is not given back at once but held, for half of
-// what is left of the lease, and sent again when the sink is up: a broker that
-// restarts costs no attempt. A stop of receiving (draining) ends the holding, for a
-// drain does not wait for a sink.
-func (t *target) deliver(ctx context.Context, draining <-chan struct{}, ms []Message, index []int, leaseEnds time.Time, answer func(i int, r Result)) {
-	hold := holding{draining: draining, leaseEnds: leaseEnds}
-	defer hold.stop()
+// A failed message is tried again at once as often as the sink's retries say, as long
+// as the lease leaves time for it. What fails while the sink is down is not given back
+// but held, for half of what is left of the lease, and sent again when the sink is up:
+// a broker that restarts costs no attempt.
+func (d *delivery) deliver(ctx context.Context, index []int) {
 	for {
-		if !hold.awaitUp(ctx, t.Health) {
-			for _, i := range index {
-				answer(i, Result{Err: errSinkDown})
-			}
+		state := d.await(ctx)
+		index = d.dropLost(index)
+		var left failures
+		switch {
+		case len(index) == 0:
+		case state == Up:
+			left = d.send(ctx, index)
+		case state == Probe:
+			left = d.send(ctx, index[:1])
+			left.add(errSinkDown, index[1:]...)
+		default:
+			left.add(errSinkDown, index...)
+		}
+		if state == Probe {
+			<-d.probing
+		}
+		if len(left.index) == 0 {
 			return
 		}
-		failed := t.send(ctx, ms, index, answer)
-		if len(failed.index) == 0 {
+		health, _ := d.Health.Health()
+		held := state != Down && ctx.Err() == nil && (state == Probe || health.State != Up)
+		if !held && !d.again(ctx, state, &left) {
+			d.giveBack(&left)
 			return
 		}
-		if health, _ := t.Health.Health(); health.State != Down || ctx.Err() != nil {
-			failed.report(t, ms, answer)
-			return
-		}
-		index = failed.index
+		index = left.index
 	}
 }
 
-// send makes one try with those of ms that index names. It answers for what was
+// await waits until the sink may be sent to and tells how: Up everything, Probe one
+// message, which is then nobody else's right. Down means that it took too long, or
+// that ctx or receiving has ended.
+func (d *delivery) await(ctx context.Context) State {
+	var expired <-chan time.Time
+	for {
+		health, changed := d.Health.Health()
+		var probe chan<- struct{}
+		switch health.State {
+		case Up:
+			return Up
+		case Probe:
+			probe = d.probing
+		case Down:
+			if d.Optional {
+				return Down
+			}
+		}
+		if expired == nil {
+			if d.giveUp.IsZero() {
+				d.giveUp = time.Now().Add(time.Until(d.leases.ends()) / 2)
+			}
+			timer := time.NewTimer(time.Until(d.giveUp))
+			defer timer.Stop()
+			expired = timer.C
+		}
+		select {
+		case probe <- struct{}{}:
+			if health, _ := d.Health.Health(); health.State == Probe {
+				return Probe
+			}
+			<-d.probing
+		case <-changed:
+		case <-expired:
+			return Down
+		case <-d.draining:
+			return Down
+		case <-ctx.Done():
+			return Down
+		}
+	}
+}
+
+// dropLost answers for messages whose lease was lost, which somebody else may have, and
+// gives the others.
+func (d *delivery) dropLost(index []int) []int {
+	var lost []int
+	for _, i := range index {
+		if d.leases[i].lost() {
+			lost = append(lost, i)
+		}
+	}
+	if len(lost) == 0 {
+		return index
+	}
+	kept := make([]int, 0, len(index)-len(lost))
+	for _, i := range index {
+		if len(lost) > 0 && lost[0] == i {
+			lost = lost[1:]
+			d.answer(i, Result{Err: errLeaseOver})
+			continue
+		}
+		kept = append(kept, i)
+	}
+	return kept
+}
+
+// again waits for the next try and reports whether there is one.
+func (d *delivery) again(ctx context.Context, state State, left *failures) bool {
+	d.tries++
+	if state != Up || d.tries >= d.Retries.Attempts || ctx.Err() != nil {
+		return false
+	}
+	longest := min(d.Retries.Initial<<min(d.tries-1, 20), d.Retries.Max)
+	pause := rand.N(max(longest, 1)) //nolint:gosec // jitter
+	for _, r := range left.results {
+		pause = max(pause, r.RetryAfter)
+	}
+	if pause > d.Retries.Max || time.Until(d.leases.ends()) < pause+d.Retries.Timeout+settleMargin {
+		return false // the queue's redelivery has more time
+	}
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		for _, r := range left.results {
+			d.stats.retried(ReasonOf(r.Err))
+		}
+		return true
+	case <-d.draining:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// giveBack answers for what was not delivered.
+func (d *delivery) giveBack(left *failures) {
+	for k, i := range left.index {
+		if r := left.results[k]; !errors.Is(r.Err, errSinkDown) {
+			d.failed(&d.messages[i], r)
+		}
+		d.answer(i, left.results[k])
+	}
+}
+
+// send makes one try with the messages that index names. It answers for what was
 // delivered or rejected, as soon as that is known, and gives the others.
-func (t *target) send(ctx context.Context, ms []Message, index []int, answer func(i int, r Result)) retries {
-	sent := ms
-	if len(index) < len(ms) {
+func (d *delivery) send(ctx context.Context, index []int) failures {
+	sent := d.messages
+	if len(index) < len(d.messages) {
 		sent = make([]Message, len(index))
 		for k, i := range index {
-			sent[k] = ms[i]
+			sent[k] = d.messages[i]
 		}
 	}
 
@@ -75,10 +227,10 @@ func (t *target) send(ctx context.Context, ms []Message, index []int, answer fun
 		mu        sync.Mutex
 		ended     bool
 		answered  = make([]bool, len(sent))
-		failed    retries
+		left      failures
 		delivered int
 	)
-	t.Sink.Deliver(ctx, sent, func(k int, r Result) {
+	d.Sink.Deliver(ctx, sent, func(k int, r Result) {
 		mu.Lock()
 		if ended || answered[k] {
 			mu.Unlock()
@@ -88,31 +240,43 @@ func (t *target) send(ctx context.Context, ms []Message, index []int, answer fun
 		switch r.Outcome {
 		case Delivered:
 			delivered++
-			t.stats.delivered(t.Name)
+			d.stats.delivered(d.Name)
 		case Rejected:
 		case Retry:
-			failed.add(index[k], r)
+			left.index, left.results = append(left.index, index[k]), append(left.results, r)
 			mu.Unlock()
 			return
 		}
 		mu.Unlock()
 		if r.Outcome == Rejected {
-			t.failed(&sent[k], r)
+			d.failed(&sent[k], r)
 		}
-		answer(index[k], r)
+		d.answer(index[k], r)
 	})
 	mu.Lock()
 	defer mu.Unlock()
 	ended = true
 	for k := range answered {
 		if !answered[k] {
-			failed.add(index[k], Result{Err: errUnanswered})
+			left.add(errUnanswered, index[k])
 		}
 	}
 	if delivered == len(sent) {
-		t.trouble.ended("sink delivers again")
+		d.trouble.ended("sink delivers again")
 	}
-	return failed
+	return left
+}
+
+// failures are the messages of one try that were not delivered, with their results.
+type failures struct {
+	index   []int
+	results []Result
+}
+
+func (f *failures) add(err error, index ...int) {
+	for _, i := range index {
+		f.index, f.results = append(f.index, i), append(f.results, Result{Err: err})
+	}
 }
 
 // failed counts a failed try and logs it, unless the last one failed alike.
@@ -125,59 +289,4 @@ func (t *target) failed(m *Message, r Result) {
 	t.trouble.failed(r.Outcome.String()+" "+reason, "delivery failed",
 		zap.Stringer("outcome", r.Outcome), zap.String("reason", reason), zap.Error(r.Err),
 		zap.String("message_id", m.ID), zap.Int("attempt", m.Attempt))
-}
-
-// retries are the messages of one try that are to be tried again.
-type retries struct {
-	index   []int
-	results []Result
-}
-
-func (f *retries) add(i int, r Result) {
-	f.index = append(f.index, i)
-	f.results = append(f.results, r)
-}
-
-func (f *retries) report(t *target, ms []Message, answer func(i int, r Result)) {
-	for k, i := range f.index {
-		t.failed(&ms[i], f.results[k])
-		answer(i, f.results[k])
-	}
-}
-
-// holding is the time for which a batch is kept for a sink that is down.
-type holding struct {
-	draining  <-chan struct{}
-	leaseEnds time.Time
-	timer     *time.Timer
-}
-
-// awaitUp waits until the sink is not down. It reports false if that takes longer
-// than half the lease, counted from the first time the sink was found down, if ctx
-// ends or if the drain begins.
-func (h *holding) awaitUp(ctx context.Context, sink Reporter) bool {
-	for {
-		health, changed := sink.Health()
-		if health.State != Down {
-			return true
-		}
-		if h.timer == nil {
-			h.timer = time.NewTimer(time.Until(h.leaseEnds) / 2)
-		}
-		select {
-		case <-changed:
-		case <-h.timer.C:
-			return false
-		case <-h.draining:
-			return false
-		case <-ctx.Done():
-			return false
-		}
-	}
-}
-
-func (h *holding) stop() {
-	if h.timer != nil {
-		h.timer.Stop()
-	}
 }

@@ -15,8 +15,10 @@ type gate struct {
 	paused string
 	// down holds the reason of each required sink that is down, in the order of
 	// sinks.
-	down    map[string]string
-	sinks   []string
+	down  map[string]string
+	sinks []string
+	// probes are the sinks that may have one message at a time.
+	probes  map[string]struct{}
 	polls   map[*poll]struct{}
 	changed chan struct{}
 }
@@ -29,6 +31,7 @@ func newGate(sinks []string) *gate {
 	g := &gate{
 		down:    make(map[string]string, len(sinks)),
 		sinks:   sinks,
+		probes:  make(map[string]struct{}),
 		polls:   make(map[*poll]struct{}),
 		changed: make(chan struct{}),
 	}
@@ -54,10 +57,14 @@ func (g *gate) watch(ctx context.Context, sink string, of Reporter) {
 func (g *gate) tell(sink string, health Health) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if health.State == Down {
+	delete(g.down, sink)
+	delete(g.probes, sink)
+	switch health.State {
+	case Down:
 		g.down[sink] = health.Reason
-	} else {
-		delete(g.down, sink)
+	case Probe:
+		g.probes[sink] = struct{}{}
+	case Up:
 	}
 	g.update()
 }
@@ -91,6 +98,13 @@ func (g *gate) update() {
 }
 
 func (g *gate) open() bool { return g.paused == "" && len(g.down) == 0 }
+
+// probing tells whether a sink may have one message only.
+func (g *gate) probing() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.probes) > 0
+}
 
 // shut tells why the gate is shut; empty: it is open.
 func (g *gate) shut() (state SourceState, reason string) {

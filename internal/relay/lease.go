@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -42,6 +43,12 @@ func (l *lease) held() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.state == leaseHeld
+}
+
+func (l *lease) lost() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state == leaseLost
 }
 
 // renew extends a held lease and does nothing with any other.
@@ -95,10 +102,11 @@ func (l *lease) settle() (Delivery, bool) {
 type keeper struct {
 	source Source
 	log    *zap.Logger
-	// forbidden is closed once the source has said that it may not renew: from then
-	// on every message has to make do with its first lease.
-	forbidden chan struct{}
-	forbid    sync.Once
+	// forbidden says that the credential may not renew: every message has to make do
+	// with its first lease. New keys may change that, so it is still asked.
+	forbidden atomic.Bool
+	// retention is how long the queue keeps a message, in nanoseconds; 0: not known.
+	retention *atomic.Int64
 }
 
 // renewals is how many renewals of one batch run at a time: MNS renews one message a
@@ -108,17 +116,17 @@ const renewals = 4
 // renewRetry is the least time between two tries to renew the same batch.
 const renewRetry = 200 * time.Millisecond
 
-func newKeeper(source Source, log *zap.Logger) *keeper {
-	return &keeper{source: source, log: log, forbidden: make(chan struct{})}
+func newKeeper(source Source, log *zap.Logger, retention *atomic.Int64) *keeper {
+	return &keeper{source: source, log: log, retention: retention}
 }
 
 // keep renews the leases of a batch until release is called, which waits for a
 // renewal under way.
-func (k *keeper) keep(ctx context.Context, leases []lease) (release func()) {
+func (k *keeper) keep(ctx context.Context, held leases) (release func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	kept := &keptBatch{keeper: k, leases: leases}
+	kept := &keptBatch{keeper: k, leases: held}
 	kept.mu.Lock()
-	kept.timer = time.AfterFunc(halfLife(leases), func() { kept.fire(ctx) })
+	kept.timer = time.AfterFunc(held.halfLife(), func() { kept.fire(ctx) })
 	kept.mu.Unlock()
 	return func() {
 		kept.release()
@@ -129,7 +137,7 @@ func (k *keeper) keep(ctx context.Context, leases []lease) (release func()) {
 // keptBatch is a batch whose leases are being kept.
 type keptBatch struct {
 	keeper *keeper
-	leases []lease
+	leases leases
 
 	mu       sync.Mutex
 	timer    *time.Timer
@@ -166,69 +174,78 @@ func (b *keptBatch) release() {
 }
 
 // renew renews the held leases once and tells when to do so again, if at all.
-func (k *keeper) renew(ctx context.Context, leases []lease) (next time.Duration, more bool) {
+func (k *keeper) renew(ctx context.Context, held leases) (next time.Duration, more bool) {
 	var group errgroup.Group
 	group.SetLimit(renewals)
-	for i := range leases {
-		select {
-		case <-k.forbidden:
-		default:
-			group.Go(func() error { return k.renewOne(ctx, &leases[i]) })
-		}
+	for i := range held {
+		group.Go(func() error { return k.renewOne(ctx, &held[i]) })
 	}
 	err := group.Wait()
-	select {
-	case <-k.forbidden:
+	if ctx.Err() != nil {
 		return 0, false
-	case <-ctx.Done():
-		return 0, false
-	default:
 	}
-	next = halfLife(leases)
+	next = held.halfLife()
 	if err != nil {
 		// Not lost and not forbidden: the server or the network failed. What is left
 		// of the lease is used for more tries.
 		next /= 2
 	}
-	return max(next, renewRetry), anyHeld(leases)
+	return max(next, renewRetry), held.anyHeld()
 }
 
-// renewOne gives the error of a renewal that is worth another try.
+// renewOne gives the error of a renewal that is worth another try soon.
 func (k *keeper) renewOne(ctx context.Context, l *lease) error {
+	if kept := time.Duration(k.retention.Load()); kept > 0 && time.Since(l.delivery.EnqueuedAt) > kept {
+		return nil // the queue has dropped the message
+	}
 	err := l.renew(ctx, k.source)
 	switch {
 	case err == nil:
+		k.forbidden.Store(false)
 		return nil
 	case errors.Is(err, ErrLeaseLost):
 		k.log.Warn("lease lost while its message was being delivered; it will come again",
 			zap.String("message_id", l.delivery.ID), zap.Int("attempt", l.delivery.Attempt))
 		return nil
 	case errors.Is(err, ErrNotPermitted):
-		k.forbid.Do(func() {
+		if !k.forbidden.Swap(true) {
 			k.log.Warn("the credential may not renew leases; deliveries have to end within the queue's visibility timeout",
 				zap.Error(err))
-			close(k.forbidden)
-		})
+		}
 		return nil
 	default:
 		return err
 	}
 }
 
+// leases are those of one batch.
+type leases []lease
+
+// ends is when the first of them ends unless it is renewed.
+func (ls leases) ends() time.Time {
+	first := ls[0].deadline()
+	for i := range ls[1:] {
+		if d := ls[i+1].deadline(); d.Before(first) {
+			first = d
+		}
+	}
+	return first
+}
+
 // halfLife is half of what is left of the held lease that ends first.
-func halfLife(leases []lease) time.Duration {
+func (ls leases) halfLife() time.Duration {
 	var first time.Time
-	for i := range leases {
-		if d := leases[i].deadline(); leases[i].held() && (first.IsZero() || d.Before(first)) {
+	for i := range ls {
+		if d := ls[i].deadline(); ls[i].held() && (first.IsZero() || d.Before(first)) {
 			first = d
 		}
 	}
 	return max(time.Until(first)/2, 0)
 }
 
-func anyHeld(leases []lease) bool {
-	for i := range leases {
-		if leases[i].held() {
+func (ls leases) anyHeld() bool {
+	for i := range ls {
+		if ls[i].held() {
 			return true
 		}
 	}

@@ -2,7 +2,9 @@ package relay
 
 import (
 	"encoding/json"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 )
@@ -14,8 +16,8 @@ type Message struct {
 	// ID never changes within a queue: a redelivered message carries the id it
 	// had before, so that the far side can recognise a duplicate.
 	ID string
-	// Source is the name of the source in the configuration.
-	Source string
+	// Source is the name of the source in the configuration, Queue that of its queue.
+	Source, Queue string
 	// Body is the payload, decoded; nil and empty mean the same.
 	Body []byte
 	// Attributes hold what is known beside the body, by the Attribute names
@@ -26,6 +28,37 @@ type Message struct {
 	EnqueuedAt time.Time
 	// Attempt counts receives, this one included: 1 for the first.
 	Attempt int
+	// Dead says why the message goes to a dead-letter sink; nil on its ordinary way.
+	Dead *DeadLetter
+
+	memo *memo
+}
+
+// memo keeps what was worked out from a message for all copies of it.
+type memo struct {
+	once  sync.Once
+	value any
+}
+
+// Memo gives what work makes of the message, worked out once for all copies of a
+// message on its way; that is the place for a parsed body. It is safe for concurrent
+// use. All callers must mean the same thing: there is one value.
+func (m *Message) Memo(work func() any) any {
+	if m.memo == nil {
+		return work()
+	}
+	m.memo.once.Do(func() { m.memo.value = work() })
+	return m.memo.value
+}
+
+// DeadLetter is why a message was given up.
+type DeadLetter struct {
+	// Reason is the name under which it is counted, Error the last error in words.
+	Reason, Error string
+	// Sink is the sink that would not take it; empty where none was asked.
+	Sink string
+	// First is when the message was enqueued, Last when it was given up.
+	First, Last time.Time
 }
 
 // AttributeBody is the attribute that says how the body was encoded in the
@@ -46,6 +79,19 @@ const (
 	HeaderBody       = "x-mnsrelay-body"
 )
 
+// Names of the headers that a dead letter has beside the others.
+const (
+	HeaderDeadReason = "x-mnsrelay-dead-reason"
+	HeaderDeadError  = "x-mnsrelay-dead-error"
+	HeaderDeadSink   = "x-mnsrelay-dead-sink"
+	HeaderDeadFirst  = "x-mnsrelay-dead-first"
+	HeaderDeadLast   = "x-mnsrelay-dead-last"
+)
+
+// maxDeadError bounds HeaderDeadError, in bytes: some far sides bound all headers
+// together.
+const maxDeadError = 512
+
 // EnqueuedAtFormat is how HeaderEnqueuedAt is written: RFC 3339 in UTC, in
 // milliseconds, the precision that MNS has.
 const EnqueuedAtFormat = "2006-01-02T15:04:05.000Z"
@@ -56,6 +102,37 @@ func (m *Message) BodyEncoding() string {
 		return e
 	}
 	return BodyRaw
+}
+
+// Headers gives every header that a sink sends along, but for the id, for which each
+// protocol has a place of its own. Values are text of one line.
+func (m *Message) Headers(yield func(name, value string) bool) {
+	if !yield(HeaderSource, m.Source) || !yield(HeaderAttempt, strconv.Itoa(m.Attempt)) ||
+		!yield(HeaderEnqueuedAt, m.EnqueuedAtText()) || !yield(HeaderBody, m.BodyEncoding()) || m.Dead == nil {
+		return
+	}
+	for _, h := range [...][2]string{
+		{HeaderDeadReason, m.Dead.Reason},
+		{HeaderDeadError, oneLine(m.Dead.Error)},
+		{HeaderDeadSink, m.Dead.Sink},
+		{HeaderDeadFirst, m.Dead.First.UTC().Format(EnqueuedAtFormat)},
+		{HeaderDeadLast, m.Dead.Last.UTC().Format(EnqueuedAtFormat)},
+	} {
+		if h[1] != "" && !yield(h[0], h[1]) {
+			return
+		}
+	}
+}
+
+// oneLine makes a header's value of an error: printable ASCII, bounded.
+func oneLine(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return ' '
+		}
+		return r
+	}, text)
+	return strings.TrimSpace(text[:min(len(text), maxDeadError)])
 }
 
 // EnqueuedAtText is the value of HeaderEnqueuedAt.

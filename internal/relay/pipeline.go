@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -25,13 +26,35 @@ type Config struct {
 	// full; on an empty queue one is left.
 	MinPollers, MaxPollers int
 	Redelivery             Redelivery
+	// MaxReceives is after how many receives a message whose delivery fails is given up,
+	// given that there is a dead-letter sink; 0: never.
+	MaxReceives int
+	// DeadLetterLimit pauses the source where more is given up.
+	DeadLetterLimit DeadLetterLimit
+	// Unmatched says what becomes of a message that no route takes.
+	Unmatched Unmatched
+	// AtMostOnce deletes before it delivers, and delivers once.
+	AtMostOnce bool
 	// Paused starts the pipeline without receiving.
 	Paused bool
 }
 
-// Route says to which targets a message goes.
+// Unmatched says what becomes of a message that no route takes.
+type Unmatched uint8
+
+// UnmatchedRetain, the zero value, leaves it in the queue for later and later.
+const (
+	UnmatchedRetain Unmatched = iota
+	UnmatchedDelete
+	UnmatchedDeadLetter
+)
+
+// Route says to which targets a message goes. Every route that matches applies.
 type Route struct {
-	Name    string
+	Name string
+	// Match tells whether the route takes a message; nil: it takes every one. Its error
+	// rejects the message.
+	Match   func(*Message) (bool, error)
 	Targets []Target
 }
 
@@ -41,6 +64,10 @@ type Deps struct {
 	// Decode unwraps a message and decodes its body. Its error rejects the message.
 	Decode func(Message) (Message, error)
 	Routes []Route
+	// DeadLetter takes what is given up; nil: it stays in the queue.
+	DeadLetter *Target
+	// Ledger, if not nil, remembers confirms until the message is deleted.
+	Ledger Ledger
 	// Room is that of this source, Shared that of all sources together.
 	Room, Shared *Room
 	Stats        *Stats
@@ -52,13 +79,25 @@ type Deps struct {
 
 // Pipeline is one source with its routes, running.
 type Pipeline struct {
-	cfg     Config
-	deps    Deps
-	log     *zap.Logger
-	gate    *gate
-	keeper  *keeper
-	targets []*target
+	cfg    Config
+	deps   Deps
+	log    *zap.Logger
+	gate   *gate
+	keeper *keeper
+	// targets are those of all routes, in their order; required counts those that are
+	// not optional.
+	targets  []*target
+	required int
+	// conditional says that a route has a condition.
+	conditional bool
+	dead        *deadLetters // nil: none
+	// spare is the room of messages on their way to optional targets only.
+	spare   *Room
 	trouble trouble
+	aged    trouble
+
+	// retention is how long the queue keeps a message, in nanoseconds; 0: not known.
+	retention atomic.Int64
 
 	pollers  sync.WaitGroup
 	batches  sync.WaitGroup
@@ -66,7 +105,7 @@ type Pipeline struct {
 
 	mu     sync.Mutex
 	asking int
-	phase  SourceState // starting, running, draining, stopped
+	phase  SourceState // starting, draining, stopped
 }
 
 // maxBody is the most that one message can weigh (MNS: message size limit).
@@ -81,24 +120,32 @@ const settleGrace = 5 * time.Second
 // New makes a pipeline; Run runs it.
 func New(cfg Config, deps Deps) *Pipeline {
 	p := &Pipeline{
-		cfg:   cfg,
-		deps:  deps,
-		log:   deps.Log.With(zap.String("source", cfg.Source)),
-		phase: SourceStarting,
+		cfg: cfg, deps: deps, phase: SourceStarting,
+		log: deps.Log.With(zap.String("source", cfg.Source)),
 	}
-	p.trouble.log = p.log
-	p.keeper = newKeeper(deps.Source, p.log)
-	var sinks []string
-	for _, route := range deps.Routes {
-		for _, t := range route.Targets {
-			log := p.log.With(zap.String("route", route.Name), zap.String("sink", t.Name.Sink))
-			p.targets = append(p.targets, &target{Target: t, stats: deps.Stats, trouble: trouble{log: log}})
-			if !slices.Contains(sinks, t.Name.Sink) {
-				sinks = append(sinks, t.Name.Sink)
+	p.trouble.log, p.aged.log = p.log, p.log
+	p.keeper = newKeeper(deps.Source, p.log, &p.retention)
+	p.spare = deps.Room.alike()
+	var waitFor []string
+	for r := range deps.Routes {
+		p.conditional = p.conditional || deps.Routes[r].Match != nil
+		for _, to := range deps.Routes[r].Targets {
+			t := newTarget(to, deps.Stats, p.log)
+			t.route, t.index = r, len(p.targets)
+			p.targets = append(p.targets, t)
+			if t.Optional {
+				continue
+			}
+			p.required++
+			if !slices.Contains(waitFor, t.Name.Sink) {
+				waitFor = append(waitFor, t.Name.Sink)
 			}
 		}
 	}
-	p.gate = newGate(sinks)
+	if deps.DeadLetter != nil {
+		p.dead = &deadLetters{target: newTarget(*deps.DeadLetter, deps.Stats, p.log), limit: cfg.DeadLetterLimit}
+	}
+	p.gate = newGate(waitFor)
 	if cfg.Paused {
 		p.gate.pause("paused by the configuration")
 	}
@@ -108,8 +155,18 @@ func New(cfg Config, deps Deps) *Pipeline {
 // Pause stops receiving for the given reason until Resume; what is in flight goes on.
 func (p *Pipeline) Pause(reason string) { p.gate.pause(reason) }
 
-// Resume receives again.
-func (p *Pipeline) Resume() { p.gate.resume() }
+// Resume receives again. What was given up before no longer counts towards the limit
+// of dead letters.
+func (p *Pipeline) Resume() {
+	if p.dead != nil {
+		p.dead.reset()
+	}
+	p.gate.resume()
+}
+
+// SetRetention tells how long the queue keeps a message, consumed or not. It bounds
+// the renewal of leases, and messages older than half of it are warned of.
+func (p *Pipeline) SetRetention(retention time.Duration) { p.retention.Store(int64(retention)) }
 
 // State tells what the pipeline is doing and, where it does not receive, why.
 func (p *Pipeline) State() (state SourceState, reason string) {
@@ -144,7 +201,9 @@ func (p *Pipeline) Run(receive, work context.Context) {
 	defer p.enter(SourceStopped)
 	watch, unwatch := context.WithCancel(work)
 	for _, t := range p.targets {
-		p.watchers.Go(func() { p.gate.watch(watch, t.Name.Sink, t.Health) })
+		if !t.Optional {
+			p.watchers.Go(func() { p.gate.watch(watch, t.Name.Sink, t.Health) })
+		}
 	}
 	// Settling goes on for a moment after everything else was told to end: what was
 	// confirmed is still deleted.
@@ -174,7 +233,7 @@ func (p *Pipeline) poll(receive, work, settle context.Context) {
 	proven := false // the first call does not wait: it tells at once whether the queue can be used
 	for {
 		asked := time.Now()
-		n, err := p.receive(receive, work, settle, proven && p.cfg.Wait > 0)
+		b, err := p.receive(receive, work, settle, proven && p.cfg.Wait > 0)
 		switch {
 		case receive.Err() != nil:
 			return
@@ -192,7 +251,7 @@ func (p *Pipeline) poll(receive, work, settle context.Context) {
 		p.trouble.ended("receive works again")
 		retry = pause{}
 		switch {
-		case n == 0 && proven && time.Since(asked) < p.cfg.Wait/2, n == 0 && proven && p.cfg.Wait == 0:
+		case b == nil && proven && (p.cfg.Wait == 0 || time.Since(asked) < p.cfg.Wait/2):
 			// Over its hidden limit of waiting polls MNS answers at once, and bills.
 			if empty.backoff == nil {
 				empty.backoff = emptyBackoff()
@@ -202,7 +261,15 @@ func (p *Pipeline) poll(receive, work, settle context.Context) {
 			empty = pause{}
 		}
 		proven = true
-		p.grow(receive, work, settle, n)
+		if b != nil && p.gate.probing() {
+			// One message at a time, until it is known whether the sink works.
+			select {
+			case <-b.settled:
+			case <-receive.Done():
+			}
+			continue
+		}
+		p.grow(receive, work, settle, b)
 	}
 }
 
@@ -211,23 +278,23 @@ func (p *Pipeline) poll(receive, work, settle context.Context) {
 func (p *Pipeline) ask(receive, work, settle context.Context) {
 	defer p.changeAsking(-1)
 	for {
-		n, err := p.receive(receive, work, settle, false)
-		if err != nil || n < p.cfg.BatchSize {
+		b, err := p.receive(receive, work, settle, false)
+		if err != nil || b == nil || len(b.leases) < p.cfg.BatchSize {
 			return
 		}
-		p.grow(receive, work, settle, n)
+		p.grow(receive, work, settle, b)
 	}
 }
 
-// grow adds pollers after a batch of n: up to the least number when there is anything,
-// one more when it was full.
-func (p *Pipeline) grow(receive, work, settle context.Context, n int) {
-	p.mu.Lock()
-	more := 0
-	if n > 0 {
-		more = max(p.cfg.MinPollers-p.asking, 0)
+// grow adds pollers after a batch: up to the least number when there is anything, one
+// more when it was full.
+func (p *Pipeline) grow(receive, work, settle context.Context, b *batch) {
+	if b == nil {
+		return
 	}
-	if n == p.cfg.BatchSize && more == 0 && p.asking < p.cfg.MaxPollers {
+	p.mu.Lock()
+	more := max(p.cfg.MinPollers-p.asking, 0)
+	if len(b.leases) == p.cfg.BatchSize && more == 0 && p.asking < p.cfg.MaxPollers {
 		more = 1
 	}
 	p.mu.Unlock()
@@ -250,39 +317,44 @@ var errShut = errors.New("receiving was stopped")
 // From here on the way of a message, top to bottom.
 
 // receive makes one poll: it waits for the gate and for room, leases a batch and sends
-// it on its way. It tells how many messages came; it never waits for their delivery.
-func (p *Pipeline) receive(receive, work, settle context.Context, wait bool) (int, error) {
+// it on its way, for whose end it does not wait. Nothing there: nil, nil.
+func (p *Pipeline) receive(receive, work, settle context.Context, wait bool) (*batch, error) {
 	ctx, leave, err := p.gate.enter(receive)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer leave()
 
 	// Room for the batch at its largest, taken before any lease begins to age.
 	if err := p.deps.Shared.Await(ctx); err != nil {
-		return 0, fmt.Errorf("%w: %w", errShut, err)
+		return nil, fmt.Errorf("%w: %w", errShut, err)
 	}
-	asked, reserved := p.cfg.BatchSize, int64(p.cfg.BatchSize)*maxBody
+	asked := p.cfg.BatchSize
+	if p.gate.probing() {
+		asked = 1
+	}
+	reserved := int64(asked) * maxBody
 	if err := p.deps.Room.Reserve(ctx, asked, reserved); err != nil {
-		return 0, fmt.Errorf("%w: %w", errShut, err)
+		return nil, fmt.Errorf("%w: %w", errShut, err)
 	}
 
 	ds, err := p.deps.Source.Receive(ctx, asked, wait)
-	size := bodies(ds)
-	p.deps.Room.Give(asked-len(ds), reserved-size)
+	b := newBatch(ds, len(p.targets), p.confirmed)
+	p.deps.Room.Give(asked-len(ds), reserved-b.size)
 	if err != nil {
 		if ctx.Err() != nil {
-			return 0, fmt.Errorf("%w: %w", errShut, err)
+			return nil, fmt.Errorf("%w: %w", errShut, err)
 		}
-		return 0, err
+		return nil, err
 	}
 	p.deps.Stats.receiveWorked(ds, asked)
 	if len(ds) == 0 {
-		return 0, nil
+		return nil, nil //nolint:nilnil // nothing there is the usual answer
 	}
-	p.deps.Shared.Charge(len(ds), size)
-	p.batches.Go(func() { p.carry(work, settle, receive.Done(), newBatch(ds, p.confirmed)) })
-	return len(ds), nil
+	p.warnOfAge()
+	p.deps.Shared.Charge(len(ds), b.size)
+	p.batches.Go(func() { p.carry(work, settle, receive.Done(), b) })
+	return b, nil
 }
 
 // carry takes a batch from its receive to its settlement.
@@ -291,27 +363,21 @@ func (p *Pipeline) carry(work, settle context.Context, draining <-chan struct{},
 	defer release()
 
 	accepted := p.decode(b)
-	p.route(b, accepted)
-
-	var deliveries sync.WaitGroup
-	defer deliveries.Wait()
-	for _, t := range p.targets {
-		if len(accepted) == 0 {
-			break
-		}
-		deliveries.Go(func() {
-			t.deliver(work, draining, b.messages, accepted, b.leaseEnds(), b.answer)
-		})
+	plans := p.route(b, accepted)
+	if p.cfg.AtMostOnce {
+		p.once(work, settle, draining, b, plans)
+		return
 	}
+	p.recall(work, b, plans)
+	defer p.deliver(work, draining, b, plans)()
 	b.completions(settle, settleLinger, func(ctx context.Context, index []int) {
-		p.settle(ctx, work, b, index)
+		p.bury(ctx, work, b, index)
+		p.record(ctx, b, index)
+		deleted := p.settle(ctx, work, b, index)
+		p.give(b, index)
+		p.forget(ctx, b, deleted)
 	})
-}
-
-func (p *Pipeline) confirmed(m *Message) {
-	if p.deps.Confirmed != nil {
-		p.deps.Confirmed(time.Since(m.EnqueuedAt))
-	}
+	close(b.settled)
 }
 
 // decode unwraps and decodes each message and gives the index of those that can be
@@ -320,31 +386,203 @@ func (p *Pipeline) decode(b *batch) (accepted []int) {
 	accepted = make([]int, 0, len(b.messages))
 	for i := range b.messages {
 		decoded, err := p.deps.Decode(b.messages[i])
-		if err == nil {
-			b.messages[i] = decoded
-			accepted = append(accepted, i)
+		if err != nil {
+			p.reject(b, i, err)
 			continue
 		}
-		reason := ReasonOf(err)
-		p.deps.Stats.retried(reason)
-		p.log.Warn("message rejected; it stays in the queue", zap.String("reason", reason), zap.Error(err),
-			zap.String("message_id", b.messages[i].ID), zap.Int("attempt", b.messages[i].Attempt))
-		b.expect(i, 1)
-		b.answer(i, Result{Outcome: Rejected, Err: err})
+		b.messages[i] = decoded
+		accepted = append(accepted, i)
 	}
 	return accepted
 }
 
-// route says which targets each message goes to: every route of the source applies.
-func (p *Pipeline) route(b *batch, accepted []int) {
+// reject decides on a message that no target is asked about.
+func (p *Pipeline) reject(b *batch, i int, err error) {
+	p.deps.Stats.retried(ReasonOf(err))
+	p.log.Warn("message rejected", zap.String("reason", ReasonOf(err)), zap.Error(err),
+		zap.String("message_id", b.messages[i].ID), zap.Int("attempt", b.messages[i].Attempt))
+	b.decide(i, Result{Outcome: Rejected, Err: err})
+}
+
+// errUnmatched is the cause of a message that stays in the queue since no route takes
+// it.
+var errUnmatched = Fail("unmatched", errors.New("no route takes the message"))
+
+// route gives, for each target, the messages that go to it: every route that matches
+// applies. It decides on those that no route takes.
+func (p *Pipeline) route(b *batch, accepted []int) (plans [][]int) {
+	plans = make([][]int, len(p.targets))
+	if !p.conditional {
+		for t := range plans {
+			plans[t] = accepted
+		}
+		return plans
+	}
+	matches := make([]bool, len(p.deps.Routes))
 	for _, i := range accepted {
-		b.expect(i, len(p.targets))
+		matched, err := p.match(&b.messages[i], matches)
+		switch {
+		case err != nil:
+			p.reject(b, i, err)
+			continue
+		case !matched:
+			p.unmatched(b, i)
+			continue
+		}
+		for _, t := range p.targets {
+			if matches[t.route] {
+				plans[t.index] = append(plans[t.index], i)
+			}
+		}
+	}
+	return plans
+}
+
+// match fills in which routes take a message.
+func (p *Pipeline) match(m *Message, matches []bool) (matched bool, err error) {
+	for r := range p.deps.Routes {
+		matches[r] = true
+		if match := p.deps.Routes[r].Match; match != nil {
+			if matches[r], err = match(m); err != nil {
+				return false, fmt.Errorf("route %s: %w", p.deps.Routes[r].Name, err)
+			}
+		}
+		matched = matched || matches[r]
+	}
+	return matched, nil
+}
+
+func (p *Pipeline) unmatched(b *batch, i int) {
+	switch p.cfg.Unmatched {
+	case UnmatchedDelete:
+		b.decide(i, Result{Outcome: Delivered})
+	case UnmatchedDeadLetter:
+		b.decide(i, Result{Outcome: Rejected, Err: errUnmatched})
+	case UnmatchedRetain:
+		b.decide(i, Result{Outcome: Retry, Err: errUnmatched})
 	}
 }
 
-// settle deletes what every target has confirmed, gives the rest back to the queue,
-// and frees their room.
-func (p *Pipeline) settle(ctx, work context.Context, b *batch, index []int) {
+// deliver starts bringing each target its messages; wait waits for all of them.
+func (p *Pipeline) deliver(work context.Context, draining <-chan struct{}, b *batch, plans [][]int) (wait func()) {
+	pending := make([]int, len(b.messages))
+	planned := make([]bool, len(b.messages))
+	for _, t := range p.targets {
+		for _, i := range plans[t.index] {
+			planned[i] = true
+			if !t.Optional {
+				pending[i]++
+			}
+		}
+	}
+	for i := range b.messages {
+		if planned[i] || b.known(i) {
+			b.expect(i, pending[i])
+		}
+	}
+
+	ctx, cancel := work, func() {}
+	if p.keeper.forbidden.Load() {
+		// The first lease has to do: what is not confirmed in it comes again anyway.
+		left := time.Until(b.leases.ends())
+		ctx, cancel = context.WithTimeout(work, left-min(settleMargin, left/4))
+	}
+	var deliveries sync.WaitGroup
+	for _, t := range p.targets {
+		if index := plans[t.index]; len(index) > 0 {
+			d := &delivery{target: t, leases: b.leases, messages: b.messages, draining: draining}
+			deliveries.Go(func() { p.deliverTo(ctx, d, b, index) })
+		}
+	}
+	return func() {
+		deliveries.Wait()
+		cancel()
+	}
+}
+
+// deliverTo brings a target its messages.
+func (p *Pipeline) deliverTo(ctx context.Context, d *delivery, b *batch, index []int) {
+	if !d.Optional {
+		d.answer = func(i int, r Result) { b.answer(i, d.target, r) }
+		d.deliver(ctx, index)
+		p.recordEarly(ctx, b, index)
+		return
+	}
+	// The room of the batch is given back without asking an optional target, so what
+	// is on its way to it has a room of its own.
+	if !p.spare.Try(len(index), b.size) {
+		for range index {
+			p.deps.Stats.givenUp("busy")
+		}
+		return
+	}
+	defer p.spare.Give(len(index), b.size)
+	d.answer = func(i int, r Result) {
+		if r.Outcome == Delivered {
+			b.confirm(i, d.target)
+			return
+		}
+		p.buryOptional(ctx, b, d.target, i, r)
+	}
+	d.deliver(ctx, index)
+}
+
+// once delivers at most once: what was deleted first is sent, and what then fails is
+// counted as given up.
+func (p *Pipeline) once(work, settle context.Context, draining <-chan struct{}, b *batch, plans [][]int) {
+	planned := make([]bool, len(b.messages))
+	for _, index := range plans {
+		for _, i := range index {
+			planned[i] = true
+		}
+	}
+	var all []int
+	for i := range planned {
+		if planned[i] {
+			b.decide(i, Result{Outcome: Delivered})
+		}
+		all = append(all, i)
+	}
+	for range all {
+		<-b.completed // each was decided on, here or before
+	}
+	p.bury(settle, work, b, all)
+	gone := make([]bool, len(all))
+	for _, i := range p.settle(settle, work, b, all) {
+		gone[i] = planned[i]
+	}
+	var deliveries sync.WaitGroup
+	for _, t := range p.targets {
+		var index []int
+		for _, i := range plans[t.index] {
+			if gone[i] {
+				index = append(index, i)
+			}
+		}
+		if len(index) == 0 {
+			continue
+		}
+		d := &delivery{target: t, leases: b.leases, messages: b.messages, draining: draining, answer: func(_ int, r Result) {
+			if r.Outcome != Delivered {
+				p.deps.Stats.givenUp(ReasonOf(r.Err))
+			}
+		}}
+		deliveries.Go(func() { d.deliver(work, index) })
+	}
+	deliveries.Wait()
+	p.give(b, all)
+	close(b.settled)
+}
+
+func (p *Pipeline) confirmed(m *Message) {
+	if p.deps.Confirmed != nil {
+		p.deps.Confirmed(time.Since(m.EnqueuedAt))
+	}
+}
+
+// settle deletes what every required target or the dead-letter sink has confirmed, and
+// gives the rest back to the queue. It gives the index of what was deleted.
+func (p *Pipeline) settle(ctx, work context.Context, b *batch, index []int) (gone []int) {
 	settlements := make([]Settlement, 0, len(index))
 	settled := make([]int, 0, len(index))
 	var deleted, lost int
@@ -359,11 +597,13 @@ func (p *Pipeline) settle(ctx, work context.Context, b *batch, index []int) {
 		settled = append(settled, i)
 	}
 
+	gone = make([]int, 0, len(settled))
 	for k, err := range p.deps.Source.Settle(ctx, settlements) {
 		v := &b.verdicts[settled[k]]
 		switch {
 		case settlements[k].Delete && err == nil:
 			deleted++
+			gone = append(gone, settled[k])
 		case settlements[k].Delete || errors.Is(err, ErrLeaseLost):
 			// A delete whose outcome is unknown: the message may come again.
 			lost++
@@ -374,20 +614,14 @@ func (p *Pipeline) settle(ctx, work context.Context, b *batch, index []int) {
 			returned = append(returned, returnReason(work, v))
 		}
 	}
-
-	var size int64
-	for _, i := range index {
-		size += int64(len(b.leases[i].delivery.Body))
-	}
-	p.deps.Room.Give(len(index), size)
-	p.deps.Shared.Give(len(index), size)
 	p.deps.Stats.settled(deleted, lost, returned)
+	return gone
 }
 
 // settlement says what to tell the queue of a message: only Delivered deletes.
 func (p *Pipeline) settlement(work context.Context, d Delivery, v *verdict) Settlement {
 	switch {
-	case v.outcome == Delivered:
+	case v.outcome == Delivered || v.buried != "":
 		return Settlement{Delivery: d, Delete: true}
 	case errors.Is(v.err, errSinkDown), work.Err() != nil:
 		// Not the message's fault: whoever can deliver it may have it at once.
@@ -404,11 +638,29 @@ func returnReason(work context.Context, v *verdict) string {
 	return ReasonOf(v.err)
 }
 
-func bodies(ds []Delivery) (size int64) {
-	for i := range ds {
-		size += int64(len(ds[i].Body))
+// give gives back the room of messages that are settled.
+func (p *Pipeline) give(b *batch, index []int) {
+	var size int64
+	for _, i := range index {
+		size += int64(len(b.leases[i].delivery.Body))
 	}
-	return size
+	p.deps.Room.Give(len(index), size)
+	p.deps.Shared.Give(len(index), size)
+}
+
+// warnOfAge warns of messages that have been in the queue for half the time that it
+// keeps them.
+func (p *Pipeline) warnOfAge() {
+	retention := time.Duration(p.retention.Load())
+	if retention == 0 {
+		return
+	}
+	if age := p.deps.Stats.oldest(); age > retention/2 {
+		p.aged.failed("aged", "messages are older than half the queue's retention; what is not delivered by its end is lost",
+			zap.Duration("age", age), zap.Duration("retention", retention))
+		return
+	}
+	p.aged.ended("messages are younger than half the queue's retention again")
 }
 
 // pause is a growing time to wait between tries.

@@ -28,18 +28,13 @@ func NewRoom(messages int, bytes int64) *Room {
 	return &Room{maxMessages: messages, maxBytes: bytes, freed: make(chan struct{})}
 }
 
+// alike makes an empty room of the same bounds.
+func (r *Room) alike() *Room { return NewRoom(r.maxMessages, r.maxBytes) }
+
 // Reserve takes room for messages and bytes, waiting until there is as much or ctx
 // ends. A demand larger than the whole room is granted when the room is empty.
 func (r *Room) Reserve(ctx context.Context, messages int, bytes int64) error {
-	return r.wait(ctx, func() bool {
-		fits := r.messages+messages <= r.maxMessages && r.bytes+bytes <= r.maxBytes
-		if !fits && r.messages > 0 {
-			return false
-		}
-		r.messages += messages
-		r.bytes += bytes
-		return true
-	})
+	return r.wait(ctx, func() bool { return r.take(messages, bytes) })
 }
 
 // Await returns when the room is under its bounds or ctx ends. It takes nothing.
@@ -55,6 +50,25 @@ func (r *Room) Charge(messages int, bytes int64) {
 	defer r.mu.Unlock()
 	r.messages += messages
 	r.bytes += bytes
+}
+
+// Try takes room if there is as much at once.
+func (r *Room) Try(messages int, bytes int64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.take(messages, bytes)
+}
+
+// take takes room if there is as much, or if none is taken; the caller holds the
+// lock.
+func (r *Room) take(messages int, bytes int64) bool {
+	fits := r.messages+messages <= r.maxMessages && r.bytes+bytes <= r.maxBytes
+	if !fits && r.messages > 0 {
+		return false
+	}
+	r.messages += messages
+	r.bytes += bytes
+	return true
 }
 
 // Give returns room that was reserved or charged.

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -36,6 +37,23 @@ type Endpoint interface {
 // to a struct that holds the sink's own values. A key the struct does not have is
 // an error.
 type Overrides func(settings any) error
+
+// Retries is how often a sink's failed messages are tried again while they are under
+// lease, before they go back to the queue.
+type Retries struct {
+	// Attempts counts every try of one receive: 1 means no retry.
+	Attempts int
+	// Initial is the longest pause before the second try; it doubles up to Max. The
+	// pause is random below that.
+	Initial, Max time.Duration
+	// Timeout is how long one try may take.
+	Timeout time.Duration
+}
+
+// Retrier is a Sink with retries of its own.
+type Retrier interface {
+	Retries() Retries
+}
 
 // SinkDeps are what every sink is opened with.
 type SinkDeps struct {

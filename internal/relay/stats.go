@@ -42,6 +42,14 @@ type Counts struct {
 	Retried map[string]uint64
 	// Delivered counts confirms by target.
 	Delivered map[TargetName]uint64
+	// DeadLettered counts messages that a dead-letter sink took, by reason; they are
+	// among Deleted.
+	DeadLettered map[string]uint64
+	// Skipped counts deliveries that the ledger spared, by sink.
+	Skipped map[string]uint64
+	// GivenUp counts what was not delivered and will not be tried again: of sinks that
+	// are not required, and of a source that delivers at most once. By reason.
+	GivenUp map[string]uint64
 	// Pollers is how many pollers ask the queue at present.
 	Pollers int
 	// Fill is how full the batches were that held anything, of late: 0 to 1; 0
@@ -79,6 +87,10 @@ func NewStats() *Stats {
 		Returned:  make(map[string]uint64),
 		Retried:   make(map[string]uint64),
 		Delivered: make(map[TargetName]uint64),
+
+		DeadLettered: make(map[string]uint64),
+		Skipped:      make(map[string]uint64),
+		GivenUp:      make(map[string]uint64),
 	}}
 }
 
@@ -90,6 +102,9 @@ func (s *Stats) Counts() Counts {
 	counts.Returned = maps.Clone(s.counts.Returned)
 	counts.Retried = maps.Clone(s.counts.Retried)
 	counts.Delivered = maps.Clone(s.counts.Delivered)
+	counts.DeadLettered = maps.Clone(s.counts.DeadLettered)
+	counts.Skipped = maps.Clone(s.counts.Skipped)
+	counts.GivenUp = maps.Clone(s.counts.GivenUp)
 	if s.counts.LastError != nil {
 		lastError := *s.counts.LastError
 		counts.LastError = &lastError
@@ -124,6 +139,12 @@ func (s *Stats) receiveWorked(ds []Delivery, asked int) {
 	c.Fill = fill
 }
 
+func (s *Stats) oldest() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.counts.OldestAge
+}
+
 func (s *Stats) receiveFailed(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -150,6 +171,24 @@ func (s *Stats) retried(reason string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.counts.Retried[reason]++
+}
+
+func (s *Stats) skipped(sink string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts.Skipped[sink]++
+}
+
+func (s *Stats) givenUp(reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts.GivenUp[reason]++
+}
+
+func (s *Stats) deadLettered(reason string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counts.DeadLettered[reason]++
 }
 
 // settled records the end of messages; returned gives the reasons of those that went
