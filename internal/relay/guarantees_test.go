@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -246,10 +247,7 @@ func TestDeadLettersCarryTheOriginalBodyAndTheReason(t *testing.T) {
 		require.Equal(t, sentAt, unlucky.Dead.First)
 		require.True(t, unlucky.Dead.Last.After(sentAt))
 		require.Equal(t, "decode", letters[ids[3]].Dead.Reason)
-		headers := map[string]string{}
-		for name, value := range unlucky.Headers {
-			headers[name] = value
-		}
+		headers := maps.Collect(unlucky.Headers)
 		require.Equal(t, "max_receives", headers[relay.HeaderDeadReason])
 		require.Equal(t, "3", headers[relay.HeaderAttempt])
 		require.Equal(t, map[string]uint64{"invalid_property": 1, "max_receives": 1, "decode": 1}, r.stats.Counts().DeadLettered)
@@ -543,7 +541,7 @@ func TestHeldBatchesDoNotFloodASinkOnProbation(t *testing.T) {
 		before := len(s.Messages())
 		s.Set(relay.Probe, "")
 		pass(time.Second)
-		require.Equal(t, before+1, len(s.Messages()), "one message found out that it still fails")
+		require.Len(t, s.Messages(), before+1, "one message found out that it still fails")
 		s.Answer(func(context.Context, relay.Message) relay.Result {
 			s.Set(relay.Up, "")
 			return relay.Result{Outcome: relay.Delivered}

@@ -107,7 +107,7 @@ func newEndpoint(c *Config, targets []target, deps relay.SinkDeps) *Endpoint {
 		config:    *c,
 		targets:   targets,
 		deps:      deps,
-		log:       deps.Log.With(zap.String("sink", deps.Name)),
+		log:       deps.Log,
 		monitor:   relay.NewMonitor(relay.Down, "not connected yet"),
 		recheck:   make(chan struct{}, 1),
 		trouble:   "not connected yet",
