@@ -353,7 +353,7 @@ func millis(ms int64) time.Time {
 
 // message copies what is kept of m: the body into memory of its own, id and handle
 // into one string.
-func (m *received) message(source string) (message relay.Message, receipt string) {
+func (m *received) message(of *Config) (message relay.Message, receipt string) {
 	var both strings.Builder
 	both.Grow(len(m.id.value) + len(m.receipt.value))
 	both.Write(m.id.value)
@@ -365,7 +365,8 @@ func (m *received) message(source string) (message relay.Message, receipt string
 	}
 	return relay.Message{
 		ID:         keep[:len(m.id.value)],
-		Source:     source,
+		Source:     of.Name,
+		Queue:      of.Queue,
 		Body:       body,
 		EnqueuedAt: millis(m.enqueued),
 		Attempt:    int(m.attempt),

@@ -76,7 +76,7 @@ const MaxAnswer = maxAnswer
 func ScanMessages(data []byte) error {
 	var s scanner
 	return readMessages(&s, data, func(m received) error {
-		m.message("source")
+		m.message(&Config{Name: "source"})
 		return nil
 	})
 }

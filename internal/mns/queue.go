@@ -343,7 +343,7 @@ func (q *Queue) receive(ctx context.Context, n int, wait time.Duration) (deliver
 			next := time.UnixMilli(m.next)
 			lease = max(lease, next.Sub(server))
 			d := relay.Delivery{Deadline: q.deadline(next, now)}
-			d.Message, d.Receipt = m.message(q.cfg.Name)
+			d.Message, d.Receipt = m.message(&q.cfg)
 			deliveries = append(deliveries, d)
 			return nil
 		})
@@ -559,7 +559,7 @@ func (q *Queue) Peek(ctx context.Context, n int) ([]relay.Message, error) {
 			return e
 		}
 		err := readMessages(&l.scan, body, func(m received) error {
-			message, _ := m.message(q.cfg.Name)
+			message, _ := m.message(&q.cfg)
 			messages = append(messages, message)
 			return nil
 		})
