@@ -55,11 +55,11 @@ func NewGuard(ledger relay.Ledger, log *zap.Logger) *Guard {
 // Confirmed is part of relay.Ledger. Its error is always nil.
 func (g *Guard) Confirmed(ctx context.Context, keys []relay.LedgerKey) ([]bool, error) {
 	var confirmed []bool
-	g.call(ctx, OperationConfirmed, len(keys), func(ctx context.Context) (err error) {
+	worked := g.call(ctx, OperationConfirmed, len(keys), func(ctx context.Context) (err error) {
 		confirmed, err = g.ledger.Confirmed(ctx, keys)
 		return err
 	})
-	if len(confirmed) != len(keys) {
+	if !worked || len(confirmed) != len(keys) {
 		confirmed = make([]bool, len(keys))
 	}
 	return confirmed, nil
@@ -77,14 +77,16 @@ func (g *Guard) Forget(ctx context.Context, keys []relay.LedgerKey) error {
 	return nil
 }
 
-func (g *Guard) call(ctx context.Context, operation string, keys int, f func(context.Context) error) {
+// call tells whether f was called and worked.
+func (g *Guard) call(ctx context.Context, operation string, keys int, f func(context.Context) error) (worked bool) {
 	if keys == 0 || ctx.Err() != nil || !g.admit(operation) {
-		return
+		return false
 	}
 	bounded, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	err := f(bounded)
 	g.done(operation, err, ctx.Err() != nil)
+	return err == nil
 }
 
 // admit tells whether a call may be made; one that may not counts as failed.

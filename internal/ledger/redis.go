@@ -48,8 +48,6 @@ const (
 type Redis struct {
 	client *redis.Client
 	ttl    time.Duration
-	// hangUp ends the connecting under way.
-	hangUp context.CancelFunc
 }
 
 var (
@@ -70,9 +68,7 @@ func NewRedis(cfg Config, deps Deps) (*Redis, error) {
 	// The client writes to standard error, for the whole process, what it returns as
 	// errors too.
 	logging.Disable()
-	living, hangUp := context.WithCancel(context.Background())
-	options.Dialer = dialer(living, options.TLSConfig)
-	return &Redis{client: redis.NewClient(options), ttl: cfg.TTL, hangUp: hangUp}, nil
+	return &Redis{client: redis.NewClient(options), ttl: cfg.TTL}, nil
 }
 
 // Confirmed is part of relay.Ledger.
@@ -129,10 +125,10 @@ func (r *Redis) exec(ctx context.Context, keys []relay.LedgerKey, command func(p
 	return err
 }
 
-// Close closes the connections.
+// Close closes the connections. While the server is away, the client may go on connecting
+// for dialTimeout and a second; what comes of it is closed.
 func (r *Redis) Close() error {
-	r.hangUp()
-	if err := r.client.Close(); err != nil {
+	if err := r.client.Close(); err != nil && !errors.Is(err, redis.ErrClosed) {
 		return fmt.Errorf("close the ledger: %w", err)
 	}
 	return nil
@@ -205,37 +201,3 @@ func userOf(u *url.URL) (username, password string) {
 	password, _ = u.User.Password()
 	return u.User.Username(), password
 }
-
-// dialer connects, at the latest until living ends. It never fails: a failure to connect
-// is that of the connection's first use. The client counts connects that fail, and after
-// some refuses calls until a goroutine of its own, which Close does not end, has
-// connected: what Guard does already, and sooner.
-func dialer(living context.Context, tlsConfig *tls.Config) func(context.Context, string, string) (net.Conn, error) {
-	d := &net.Dialer{}
-	dial := d.DialContext
-	if tlsConfig != nil {
-		dial = (&tls.Dialer{NetDialer: d, Config: tlsConfig}).DialContext
-	}
-	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		defer context.AfterFunc(living, cancel)()
-		c, err := dial(ctx, network, address)
-		if err != nil {
-			return failedConn{err: err}, nil
-		}
-		return c, nil
-	}
-}
-
-// failedConn is a connection that could not be made.
-type failedConn struct{ err error }
-
-func (c failedConn) Read([]byte) (int, error)         { return 0, c.err }
-func (c failedConn) Write([]byte) (int, error)        { return 0, c.err }
-func (c failedConn) Close() error                     { return nil }
-func (c failedConn) LocalAddr() net.Addr              { return &net.TCPAddr{} }
-func (c failedConn) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
-func (c failedConn) SetDeadline(time.Time) error      { return nil }
-func (c failedConn) SetReadDeadline(time.Time) error  { return nil }
-func (c failedConn) SetWriteDeadline(time.Time) error { return nil }
