@@ -136,7 +136,7 @@ func TestReceive(t *testing.T) {
 	require.Equal(t, "token", token.Load())
 	require.Len(t, ds, 2)
 	require.Equal(t, relay.Message{
-		ID: "id-1", Source: "sms", Body: []byte("<two>"), EnqueuedAt: time.UnixMilli(1449556920975), Attempt: 3,
+		ID: "id-1", Source: "sms", Queue: "q", Body: []byte("<two>"), EnqueuedAt: time.UnixMilli(1449556920975), Attempt: 3,
 	}, ds[1].Message)
 	require.Equal(t, "handle-1==", ds[1].Receipt)
 	for _, d := range ds {
