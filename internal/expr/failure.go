@@ -61,7 +61,7 @@ func (p *program) cause(err error) error {
 		}
 	}
 	if strings.HasPrefix(text, "no such overload") {
-		return fmt.Errorf("%s does not take values of these types", where)
+		return fmt.Errorf("%s does not take values of these types; convert them first, as in int(...)", where)
 	}
 	return fmt.Errorf("%s does not take this value", where)
 }

@@ -6,16 +6,9 @@ import (
 	"sync"
 
 	"cel.dev/cel-go/cel"
-	"cel.dev/cel-go/common/cost"
 	"cel.dev/cel-go/common/types"
-	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/ext"
 )
-
-// CostLimit is what one evaluation may cost, in CEL's units: about one for an operator,
-// a selection or ten characters that are gone through. It is 100,000 comparisons or
-// half a second at the very worst; what Kubernetes allows one expression.
-const CostLimit = 1_000_000
 
 // language gives the one environment that everything is compiled in: it depends on
 // nothing, is safe for concurrent use, and costs more to make than most expressions.
@@ -38,7 +31,6 @@ func newLanguage() (*cel.Env, error) {
 		cel.ASTValidators(
 			cel.ValidateDurationLiterals(),
 			cel.ValidateTimestampLiterals(),
-			cel.ValidateRegexLiterals(),
 		),
 	)
 	if err != nil {
@@ -64,22 +56,6 @@ func labelSharedErrors(env *cel.Env) error {
 	}
 	_, _, _ = p.Eval(cel.NoVars()) // the error is the purpose
 	return nil
-}
-
-// programOptions are those of every program.
-func programOptions() []cel.ProgramOption {
-	return []cel.ProgramOption{
-		cel.EvalOptions(cel.OptOptimize), // compiles the patterns of matches once
-		cel.CostLimit(CostLimit),
-		// The extension takes JSON for infinitely expensive.
-		cel.CostTrackerOptions(cost.OverloadTracker("json_encode_dyn", func(_ []ref.Val, result ref.Val) *uint64 {
-			n := uint64(1)
-			if s, is := result.(types.String); is {
-				n += uint64(len(s)) / 10
-			}
-			return &n
-		})),
-	}
 }
 
 // literals are the functions of which one argument has to be a literal, and its place.

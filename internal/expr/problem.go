@@ -6,6 +6,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/ast"
@@ -23,18 +25,13 @@ type position struct {
 
 // problem is the error at an offset into the expression, in characters.
 func (p position) problem(offset int, format string, args ...any) error {
-	before := []rune(p.source)
-	before = before[:min(p.from+offset, len(before))]
-	where := fmt.Sprintf("at character %d", len(before)+1)
+	runes := []rune(p.source)
+	before := string(runes[:min(p.from+offset, len(runes))])
+	line := strings.Count(before, "\n") + 1
+	character := utf8.RuneCountInString(before[strings.LastIndexByte(before, '\n')+1:]) + 1
+	where := fmt.Sprintf("at character %d", character)
 	if strings.Contains(p.source, "\n") {
-		line := 1 + strings.Count(string(before), "\n")
-		for i := len(before) - 1; i >= 0; i-- {
-			if before[i] == '\n' {
-				before = before[i+1:]
-				break
-			}
-		}
-		where = fmt.Sprintf("at line %d, character %d", line, len(before)+1)
+		where = fmt.Sprintf("at line %d, character %d", line, character)
 	}
 	return fmt.Errorf("%s: %s", where, fmt.Sprintf(format, args...))
 }
@@ -51,30 +48,51 @@ func offset(text string, line, column int) int {
 // syntax reports what cannot be parsed: the first thing, for the rest follows from it.
 func (p position) syntax(text string, issues *cel.Issues) error {
 	first := issues.Errors()[0]
-	at := offset(text, first.Location.Line(), first.Location.Column())
-	rest := string([]rune(text)[min(at, len([]rune(text))):])
+	message, is := strings.CutPrefix(first.Message, "Syntax error: ")
+	runes := []rune(text)
+	at := min(offset(text, first.Location.Line(), first.Location.Column()), len(runes))
+	before, rest := string(runes[:at]), string(runes[at:])
+	word := rest[:len(rest)-len(strings.TrimLeftFunc(rest, isLetter))]
+	before = strings.TrimRight(before, " ")
+	last := before[len(strings.TrimRightFunc(before, isLetter)):]
 	switch {
+	case !is && strings.HasPrefix(message, "invalid argument to has()"):
+		return p.problem(at, "has() asks for a member, as in has(body.x)")
+	case !is:
+		return p.problem(at, "%s", message)
+	case foreign(word) != "":
+		return p.problem(at, "%q is no operator: write %q", word, foreign(word))
+	case foreign(last) != "":
+		return p.problem(len([]rune(before))-len(last), "%q is no operator: write %q", last, foreign(last))
 	case rest == "":
 		return p.problem(at, "the expression ends too early")
-	case strings.HasPrefix(rest, "="):
-		return p.problem(at, `"=" compares nothing: write "=="`)
-	case strings.HasPrefix(rest, "&"):
-		return p.problem(at, `"&" is no operator: write "&&"`)
-	case strings.HasPrefix(rest, "|"):
-		return p.problem(at, `"|" is no operator: write "||"`)
+	case word != "":
+		return p.problem(at, "%q is not expected here", word)
+	case foreign(rest[:1]) != "":
+		return p.problem(at, "%q is no operator: write %q", rest[:1], foreign(rest[:1]))
+	case rest[0] == '"' || rest[0] == '\'':
+		return p.problem(at, "a string does not end, or is not expected here")
+	default:
+		return p.problem(at, "%q is not expected here", runes[at])
 	}
-	word := rest
-	if end := strings.IndexFunc(rest, func(r rune) bool { return r > 127 || !isWord(byte(r)) }); end >= 0 {
-		word = rest[:end]
-	}
-	for wrong, right := range map[string]string{"and": "&&", "or": "||", "not": "!", "is": "=="} {
-		if strings.EqualFold(word, wrong) {
-			return p.problem(at, `%q is no operator: write %q`, word, right)
-		}
-	}
-	message, _, _ := strings.Cut(strings.TrimPrefix(first.Message, "Syntax error: "), " expecting")
-	return p.problem(at, "%s", message)
 }
+
+// foreign gives what CEL writes for an operator of other languages.
+func foreign(word string) string {
+	switch strings.ToLower(word) {
+	case "and", "&":
+		return "&&"
+	case "or", "|":
+		return "||"
+	case "not":
+		return "!"
+	case "is", "eq", "=":
+		return "=="
+	}
+	return ""
+}
+
+func isLetter(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) || r == '_' }
 
 // misuse reports what can be parsed and makes no sense.
 func (p position) misuse(env *cel.Env, parsed *cel.Ast, issues *cel.Issues) error {
@@ -97,6 +115,9 @@ func misuse(env *cel.Env, e ast.Expr, message string) string {
 		return unknown("variable", e.AsIdent(), variables(env))
 	case ast.CallKind:
 		name := e.AsCall().FunctionName()
+		if slices.ContainsFunc(env.Macros(), func(m cel.Macro) bool { return m.Function() == name }) {
+			return name + "() takes other arguments"
+		}
 		if _, found := env.Functions()[name]; !found {
 			return unknown("function", name, functions(env))
 		}
@@ -107,7 +128,11 @@ func misuse(env *cel.Env, e ast.Expr, message string) string {
 }
 
 func unknown(what, name string, known []string) string {
-	if near, found := setting.Nearest(name, known); found {
+	candidates := known
+	if what == "variable" {
+		candidates = append(slices.Clone(known), "true", "false", "null") // True, False, nil
+	}
+	if near, found := setting.Nearest(name, candidates); found {
 		return fmt.Sprintf("there is no %s %q: did you mean %q?", what, name, near)
 	}
 	if what == "variable" {

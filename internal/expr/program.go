@@ -2,12 +2,15 @@ package expr
 
 import (
 	"errors"
+	"fmt"
+	"regexp"
 	"strings"
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/ast"
 	"cel.dev/cel-go/common/cost"
 	"cel.dev/cel-go/common/operators"
+	"cel.dev/cel-go/common/overloads"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 )
@@ -97,8 +100,17 @@ func (p *program) visit(e ast.Expr) error {
 		if call.IsMemberFunction() {
 			arguments = append([]ast.Expr{call.Target()}, arguments...)
 		}
-		if i, found := literals()[name]; found && i < len(arguments) && arguments[i].Kind() != ast.LiteralKind {
+		i, found := literals()[name]
+		if !found || i >= len(arguments) {
+			return nil
+		}
+		if arguments[i].Kind() != ast.LiteralKind {
 			return errors.New(literalMend(name))
+		}
+		if pattern, is := arguments[i].AsLiteral().(types.String); is && name == overloads.Matches {
+			if _, err := regexp.Compile(string(pattern)); err != nil {
+				return fmt.Errorf("the pattern of matches(): %w", err)
+			}
 		}
 	default:
 	}
@@ -139,8 +151,9 @@ func selection(e ast.Expr) ([]any, bool) {
 
 // follow gives the node that a selection ends at.
 func (d *document) follow(path []any) (int, bool) {
-	at, ok := 0, true
+	at := 0
 	for _, step := range path {
+		ok := false
 		switch step := step.(type) {
 		case string:
 			if d.nodes[at].kind != object {
@@ -155,8 +168,6 @@ func (d *document) follow(path []any) (int, bool) {
 			if ok = step >= 0 && step < int64(len(elements)); ok {
 				at = elements[step]
 			}
-		default:
-			ok = false
 		}
 		if !ok {
 			return 0, false

@@ -242,4 +242,3 @@ func (t *Template) Value(in *Input) (any, error) {
 	text, err := t.parts[0].program.appendText(nil, v, in)
 	return string(text), err
 }
-
