@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -83,6 +84,7 @@ func TestSink(t *testing.T, h SinkHarness) {
 		test    func(*testing.T, SinkHarness)
 	}{
 		{"a body arrives byte for byte", testBodies},
+		{"a dead letter says why it was given up", testDeadLetter},
 		{"an id arrives as it is, at each redelivery", testIDs},
 		{"an empty batch is nothing", testEmptyBatch},
 		{"concurrent deliveries all arrive, once", testConcurrent},
@@ -143,6 +145,36 @@ func testBodies(t *testing.T, h SinkHarness) {
 			require.Equal(t, c.contentType, got.ContentType, "content type of %s", c.name)
 		}
 	}
+}
+
+func testDeadLetter(t *testing.T, h SinkHarness) {
+	r := start(t, h)
+	ms := batch("dead", 2)
+	first := ms[0].EnqueuedAt
+	ms[0].Attempt = 16
+	ms[0].Dead = &relay.DeadLetter{
+		Reason: "max_receives", Error: "post to https://hooks.example.com: status 5xx: the endpoint answered 503, 100% of the time",
+		Sink: "hook", First: first, Last: first.Add(36*time.Hour + 7*time.Millisecond),
+	}
+	for _, result := range r.deliver(t.Context(), ms) {
+		requireDelivered(t, result)
+	}
+	arrived := r.byID()
+	require.Len(t, arrived["dead-0"], 1, "times that the dead letter arrived")
+	require.Equal(t, string(ms[0].Body), string(arrived["dead-0"][0].Body))
+	require.Equal(t, map[string]string{
+		relay.HeaderSource:     "sms-report",
+		relay.HeaderAttempt:    "16",
+		relay.HeaderEnqueuedAt: "2026-03-01T01:30:00.045Z",
+		relay.HeaderBody:       relay.BodyRaw,
+		relay.HeaderDeadReason: ms[0].Dead.Reason,
+		relay.HeaderDeadError:  ms[0].Dead.Error,
+		relay.HeaderDeadSink:   ms[0].Dead.Sink,
+		relay.HeaderDeadFirst:  "2026-03-01T01:30:00.045Z",
+		relay.HeaderDeadLast:   "2026-03-02T13:30:00.052Z",
+	}, arrived["dead-0"][0].Headers)
+	require.Len(t, arrived["dead-1"], 1, "times that its neighbour arrived")
+	requireSameMessage(t, ms[1], arrived["dead-1"][0])
 }
 
 func testIDs(t *testing.T, h SinkHarness) {
@@ -468,13 +500,17 @@ func clone(ms []relay.Message) []relay.Message {
 	for i := range copied {
 		copied[i].Body = bytes.Clone(ms[i].Body)
 		copied[i].Attributes = maps.Clone(ms[i].Attributes)
+		if ms[i].Dead != nil {
+			dead := *ms[i].Dead
+			copied[i].Dead = &dead
+		}
 	}
 	return copied
 }
 
 func same(a, b relay.Message) bool {
 	return a.ID == b.ID && a.Source == b.Source && a.Attempt == b.Attempt && a.EnqueuedAt.Equal(b.EnqueuedAt) &&
-		bytes.Equal(a.Body, b.Body) && maps.Equal(a.Attributes, b.Attributes)
+		bytes.Equal(a.Body, b.Body) && maps.Equal(a.Attributes, b.Attributes) && reflect.DeepEqual(a.Dead, b.Dead)
 }
 
 // eventuallyDelivers delivers messages again, as the queue would, until all have

@@ -222,10 +222,10 @@ func (w *window) send(m *relay.Message) (*amqp.DeferredConfirmation, error) {
 	// The library writes the table out before it returns, and keeps nothing of it.
 	clear(headers)
 	maps.Copy(headers, s.headers)
-	headers[relay.HeaderSource] = m.Source
-	headers[relay.HeaderAttempt] = int64(m.Attempt)
-	headers[relay.HeaderEnqueuedAt] = m.EnqueuedAtText()
-	headers[relay.HeaderBody] = m.BodyEncoding()
+	for name, value := range m.Headers {
+		headers[name] = value
+	}
+	headers[relay.HeaderAttempt] = int64(m.Attempt) // AMQP has numbers
 	return w.channel.amqp.PublishWithDeferredConfirm(s.exchange.Name, s.settings.RoutingKey, s.settings.Mandatory, false, amqp.Publishing{
 		Headers:      headers,
 		ContentType:  m.ContentType(),

@@ -133,6 +133,13 @@ func TestLine(t *testing.T) {
 			`{"id":"2","source":"sms","attempt":1,"enqueued_at":"` + moved + `","attributes":{},"body":""}`,
 		},
 		{
+			"a dead letter says why, in the words of the error",
+			relay.Message{ID: "4", Source: "sms", Attempt: 16, Dead: &relay.DeadLetter{
+				Reason: "status_4xx", Error: "the endpoint answered 400:\n短信", Sink: "hook", First: enqueued, Last: enqueued.Add(time.Hour),
+			}},
+			`{"id":"4","source":"sms","attempt":16,"enqueued_at":"` + moved + `","attributes":{},"dead":{"reason":"status_4xx","error":"the endpoint answered 400:\n短信","sink":"hook","first":"` + moved + `","last":"2026-03-01T02:30:00.045Z"},"body":""}`,
+		},
+		{
 			"bytes are base64",
 			relay.Message{ID: "3", Source: "sms", Body: []byte{0xff, 0, 1}, Attempt: 1},
 			`{"id":"3","source":"sms","attempt":1,"enqueued_at":"` + moved + `","attributes":{},"body_base64":"/wAB"}`,
@@ -475,6 +482,7 @@ func arrivals(t *testing.T, text string) []relaytest.Arrival {
 			Attempt    int
 			EnqueuedAt string `json:"enqueued_at"`
 			Attributes map[string]string
+			Dead       *struct{ Reason, Error, Sink, First, Last string }
 			Body       *string
 			BodyBase64 []byte `json:"body_base64"`
 		}
@@ -491,12 +499,20 @@ func arrivals(t *testing.T, text string) []relaytest.Arrival {
 		if encoding == "" {
 			encoding = relay.BodyRaw
 		}
-		all = append(all, relaytest.Arrival{ID: l.ID, Body: body, Headers: map[string]string{
+		headers := map[string]string{
 			relay.HeaderSource:     l.Source,
 			relay.HeaderAttempt:    strconv.Itoa(l.Attempt),
 			relay.HeaderEnqueuedAt: l.EnqueuedAt,
 			relay.HeaderBody:       encoding,
-		}})
+		}
+		if l.Dead != nil {
+			headers[relay.HeaderDeadReason] = l.Dead.Reason
+			headers[relay.HeaderDeadError] = l.Dead.Error
+			headers[relay.HeaderDeadSink] = l.Dead.Sink
+			headers[relay.HeaderDeadFirst] = l.Dead.First
+			headers[relay.HeaderDeadLast] = l.Dead.Last
+		}
+		all = append(all, relaytest.Arrival{ID: l.ID, Body: body, Headers: headers})
 	}
 	return all
 }

@@ -10,15 +10,26 @@ import (
 )
 
 // line is what one message becomes. Exactly one of Body and BodyBase64 is there, an
-// empty body included; Body where the body is UTF-8 text, JSON or not.
+// empty body included; Body where the body is UTF-8 text, JSON or not. Dead is there
+// for a dead letter only.
 type line struct {
 	ID         string            `json:"id"`
 	Source     string            `json:"source"`
 	Attempt    int               `json:"attempt"`
 	EnqueuedAt string            `json:"enqueued_at"`
 	Attributes map[string]string `json:"attributes"`
+	Dead       *dead             `json:"dead,omitempty"`
 	Body       *string           `json:"body,omitempty"`
 	BodyBase64 []byte            `json:"body_base64,omitempty"`
+}
+
+// dead is why a dead letter was given up.
+type dead struct {
+	Reason string `json:"reason"`
+	Error  string `json:"error"`
+	Sink   string `json:"sink"`
+	First  string `json:"first"`
+	Last   string `json:"last"`
 }
 
 // encode writes messages as JSON, one a line. JSON escapes line breaks, so that a
@@ -38,6 +49,15 @@ func encode(ms []relay.Message) ([]byte, error) {
 		}
 		if l.Attributes == nil {
 			l.Attributes = map[string]string{}
+		}
+		if d := m.Dead; d != nil {
+			l.Dead = &dead{
+				Reason: d.Reason,
+				Error:  d.Error,
+				Sink:   d.Sink,
+				First:  d.First.UTC().Format(relay.EnqueuedAtFormat),
+				Last:   d.Last.UTC().Format(relay.EnqueuedAtFormat),
+			}
 		}
 		if utf8.Valid(m.Body) {
 			text := string(m.Body)

@@ -266,10 +266,12 @@ func (s *Sink) newRequest(ctx context.Context, m *relay.Message) *http.Request {
 		h.Set("Content-Type", m.ContentType())
 	}
 	h.Set(HeaderID, headerSafe(m.ID))
-	h.Set(relay.HeaderSource, headerSafe(m.Source))
-	h.Set(relay.HeaderAttempt, strconv.Itoa(m.Attempt))
-	h.Set(relay.HeaderEnqueuedAt, m.EnqueuedAtText())
-	h.Set(relay.HeaderBody, headerSafe(m.BodyEncoding()))
+	for name, value := range m.Headers {
+		if name != relay.HeaderDeadError { // words in printable ASCII, for people
+			value = headerSafe(value)
+		}
+		h.Set(name, value)
+	}
 
 	request.Body = http.NoBody
 	if len(m.Body) > 0 {
