@@ -11,8 +11,8 @@ import (
 type Condition struct{ program *program }
 
 // CompileCondition compiles an expression that is true or false. One whose type the
-// message decides, as body.success, is accepted. The error joins all problems, each with
-// its position and what to write instead.
+// message decides, as body.success, is accepted. The error joins all problems, each a
+// *Problem.
 func CompileCondition(source string) (*Condition, error) {
 	p, err := compile(source, source, 0)
 	if err != nil {

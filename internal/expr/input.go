@@ -25,6 +25,15 @@ type Input struct {
 	bodyErr  error
 }
 
+// Of gives the Input of a message, the same for all copies of one that is on its way.
+func Of(m *relay.Message) *Input {
+	in, is := m.Memo(func() any { return NewInput(m, m.Queue) }).(*Input)
+	if !is {
+		panic("expr: the memo of a message is an Input") // it is nobody else's to keep something in
+	}
+	return in
+}
+
 // NewInput wraps a message of the named queue. It keeps m and does not change it.
 func NewInput(m *relay.Message, queue string) *Input {
 	return &Input{message: m, queue: queue}

@@ -16,6 +16,17 @@ import (
 	"mnsrelay/internal/setting"
 )
 
+// Problem is what is wrong at one place of an expression or template. Its text says where.
+type Problem struct {
+	// Offset is the place in what was compiled, in characters from 0.
+	Offset int
+	// Message says what is wrong and what to write instead.
+	Message string
+	where   string
+}
+
+func (p *Problem) Error() string { return p.where + ": " + p.Message }
+
 // position is where an expression begins in the string of the configuration that holds
 // it, in characters.
 type position struct {
@@ -26,14 +37,15 @@ type position struct {
 // problem is the error at an offset into the expression, in characters.
 func (p position) problem(offset int, format string, args ...any) error {
 	runes := []rune(p.source)
-	before := string(runes[:min(p.from+offset, len(runes))])
+	offset = min(p.from+offset, len(runes))
+	before := string(runes[:offset])
 	line := strings.Count(before, "\n") + 1
 	character := utf8.RuneCountInString(before[strings.LastIndexByte(before, '\n')+1:]) + 1
 	where := fmt.Sprintf("at character %d", character)
 	if strings.Contains(p.source, "\n") {
 		where = fmt.Sprintf("at line %d, character %d", line, character)
 	}
-	return fmt.Errorf("%s: %s", where, fmt.Sprintf(format, args...))
+	return &Problem{Offset: offset, Message: fmt.Sprintf(format, args...), where: where}
 }
 
 // offset turns a line, from 1, and column, from 0, of the expression into characters.
