@@ -224,21 +224,23 @@ func (p *program) digits(in *Input) (string, bool) {
 // types of its own: nil, bool, int64, uint64, float64, string, []byte, time.Time,
 // time.Duration. Of any other it gives the text.
 func (t *Template) Value(in *Input) (any, error) {
-	if len(t.parts) != 1 || t.parts[0].program == nil {
-		return t.Render(in)
+	if len(t.parts) == 1 && t.parts[0].program != nil {
+		v, err := t.parts[0].program.eval(in)
+		if err != nil {
+			return nil, err
+		}
+		if o, is := v.(*types.Optional); is {
+			if v = types.NullValue; o.HasValue() {
+				v = o.GetValue()
+			}
+		}
+		if scalar, is := native(v); is {
+			return scalar, nil
+		}
 	}
-	v, err := t.parts[0].program.eval(in)
+	text, err := t.Render(in)
 	if err != nil {
 		return nil, err
 	}
-	if o, is := v.(*types.Optional); is {
-		if v = types.NullValue; o.HasValue() {
-			v = o.GetValue()
-		}
-	}
-	if scalar, is := native(v); is {
-		return scalar, nil
-	}
-	text, err := t.parts[0].program.appendText(nil, v, in)
-	return string(text), err
+	return text, nil
 }
