@@ -1,0 +1,196 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+	"go.uber.org/zap"
+)
+
+// BreakerConfig says when a circuit opens and when it is tried again.
+type BreakerConfig struct {
+	// Failures is how many messages in a row fail before the circuit opens; 0 means 5.
+	Failures int
+	// Probe is how long an open circuit lets nothing through before one message may find
+	// out; 0 means 5 s.
+	Probe time.Duration
+}
+
+const (
+	defaultFailures = 5
+	defaultProbe    = 5 * time.Second
+)
+
+// ReasonCircuitOpen is why a message was not sent to a sink behind an open circuit.
+const ReasonCircuitOpen = "circuit_open"
+
+// Breaker tells, by what becomes of messages, the health of a far side that no
+// connection tells of. It is Up until a number of messages in a row have failed, then
+// Down for a while, then on Probe: one message at a time goes through. The first that is
+// Delivered makes it Up, a Retry makes it Down again.
+//
+// Rejected counts for neither: it may have been said of a message that was never sent.
+// So does what failed because its context had ended. Make it with NewBreaker.
+type Breaker struct {
+	circuit *gobreaker.TwoStepCircuitBreaker[Outcome]
+	monitor *Monitor
+	probe   time.Duration
+	log     *zap.Logger
+	// timer ends the time for which the circuit is open; it does not run otherwise.
+	timer *time.Timer
+
+	mu     sync.Mutex
+	last   error // of the message that failed last
+	opened time.Time
+	closed bool
+}
+
+var _ Reporter = (*Breaker)(nil)
+
+// errNeutral stands for what says nothing about the far side.
+var errNeutral = errors.New("neither delivered nor failed")
+
+// NewBreaker makes a Breaker that is Up.
+func NewBreaker(cfg BreakerConfig, log *zap.Logger) *Breaker {
+	if cfg.Failures == 0 {
+		cfg.Failures = defaultFailures
+	}
+	if cfg.Probe == 0 {
+		cfg.Probe = defaultProbe
+	}
+	b := &Breaker{monitor: NewMonitor(Up, ""), probe: cfg.Probe, log: log}
+	b.circuit = gobreaker.NewTwoStepCircuitBreaker[Outcome](gobreaker.Settings{
+		MaxRequests: 1,
+		// It goes by itself from open to half-open after more than this, when asked: the
+		// timer asks.
+		Timeout:       cfg.Probe - 1,
+		ReadyToTrip:   func(c gobreaker.Counts) bool { return int64(c.ConsecutiveFailures) >= int64(cfg.Failures) },
+		IsExcluded:    func(err error) bool { return errors.Is(err, errNeutral) },
+		OnStateChange: b.changed,
+	})
+	b.timer = time.AfterFunc(math.MaxInt64, func() { b.circuit.State() })
+	b.timer.Stop()
+	return b
+}
+
+// Health is that of the far side, as far as messages tell.
+func (b *Breaker) Health() (Health, <-chan struct{}) { return b.monitor.Health() }
+
+// Close stops the timer and makes the health Down for good.
+func (b *Breaker) Close(reason string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	b.timer.Stop()
+	b.monitor.Set(Down, reason)
+}
+
+// changed is called by the circuit, which is locked meanwhile.
+func (b *Breaker) changed(_ string, from, to gobreaker.State) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return
+	}
+	switch to {
+	case gobreaker.StateOpen:
+		b.timer.Reset(b.probe)
+		b.monitor.Set(Down, "circuit open: "+b.last.Error())
+		if from == gobreaker.StateClosed {
+			b.opened = time.Now()
+			b.log.Warn("circuit opened: messages fail one after another; one is sent now and then until it is delivered",
+				zap.Duration("every", b.probe), zap.Error(b.last))
+		}
+	case gobreaker.StateHalfOpen:
+		b.monitor.Set(Probe, "circuit half open: "+b.last.Error())
+	case gobreaker.StateClosed:
+		b.monitor.Set(Up, "")
+		b.log.Info("circuit closed: messages are delivered again", zap.Duration("after", time.Since(b.opened)))
+	}
+}
+
+// allow lets a message through, whose result is to be given to report, or says why not.
+func (b *Breaker) allow() (report func(error), err error) {
+	report, err = b.circuit.Allow()
+	if err == nil {
+		return report, nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return nil, Fail(ReasonCircuitOpen, fmt.Errorf("not sent, for the last one failed: %w", b.last))
+}
+
+// judge tells the circuit what became of a message. Its health is up to date when judge
+// returns.
+func (b *Breaker) judge(ctx context.Context, report func(error), r Result) {
+	switch {
+	case r.Outcome == Delivered:
+		report(nil)
+	case r.Outcome == Rejected || ctx.Err() != nil:
+		report(errNeutral)
+	default:
+		if r.Err == nil {
+			r.Err = errUnanswered
+		}
+		b.mu.Lock()
+		b.last = r.Err
+		b.mu.Unlock()
+		report(r.Err)
+	}
+}
+
+// Guard gives a Sink that delivers to s what the circuit lets through and answers for
+// the rest at once: Retry with ReasonCircuitOpen. All sinks to one far side share a
+// Breaker.
+func (b *Breaker) Guard(s Sink) Sink { return &guarded{breaker: b, sink: s} }
+
+type guarded struct {
+	breaker *Breaker
+	sink    Sink
+}
+
+// Deliver is part of Sink.
+func (g *guarded) Deliver(ctx context.Context, ms []Message, done func(i int, r Result)) {
+	reports := make([]func(error), 0, len(ms))
+	index := make([]int, 0, len(ms))
+	for i := range ms {
+		report, err := g.breaker.allow()
+		if err != nil {
+			done(i, Result{Err: err})
+			continue
+		}
+		reports, index = append(reports, report), append(index, i)
+	}
+	sent := ms
+	switch {
+	case len(index) == 0:
+		return
+	case len(index) < len(ms):
+		sent = make([]Message, len(index))
+		for k, i := range index {
+			sent[k] = ms[i]
+		}
+	}
+
+	answered := make([]atomic.Bool, len(sent))
+	g.sink.Deliver(ctx, sent, func(k int, r Result) {
+		if answered[k].Swap(true) {
+			return
+		}
+		// The health first: what fails while it is Down is no failed try.
+		g.breaker.judge(ctx, reports[k], r)
+		done(index[k], r)
+	})
+	for k := range answered {
+		if !answered[k].Swap(true) {
+			g.breaker.judge(ctx, reports[k], Result{})
+			done(index[k], Result{Err: errUnanswered})
+		}
+	}
+}

@@ -1,0 +1,288 @@
+package relay_test
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"mnsrelay/internal/relay"
+	"mnsrelay/internal/relaytest"
+)
+
+var errStatus = relay.Fail("status_5xx", errors.New("the endpoint answered 503"))
+
+// answering gives every message the same result.
+func answering(r relay.Result) func(context.Context, relay.Message) relay.Result {
+	return func(context.Context, relay.Message) relay.Result { return r }
+}
+
+// results delivers n messages at once and gives their results.
+func results(ctx context.Context, t *testing.T, s relay.Sink, n int) []relay.Result {
+	t.Helper()
+	rs := make([]relay.Result, n)
+	calls := make([]atomic.Int64, n)
+	s.Deliver(ctx, make([]relay.Message, n), func(i int, r relay.Result) {
+		rs[i] = r
+		calls[i].Add(1)
+	})
+	for i := range calls {
+		require.EqualValues(t, 1, calls[i].Load(), "results of message %d", i)
+	}
+	return rs
+}
+
+func reasons(rs []relay.Result) map[string]int {
+	counts := make(map[string]int)
+	for _, r := range rs {
+		name := r.Outcome.String()
+		if r.Err != nil {
+			name += " " + relay.ReasonOf(r.Err)
+		}
+		counts[name]++
+	}
+	return counts
+}
+
+func requireHealth(t *testing.T, b relay.Reporter, state relay.State, reason string) {
+	t.Helper()
+	health, _ := b.Health()
+	require.Equal(t, state, health.State, health.Reason)
+	require.Equal(t, reason, health.Reason)
+}
+
+const brokenReason = "status 5xx: the endpoint answered 503"
+
+func TestBreakerOpensAndFindsOut(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.InfoLevel)
+		breaker := relay.NewBreaker(relay.BreakerConfig{}, zap.New(core))
+		defer breaker.Close("")
+		far := relaytest.NewRecorder()
+		sink := breaker.Guard(far)
+		requireHealth(t, breaker, relay.Up, "")
+
+		far.Answer(answering(relay.Result{Err: errStatus}))
+		_, changed := breaker.Health()
+		results(t.Context(), t, sink, 4)
+		requireHealth(t, breaker, relay.Up, "")
+		far.Answer(nil)
+		results(t.Context(), t, sink, 1) // one that arrives starts the count over
+		far.Answer(answering(relay.Result{Err: errStatus}))
+		results(t.Context(), t, sink, 4)
+		requireHealth(t, breaker, relay.Up, "")
+		require.Empty(t, logs.All())
+
+		results(t.Context(), t, sink, 1)
+		requireHealth(t, breaker, relay.Down, "circuit open: "+brokenReason)
+		<-changed
+		sent := len(far.Messages())
+		rs := results(t.Context(), t, sink, 16)
+		require.Equal(t, map[string]int{"retry circuit_open": 16}, reasons(rs))
+		require.ErrorIs(t, rs[0].Err, errStatus)
+		require.Len(t, far.Messages(), sent, "nothing is sent while the circuit is open")
+
+		// It fails, and again, and again: one message every five seconds.
+		for range 3 {
+			pass(5*time.Second - 1)
+			requireHealth(t, breaker, relay.Down, "circuit open: "+brokenReason)
+			pass(1)
+			requireHealth(t, breaker, relay.Probe, "circuit half open: "+brokenReason)
+			require.Equal(t, map[string]int{"retry status_5xx": 1, "retry circuit_open": 15}, reasons(results(t.Context(), t, sink, 16)))
+			requireHealth(t, breaker, relay.Down, "circuit open: "+brokenReason)
+			sent++
+			require.Len(t, far.Messages(), sent)
+		}
+
+		far.Answer(nil)
+		pass(5 * time.Second)
+		require.Equal(t, map[string]int{"delivered": 1}, reasons(results(t.Context(), t, sink, 1)))
+		requireHealth(t, breaker, relay.Up, "")
+		require.Equal(t, map[string]int{"delivered": 16}, reasons(results(t.Context(), t, sink, 16)))
+		require.Equal(t, 2, logs.Len(), "said once when it opens, once when it closes: %v", logs.All())
+		require.Equal(t, 20*time.Second, logs.All()[1].ContextMap()["after"])
+	})
+}
+
+// While one message finds out, no other is sent, by whichever route it comes.
+func TestBreakerLetsOneMessageThroughOnProbe(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		breaker := relay.NewBreaker(relay.BreakerConfig{Failures: 1, Probe: time.Minute}, zap.NewNop())
+		defer breaker.Close("")
+		far := relaytest.NewRecorder()
+		one, other := breaker.Guard(far), breaker.Guard(far)
+		far.Answer(answering(relay.Result{Err: errStatus}))
+		results(t.Context(), t, one, 1)
+		pass(time.Minute)
+
+		far.Answer(func(context.Context, relay.Message) relay.Result {
+			<-time.After(time.Second)
+			return relay.Result{Outcome: relay.Delivered}
+		})
+		first := make(chan []relay.Result)
+		go func() {
+			rs := make([]relay.Result, 3)
+			one.Deliver(t.Context(), make([]relay.Message, len(rs)), func(i int, r relay.Result) { rs[i] = r })
+			first <- rs
+		}()
+		synctest.Wait()
+		require.Equal(t, map[string]int{"retry circuit_open": 3}, reasons(results(t.Context(), t, other, 3)))
+		require.Equal(t, map[string]int{"delivered": 1, "retry circuit_open": 2}, reasons(<-first))
+		requireHealth(t, breaker, relay.Up, "")
+	})
+}
+
+func TestBreakerIsNotMovedByWhatSaysNothing(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		ended  bool
+		result relay.Result
+	}{
+		"rejected":        {false, relay.Result{Outcome: relay.Rejected, Err: relay.Fail("status_4xx", errors.New("400"))}},
+		"context ended":   {true, relay.Result{Err: relay.Fail("stopped", context.Canceled)}},
+		"nothing is sent": {true, relay.Result{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				if c.ended {
+					cancel()
+				}
+				breaker := relay.NewBreaker(relay.BreakerConfig{}, zap.NewNop())
+				defer breaker.Close("")
+				far := relaytest.NewRecorder()
+				sink := breaker.Guard(far)
+				far.Answer(answering(relay.Result{Err: errStatus}))
+				results(t.Context(), t, sink, 4)
+				far.Answer(answering(c.result))
+				results(ctx, t, sink, 20)
+				requireHealth(t, breaker, relay.Up, "")
+
+				far.Answer(answering(relay.Result{Err: errStatus}))
+				results(t.Context(), t, sink, 1) // the fifth, for nothing lay between
+				requireHealth(t, breaker, relay.Down, "circuit open: "+brokenReason)
+
+				// On probe it leaves the question open, and the next may ask.
+				pass(5 * time.Second)
+				far.Answer(answering(c.result))
+				for range 3 {
+					require.NotContains(t, reasons(results(ctx, t, sink, 1)), "retry circuit_open")
+					health, _ := breaker.Health()
+					require.Equal(t, relay.Probe, health.State)
+				}
+				far.Answer(nil)
+				results(t.Context(), t, sink, 1)
+				requireHealth(t, breaker, relay.Up, "")
+			})
+		})
+	}
+}
+
+// silent is a sink that gives no result in time, or two.
+type silent struct{ late func(i int, r relay.Result) }
+
+func (s *silent) Deliver(_ context.Context, ms []relay.Message, done func(i int, r relay.Result)) {
+	s.late = done
+	for i := 1; i < len(ms); i++ {
+		done(i, relay.Result{Outcome: relay.Delivered})
+		done(i, relay.Result{Err: errStatus})
+	}
+}
+
+func TestBreakerCountsAResultThatNeverCame(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		breaker := relay.NewBreaker(relay.BreakerConfig{Failures: 2}, zap.NewNop())
+		defer breaker.Close("")
+		far := &silent{}
+		sink := breaker.Guard(far)
+		require.Equal(t, map[string]int{"retry unanswered": 1, "delivered": 2}, reasons(results(t.Context(), t, sink, 3)))
+		results(t.Context(), t, sink, 1)
+		health, _ := breaker.Health()
+		require.Equal(t, relay.Down, health.State)
+		far.late(0, relay.Result{Outcome: relay.Delivered})
+		health, _ = breaker.Health()
+		require.Equal(t, relay.Down, health.State)
+	})
+}
+
+// What was sent before the circuit opened and ends afterwards does not close it.
+func TestBreakerForgetsWhatWasSentBeforeItOpened(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		breaker := relay.NewBreaker(relay.BreakerConfig{}, zap.NewNop())
+		defer breaker.Close("")
+		slow, far := relaytest.NewRecorder(), relaytest.NewRecorder()
+		slow.Answer(func(context.Context, relay.Message) relay.Result {
+			<-time.After(6 * time.Second)
+			return relay.Result{Outcome: relay.Delivered}
+		})
+		go breaker.Guard(slow).Deliver(t.Context(), make([]relay.Message, 1), func(int, relay.Result) {})
+		synctest.Wait()
+		far.Answer(answering(relay.Result{Err: errStatus}))
+		results(t.Context(), t, breaker.Guard(far), 5)
+		pass(7 * time.Second)
+		requireHealth(t, breaker, relay.Probe, "circuit half open: "+brokenReason)
+	})
+}
+
+func TestBreakerThatIsClosedStaysDown(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		breaker := relay.NewBreaker(relay.BreakerConfig{Failures: 1}, zap.NewNop())
+		far := relaytest.NewRecorder()
+		far.Answer(answering(relay.Result{Err: errStatus}))
+		results(t.Context(), t, breaker.Guard(far), 1)
+		breaker.Close("the end")
+		requireHealth(t, breaker, relay.Down, "the end")
+		pass(time.Minute)
+		far.Answer(nil)
+		results(t.Context(), t, breaker.Guard(far), 1)
+		requireHealth(t, breaker, relay.Down, "the end")
+	})
+}
+
+// An outage of what has no connection: its source stops within a second, probes with one
+// message every five seconds, and resumes; no attempt is used up meanwhile.
+func TestAnOpenCircuitPausesItsSource(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		breaker := relay.NewBreaker(relay.BreakerConfig{}, zap.NewNop())
+		defer breaker.Close("")
+		r := newRig(t, 1, func(c *relay.Config, d *relay.Deps) {
+			target := &d.Routes[0].Targets[0]
+			target.Sink, target.Health = breaker.Guard(target.Sink), breaker
+			c.MaxReceives = 3
+		})
+		far := r.sinks[0]
+		far.Answer(answering(relay.Result{Err: errStatus}))
+		r.queue.Send(bodies(100)...)
+		r.start()
+		pass(time.Second)
+		state, reason := r.pipeline.State()
+		require.Equal(t, relay.SourceWaiting, state)
+		require.Contains(t, reason, brokenReason)
+		received, sent := r.stats.Counts().Received, len(far.Messages())
+
+		const outage = time.Minute
+		pass(outage)
+		require.LessOrEqual(t, r.stats.Counts().Received-received, uint64(outage/(5*time.Second)), "one message a probe is received")
+		require.InDelta(t, outage/(5*time.Second), len(far.Messages())-sent, 1, "one message a probe is sent")
+		require.LessOrEqual(t, r.stats.Counts().Retried["status_5xx"], uint64(4), "tries that count")
+
+		far.Answer(nil)
+		pass(10 * time.Second)
+		require.Empty(t, r.queue.Left())
+		r.stop()
+	})
+}
