@@ -39,16 +39,6 @@ func NewInput(m *relay.Message, queue string) *Input {
 	return &Input{message: m, queue: queue}
 }
 
-// InputOf gives the Input of a message: one for all copies of it on its way, so that its
-// body is read once for all routes and sinks. It keeps m and does not change it.
-func InputOf(m *relay.Message) *Input {
-	in, is := m.Memo(func() any { return NewInput(m, m.Queue) }).(*Input)
-	if !is {
-		return NewInput(m, m.Queue)
-	}
-	return in
-}
-
 // asText gives the body as valid UTF-8. Each byte that is none becomes U+FFFD, as
 // encoding/json has it.
 func (in *Input) asText() string {

@@ -162,9 +162,27 @@ func (t *Template) Literal() bool {
 	return len(t.parts) == 0 || len(t.parts) == 1 && t.parts[0].program == nil
 }
 
+// Sample gives the text with value in place of every expression: what can be checked of
+// a template before there is a message.
+func (t *Template) Sample(value string) string {
+	var b strings.Builder
+	for _, part := range t.parts {
+		if part.program == nil {
+			b.WriteString(part.text)
+		} else {
+			b.WriteString(value)
+		}
+	}
+	return b.String()
+}
+
 // Render gives the text for a message. The error is a *relay.Failure with the reason
 // Reason, and holds nothing of the message. A Literal template takes a nil Input.
-func (t *Template) Render(in *Input) (string, error) {
+func (t *Template) Render(in *Input) (string, error) { return t.RenderEscaped(in, nil) }
+
+// RenderEscaped is Render with escape, if not nil, applied to what each expression gives.
+// It is handed the text before it too, of which it must keep nothing.
+func (t *Template) RenderEscaped(in *Input, escape func(before []byte, value string) string) (string, error) {
 	if t.Literal() {
 		if len(t.parts) == 0 {
 			return "", nil
@@ -182,11 +200,15 @@ func (t *Template) Render(in *Input) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if s, is := v.(types.String); is && len(t.parts) == 1 {
+		if s, is := v.(types.String); is && len(t.parts) == 1 && escape == nil {
 			return string(s), nil
 		}
+		before := len(to)
 		if to, err = part.program.appendText(to, v, in); err != nil {
 			return "", err
+		}
+		if escape != nil {
+			to = append(to[:before], escape(to[:before], string(to[before:]))...)
 		}
 	}
 	return string(to), nil
