@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"mnsrelay/internal/credentials"
+	"mnsrelay/internal/expr"
 	"mnsrelay/internal/mns"
 	"mnsrelay/internal/setting"
 	"mnsrelay/internal/sink"
@@ -38,6 +39,10 @@ func (d *decoder) check(c *Config) {
 		d.checkSink(&c.Sinks[i])
 	}
 	d.checkRoutes(c)
+	for i := range c.Sources {
+		d.checkFate(c, &c.Sources[i])
+	}
+	d.checkLedger(c)
 	d.checkWhole(c)
 }
 
@@ -85,7 +90,7 @@ func (d *decoder) oneOf(path, value string, choices ...string) bool {
 		return true
 	}
 	mend := ""
-	if near, found := nearest(value, choices); found {
+	if near, found := setting.Nearest(value, choices); found {
 		mend = "; did you mean " + strconv.Quote(near) + "?"
 	}
 	d.checked(path, "must be %s, not %s%s", list(choices, "or"), d.shown(path, value), mend)
@@ -102,24 +107,12 @@ func (d *decoder) checkProcess(c *Config) {
 	} else if n == 0 {
 		d.warn("server.listen", "port 0 is another port with each start: probes will not find it")
 	}
-	if !c.Server.AdminToken.IsZero() {
-		d.notYet("server.admin_token", "changing things over HTTP")
-	}
+	d.checkAdminToken(c.Server.AdminToken.Reveal())
 	d.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	d.oneOf("log.format", c.Log.Format, "json", "console")
 	d.positive("drain_timeout", c.DrainTimeout, 45*time.Second)
-	if c.Reload.Watch {
-		d.notYet("reload.watch", "reading the file again when it changes")
-	}
-	if d.oneOf("ledger.type", c.Ledger.Type, "memory", "redis") && c.Ledger.Type == "redis" {
-		d.notYet("ledger.type", "a ledger in Redis")
-	}
-	d.positive("ledger.ttl", c.Ledger.TTL, Defaults().Ledger.TTL)
-	if c.Ledger.TTL != Defaults().Ledger.TTL {
-		d.notYet("ledger.ttl", "any value but "+durationText(Defaults().Ledger.TTL))
-	}
-	if !c.Ledger.URL.IsZero() && c.Ledger.Type != "redis" {
-		d.checked("ledger.url", "has a meaning for type: redis only: remove it")
+	if c.Reload.Watch && d.piped {
+		d.checked("reload.watch", "standard input is read only once: read the configuration from a file, or remove the line")
 	}
 	if !c.Tracing.OTLPEndpoint.IsZero() {
 		d.notYet("tracing.otlp_endpoint", "tracing")
@@ -129,6 +122,24 @@ func (d *decoder) checkProcess(c *Config) {
 		batch = max(batch, min(s.BatchSize, maxBatch))
 	}
 	d.room("in_flight", c.InFlight, batch, "the largest batch_size")
+}
+
+// minToken is how many characters an admin token should have: as many as a generated
+// one of 64 bits has in hex.
+const minToken = 16
+
+func (d *decoder) checkAdminToken(token string) {
+	const path = "server.admin_token"
+	x, fromOutside := d.expanded[path]
+	switch {
+	case token == "" && fromOutside:
+		d.warn(path, "%s is empty: the endpoints that change something stay closed", origins(x))
+	case token == "":
+	case strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }):
+		d.checked(path, "must be visible ASCII characters without spaces, since it is sent in a header, as openssl rand -hex 32 makes it")
+	case len(token) < minToken:
+		d.warn(path, "is shorter than %d characters, so it can be guessed; openssl rand -hex 32 makes one that cannot", minToken)
+	}
 }
 
 func (d *decoder) positive(path string, value, example time.Duration) {
@@ -164,7 +175,7 @@ func (d *decoder) checkSource(s *Source) {
 	d.oneOf(at("body"), s.Body, "auto", "base64", "raw")
 	d.oneOf(at("unwrap"), s.Unwrap, "auto", "none")
 	d.checkRedelivery(at("redelivery"), s.Redelivery)
-	d.checkFate(path, s)
+	d.oneOf(at("guarantee"), s.Guarantee, atLeastOnce, atMostOnce)
 
 	if (s.Queue == "" || d.suspect(at("queue"))) && !d.written(at("preset")) {
 		// Its name may be that of a queue with a preset: what is required is not known.
@@ -222,34 +233,6 @@ func (d *decoder) checkRedelivery(path string, r Redelivery) {
 	}
 }
 
-// checkFate checks what may become of a message besides its delivery.
-func (d *decoder) checkFate(path string, s *Source) {
-	at := func(key string) string { return join(path, key) }
-	if d.oneOf(at("guarantee"), s.Guarantee, "at_least_once", "at_most_once") && s.Guarantee == "at_most_once" {
-		d.notYet(at("guarantee"), "at_most_once")
-	}
-	switch {
-	case s.MaxReceives < 0:
-		d.checked(at("max_receives"), "must be 0, for never giving up, or more, not %s", d.plain(at("max_receives"), s.MaxReceives))
-	case s.MaxReceives > 0:
-		d.notYet(at("max_receives"), "giving a message up")
-	}
-	if s.DeadLetter != "" {
-		d.notYet(at("dead_letter"), "a dead letter")
-	}
-	limit := defaultSource("").DeadLetterLimit
-	if s.DeadLetterLimit.Count < 1 {
-		d.checked(at("dead_letter_limit.count"), "must be at least 1, not %s", d.plain(at("dead_letter_limit.count"), s.DeadLetterLimit.Count))
-	}
-	d.positive(at("dead_letter_limit.per"), s.DeadLetterLimit.Per, limit.Per)
-	if s.DeadLetterLimit != limit {
-		d.notYet(at("dead_letter_limit"), fmt.Sprintf("any value but {count: %d, per: %s}", limit.Count, durationText(limit.Per)))
-	}
-	if s.Unmatched != "" && d.oneOf(at("unmatched"), s.Unmatched, "delete", "dead_letter", "retain") {
-		d.notYet(at("unmatched"), "a rule for what no route takes")
-	}
-}
-
 // laterSinkTypes are those that are announced and not there.
 func laterSinkTypes() []string { return []string{"amqp10", "mns"} }
 
@@ -302,30 +285,37 @@ func (d *decoder) checkSink(s *Sink) {
 	}
 }
 
-// validated reports what the owner of a part found wrong with it.
-func (d *decoder) validated(owner string, err error) {
+// validated reports what the owner of a part found wrong with it. What came from
+// variables and files into the part, or into those besides, is not shown.
+func (d *decoder) validated(owner string, err error, besides ...string) {
 	if err == nil {
 		return
 	}
 	if joined, is := err.(interface{ Unwrap() []error }); is {
 		for _, err := range joined.Unwrap() {
-			d.validated(owner, err)
+			d.validated(owner, err, besides...)
 		}
 		return
 	}
-	path, message := d.located(owner, err)
+	path, message := d.located(owner, err, besides...)
+	if wrong := (*expr.Problem)(nil); errors.As(err, &wrong) {
+		if p := (*setting.Problem)(nil); errors.As(err, &p) && d.written(path) && !d.suspect(path) {
+			d.misexpressed(path, p.Unwrap())
+			return
+		}
+	}
 	d.checked(path, "%s", message)
 }
 
 // located gives the path of a problem below its owner, and its message without what
 // came from variables and files.
-func (d *decoder) located(owner string, err error) (path, message string) {
+func (d *decoder) located(owner string, err error, besides ...string) (path, message string) {
 	path, message = owner, err.Error()
 	if p := (*setting.Problem)(nil); errors.As(err, &p) {
 		path, message = join(owner, p.Path), p.Message
 	}
 	for at, x := range d.expanded {
-		if !within(at, owner) {
+		if !within(at, owner) && !slices.ContainsFunc(besides, func(other string) bool { return within(at, other) }) {
 			continue
 		}
 		for _, value := range x.values {
@@ -359,10 +349,8 @@ func (d *decoder) checkRoutes(c *Config) {
 		if !derived {
 			d.checkFrom(c, r)
 		}
+		d.compile(r)
 		d.checkTargets(c, r)
-		if r.When != "" {
-			d.notYet(join(r.path, "when"), "a condition")
-		}
 	}
 }
 
@@ -400,9 +388,10 @@ func (d *decoder) checkTargets(c *Config, r *Route) {
 		case slices.IndexFunc(r.To, func(t Target) bool { return t.Sink == target.Sink }) < i:
 			d.checked(name, "names a sink twice: keep one of %s", d.shown(name, target.Sink))
 		}
-		if !target.Required {
-			d.notYet(join(at, "required"), "a sink that is not required")
-		}
+		d.override(c, &r.To[i], join(at, "with"))
+	}
+	if len(r.To) > 0 && !slices.ContainsFunc(r.To, func(t Target) bool { return t.Required }) && !d.suspect(path) {
+		d.warn(path, "no sink of the route is required: a message is deleted whether or not one of them has confirmed it")
 	}
 }
 
@@ -415,7 +404,7 @@ func (d *decoder) missing(path, what, name string, names []string) {
 			mend = "there is " + names[0]
 		}
 	}
-	if near, found := nearest(name, names); found {
+	if near, found := setting.Nearest(name, names); found {
 		mend = "did you mean " + strconv.Quote(near) + "?"
 	}
 	if x, found := d.expanded[path]; found {
@@ -449,28 +438,31 @@ func (d *decoder) checkWhole(c *Config) {
 		return // one of which may be the reason why
 	}
 	for _, s := range c.Sinks {
-		used := slices.ContainsFunc(c.Routes, func(r Route) bool {
+		used := slices.ContainsFunc(c.Sources, func(source Source) bool { return source.DeadLetter == s.Name }) || slices.ContainsFunc(c.Routes, func(r Route) bool {
 			return slices.ContainsFunc(r.To, func(t Target) bool { return t.Sink == s.Name })
 		})
 		if !used {
-			d.warn(join("sinks", s.Name), "no route leads to it")
+			d.warn(join("sinks", s.Name), "no route leads to it, and no source has it for its dead letters")
 		}
 	}
 }
 
-// warnTwice tells of a sink that a source reaches by two routes.
+// warnTwice tells of a sink that a source reaches by two routes, unless both have a
+// condition: these may exclude each other.
 func (d *decoder) warnTwice(c *Config, source string) {
-	by := map[string]string{} // sink: route
-	for _, r := range c.Routes {
-		if !slices.Contains(r.From, source) {
-			continue
-		}
+	by := map[string]Route{} // sink: the first route there
+	for _, r := range routesOf(c, source) {
 		for i, t := range r.To {
-			if first, found := by[t.Sink]; found && first != r.Name {
-				d.warn(index(join(r.path, "to"), i), "the route %s takes the source %s to this sink too: each message is delivered twice", first, source)
-				continue
+			first, found := by[t.Sink]
+			switch at := index(join(r.path, "to"), i); {
+			case !found:
+				by[t.Sink] = r
+			case first.Name == r.Name, first.When != "" && r.When != "":
+			case first.When == "" && r.When == "":
+				d.warn(at, "the route %s takes the source %s to this sink too: each message is delivered twice", first.Name, source)
+			default:
+				d.warn(at, "the route %s takes the source %s to this sink too: what both take is delivered twice", first.Name, source)
 			}
-			by[t.Sink] = r.Name
 		}
 	}
 }

@@ -10,7 +10,8 @@
 //	         that a secret with a quote, a colon or a newline stays one value
 //	derive   what a preset or the name of a queue implies, where nothing was written
 //	check    what needs more than one setting; each package that owns a Config checks
-//	         its own part
+//	         its own part, conditions are compiled, and what a route sets otherwise for a
+//	         sink is tried on it
 //
 // Where each value came from is remembered on the way: problems point at it, and YAML
 // and JSON print the effective configuration with it, secrets as ***.
@@ -20,6 +21,8 @@ import (
 	"time"
 
 	"mnsrelay/internal/credentials"
+	"mnsrelay/internal/ledger"
+	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 	"mnsrelay/internal/sink"
 )
@@ -31,7 +34,7 @@ type Config struct {
 	Log          Log           `yaml:"log"`
 	DrainTimeout time.Duration `yaml:"drain_timeout"`
 	Reload       Reload        `yaml:"reload"`
-	Ledger       Ledger        `yaml:"ledger"`
+	Ledger       ledger.Config `yaml:"ledger"`
 	Tracing      Tracing       `yaml:"tracing"`
 	// InFlight bounds what all sources together hold.
 	InFlight InFlight `yaml:"in_flight"`
@@ -49,6 +52,9 @@ type Config struct {
 	origins map[string]string
 	// hidden holds, by path, what came from a file into a setting: a secret.
 	hidden map[string][]string
+	// settings holds, by the path of a `with`, a pointer to the sink's per-message
+	// settings as the route has them.
+	settings map[string]any
 }
 
 // Server is the HTTP side: probes, API, metrics, status page.
@@ -71,16 +77,6 @@ type Log struct {
 type Reload struct {
 	// Watch reads it when it changes; a signal does always.
 	Watch bool `yaml:"watch"`
-}
-
-// Ledger remembers which sink has confirmed which message.
-type Ledger struct {
-	// Type is memory or redis.
-	Type string `yaml:"type"`
-	// TTL is how long an entry is kept.
-	TTL time.Duration `yaml:"ttl"`
-	// URL is where Redis is.
-	URL setting.URL `yaml:"url"`
 }
 
 // Tracing says where traces go.
@@ -128,12 +124,15 @@ type Source struct {
 	Guarantee  string     `yaml:"guarantee"`
 	Redelivery Redelivery `yaml:"redelivery"`
 	// MaxReceives is after how many receives a message that fails is given up; 0: never.
+	// It is more than 0 only where there is a DeadLetter.
 	MaxReceives int `yaml:"max_receives"`
 	// DeadLetter names the sink that takes what is given up; empty: the queue keeps it.
-	DeadLetter      string `yaml:"dead_letter"`
-	DeadLetterLimit Limit  `yaml:"dead_letter_limit"`
+	// It is none of those that a route takes the source to.
+	DeadLetter string `yaml:"dead_letter"`
+	// DeadLetterLimit pauses the source when more is given up.
+	DeadLetterLimit Limit `yaml:"dead_letter_limit"`
 	// Unmatched is what becomes of a message that no route takes: delete, dead_letter
-	// or retain; empty: every message has a route.
+	// or retain; empty only where every message has a route.
 	Unmatched string `yaml:"unmatched"`
 	// Paused keeps the source from receiving.
 	Paused bool `yaml:"paused"`
@@ -182,8 +181,10 @@ type Route struct {
 	// From names sources.
 	From Names `yaml:"from"`
 	// When is the condition, in CEL; empty: every message.
-	When string  `yaml:"when"`
-	To   Targets `yaml:"to"`
+	When string `yaml:"when"`
+	// Match is When, compiled; nil: every message. Its error is a *relay.Failure.
+	Match func(*relay.Message) (bool, error) `yaml:"-"`
+	To    Targets                            `yaml:"to"`
 
 	path string // of what it was written as: "routes[0]", or "sources.NAME" for a `to`
 }
@@ -193,8 +194,9 @@ type Target struct {
 	Sink string `yaml:"sink"`
 	// Required sinks hold up the delete until they have confirmed.
 	Required bool `yaml:"required"`
-	// With are the sink's settings that the route sets otherwise: none so far.
-	With overrides `yaml:"with"`
+	// With sets what the route sets otherwise for the sink, for its endpoint's Bind;
+	// nil: nothing. Bind has accepted it already.
+	With relay.Overrides `yaml:"with"`
 }
 
 // Names is a list of names; a single one may be written without brackets.

@@ -368,7 +368,7 @@ sinks:
 		`relay.yaml:10:15: sources.b.endpoint: is http://: messages and tokens cross the network unencrypted; write https://`,
 		`relay.yaml:14:17: sources.b.credentials.endpoint: is http://: the token's secret crosses the network unencrypted; write https://`,
 		`relay.yaml:25:30: sinks.hook.url: is http://: messages and headers travel unencrypted; write https://`,
-		`relay.yaml:27:3: sinks.unused: no route leads to it`,
+		`relay.yaml:27:3: sinks.unused: no route leads to it, and no source has it for its dead letters`,
 	}, lines)
 }
 

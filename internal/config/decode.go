@@ -13,6 +13,7 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 )
 
@@ -22,6 +23,9 @@ type place struct {
 	origin       string
 	// scalar says that one value was written here, maybe the short form of several.
 	scalar bool
+	// value is what was written, and text what that stands for if it is a scalar.
+	value *yaml.Node
+	text  string
 }
 
 // decoder fills structs from nodes. It never stops at a problem: what is wrong keeps
@@ -29,7 +33,10 @@ type place struct {
 // reported for.
 type decoder struct {
 	file string
+	data []byte
 	env  Environment
+	// piped says that the file can be read only once.
+	piped bool
 	// places holds what was written, by path; a derived value has a place of line 0.
 	places   map[string]place
 	problems []Problem
@@ -40,6 +47,19 @@ type decoder struct {
 	expanded map[string]expansion
 	flat     map[*yaml.Node][]pair
 	active   map[*yaml.Node]bool
+	// with holds what stands under each `with`, by path: it can be decoded only when
+	// the settings of its sink are known.
+	with map[string]*yaml.Node
+}
+
+// begin makes the decoder ready to decode.
+func (d *decoder) begin() {
+	d.places = map[string]place{}
+	d.bad = map[string]bool{}
+	d.expanded = map[string]expansion{}
+	d.flat = map[*yaml.Node][]pair{}
+	d.active = map[*yaml.Node]bool{}
+	d.with = map[string]*yaml.Node{}
 }
 
 // nodeDecoder is what reads its own node.
@@ -127,6 +147,7 @@ func (d *decoder) mark(path string, key, value *yaml.Node) {
 		line: at.Line, column: at.Column,
 		origin: d.file + ":" + strconv.Itoa(at.Line),
 		scalar: value.Kind == yaml.ScalarNode && !isNull(value),
+		value:  value,
 	}
 }
 
@@ -145,8 +166,12 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string) {
 		v = v.Elem()
 	}
 	target := v.Addr().Interface()
-	if custom, is := target.(nodeDecoder); is {
+	switch custom := target.(type) {
+	case nodeDecoder:
 		custom.decodeNode(d, n, path)
+		return
+	case *relay.Overrides:
+		d.with[path] = n
 		return
 	}
 	_, isText := target.(encoding.TextUnmarshaler)
@@ -225,17 +250,32 @@ func fields(t reflect.Type) []field {
 	return all
 }
 
+func keys(all []field) []string {
+	keys := make([]string, len(all))
+	for i, f := range all {
+		keys[i] = f.key
+	}
+	return keys
+}
+
 // structure decodes a mapping into a struct. The keys in besides are known, and read
 // by the caller.
 func (d *decoder) structure(n *yaml.Node, v reflect.Value, path string, besides ...string) {
+	known := slices.Concat(besides, keys(fields(v.Type())))
+	d.members(n, v, path, func(key *yaml.Node) {
+		if !slices.Contains(known, key.Value) {
+			d.unknownKey(key, path, known)
+		}
+	})
+}
+
+// members decodes a mapping into a struct and calls other for each key that the struct
+// does not have.
+func (d *decoder) members(n *yaml.Node, v reflect.Value, path string, other func(key *yaml.Node)) {
 	if isNull(n) {
 		return // a section of which every line is commented out
 	}
 	all := fields(v.Type())
-	known := slices.Clone(besides)
-	for _, f := range all {
-		known = append(known, f.key)
-	}
 	if isTemplate(n) {
 		d.problem(path, "%s", templateHint)
 		return
@@ -248,13 +288,12 @@ func (d *decoder) structure(n *yaml.Node, v reflect.Value, path string, besides 
 		key := p.key.Value
 		child := join(path, key)
 		i := slices.IndexFunc(all, func(f field) bool { return f.key == key })
-		switch {
-		case i >= 0:
-			d.mark(child, p.key, p.value)
-			d.value(p.value, v.FieldByIndex(all[i].index), child)
-		case !slices.Contains(known, key):
-			d.unknownKey(p.key, path, known)
+		if i < 0 {
+			other(p.key)
+			continue
 		}
+		d.mark(child, p.key, p.value)
+		d.value(p.value, v.FieldByIndex(all[i].index), child)
 	}
 }
 
@@ -265,7 +304,7 @@ func (d *decoder) unknownKey(key *yaml.Node, path string, known []string) {
 		return
 	}
 	mend := "the keys here are " + list(known, "and")
-	if near, found := nearest(key.Value, known); found {
+	if near, found := setting.Nearest(key.Value, known); found {
 		mend = "did you mean " + strconv.Quote(near) + "?"
 		// What is missing under its right name is this problem, not another one.
 		d.bad[join(path, near)] = true
@@ -293,11 +332,7 @@ func sample(v reflect.Value, all []field) string {
 		parts = append(parts, f.key+": "+text)
 	}
 	if len(parts) == 0 || len(parts) > 4 {
-		keys := make([]string, len(all))
-		for i, f := range all {
-			keys[i] = f.key
-		}
-		return " with the keys " + list(keys, "and")
+		return " with the keys " + list(keys(all), "and")
 	}
 	return ", as in {" + strings.Join(parts, ", ") + "}"
 }
@@ -392,7 +427,12 @@ func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
 		d.problem(path, "must be a mapping, as in {name: %s}, not %s", example(v.Type().Elem()), kind(n))
 		return
 	}
-	v.Set(reflect.MakeMap(v.Type()))
+	// What is there already stays: a route adds to what its sink has.
+	grown := reflect.MakeMap(v.Type())
+	for key, item := range v.Seq2() {
+		grown.SetMapIndex(key, item)
+	}
+	v.Set(grown)
 	for _, p := range d.pairs(n, path) {
 		child := join(path, p.key.Value)
 		d.mark(child, p.key, p.value)
@@ -446,12 +486,13 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 		return
 	}
 	var err error
+	p := d.places[path]
+	p.text = x.text
 	if len(x.from) > 0 {
-		p := d.places[path]
 		p.origin += ", " + strings.Join(x.from, ", ")
-		d.places[path] = p
 		d.expanded[path] = x
 	}
+	d.places[path] = p
 	if isText {
 		before := reflect.New(v.Type()).Elem()
 		before.Set(v)

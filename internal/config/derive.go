@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"mnsrelay/internal/credentials"
+	"mnsrelay/internal/ledger"
 	"mnsrelay/internal/setting"
 	"mnsrelay/internal/sink"
 )
@@ -13,7 +14,14 @@ const (
 	sourceTypeMNS = "mns"
 	presetNone    = "none"
 	sinkTypeKey   = "type"
+
+	atLeastOnce = "at_least_once"
+	atMostOnce  = "at_most_once"
 )
+
+// deadLetterReceives is after how many receives a message that fails is given up where
+// there is a sink to take it.
+const deadLetterReceives = 16
 
 // Defaults are what a configuration has that sets nothing.
 func Defaults() *Config {
@@ -21,7 +29,7 @@ func Defaults() *Config {
 		Server:       Server{Listen: ":8080"},
 		Log:          Log{Level: "info", Format: "json"},
 		DrainTimeout: 45 * time.Second,
-		Ledger:       Ledger{Type: "memory", TTL: 24 * time.Hour},
+		Ledger:       ledger.Defaults(),
 		InFlight:     InFlight{Messages: 4096, Bytes: 256 * setting.MiB},
 	}
 }
@@ -36,7 +44,7 @@ func defaultSource(name string) Source {
 		InFlight:        InFlight{Messages: 256, Bytes: 64 * setting.MiB},
 		Body:            "auto",
 		Unwrap:          "auto",
-		Guarantee:       "at_least_once",
+		Guarantee:       atLeastOnce,
 		Redelivery:      Redelivery{Initial: 5 * time.Second, Max: time.Hour},
 		DeadLetterLimit: Limit{Count: 100, Per: 5 * time.Minute},
 	}
@@ -81,6 +89,10 @@ func (d *decoder) deriveSource(s *Source) {
 			d.derived(join(path, "endpoint"), origin)
 		}
 		d.deriveCredentials(&s.Credentials, join(path, "credentials"), p, s.Queue)
+	}
+	if s.DeadLetter != "" && s.Guarantee != atMostOnce && !d.written(join(path, "max_receives")) {
+		s.MaxReceives = deadLetterReceives
+		d.derived(join(path, "max_receives"), "default with a dead_letter")
 	}
 	s.Credentials.Defaults()
 	for base := s.Credentials.Base; base != nil && base.Type == credentials.TypeDefault; base = base.Base {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"unicode/utf8"
 )
 
@@ -38,6 +39,46 @@ func (e Environment) readFile(path string) ([]byte, error) {
 		return readFile(path)
 	}
 	return e.ReadFile(path)
+}
+
+// once gives an Environment that looks everything up at most once, so that all of one
+// configuration sees one value of a secret that is replaced meanwhile.
+func (e Environment) once() Environment {
+	type variable struct {
+		value string
+		found bool
+	}
+	type file struct {
+		data []byte
+		err  error
+	}
+	var (
+		mu        sync.Mutex
+		variables = map[string]variable{}
+		files     = map[string]file{}
+	)
+	return Environment{
+		Lookup: func(name string) (string, bool) {
+			mu.Lock()
+			defer mu.Unlock()
+			v, known := variables[name]
+			if !known {
+				v.value, v.found = e.lookup(name)
+				variables[name] = v
+			}
+			return v.value, v.found
+		},
+		ReadFile: func(path string) ([]byte, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			f, known := files[path]
+			if !known {
+				f.data, f.err = e.readFile(path)
+				files[path] = f
+			}
+			return f.data, f.err
+		},
+	}
 }
 
 var errTooLarge = errors.New("it is larger than 1 MiB")

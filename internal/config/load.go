@@ -33,23 +33,21 @@ func Load(path string) (*Config, []Warning, error) {
 	if err != nil {
 		return nil, nil, &Error{Problems: []Problem{{File: name, Message: "cannot be read: " + cause(err)}}}
 	}
-	return Parse(name, data, Environment{})
+	return parse(&decoder{file: name, data: data, piped: path == stdin})
 }
 
 // Parse reads data, which problems call name. It gives a Config that is valid as a
 // whole, or an *Error with everything that is wrong, and warnings either way.
 func Parse(name string, data []byte, env Environment) (*Config, []Warning, error) {
-	d := &decoder{
-		file:     name,
-		env:      env,
-		places:   map[string]place{},
-		bad:      map[string]bool{},
-		expanded: map[string]expansion{},
-		flat:     map[*yaml.Node][]pair{},
-		active:   map[*yaml.Node]bool{},
-	}
+	return parse(&decoder{file: name, data: data, env: env})
+}
+
+func parse(d *decoder) (*Config, []Warning, error) {
+	d.env = d.env.once()
+	d.begin()
 	c := Defaults()
-	if root := d.parse(data); root != nil && d.root(root, c) {
+	c.settings = map[string]any{}
+	if root := d.parse(); root != nil && d.root(root, c) {
 		d.derive(c)
 		d.check(c)
 	}
@@ -58,7 +56,7 @@ func Parse(name string, data []byte, env Environment) (*Config, []Warning, error
 		slices.SortStableFunc(d.problems, byLine)
 		return nil, d.warnings, &Error{Problems: d.problems}
 	}
-	sum := sha256.Sum256(data)
+	sum := sha256.Sum256(d.data)
 	c.Digest = hex.EncodeToString(sum[:])
 	c.origins = make(map[string]string, len(d.places))
 	for path, p := range d.places {
@@ -94,7 +92,8 @@ func (d *decoder) root(n *yaml.Node, c *Config) bool {
 }
 
 // parse reads the one document of data. It gives nil where there is none to decode.
-func (d *decoder) parse(data []byte) *yaml.Node {
+func (d *decoder) parse() *yaml.Node {
+	data := d.data
 	if len(data) > maxFile {
 		d.problemAt(1, 1, "", "%s: the configuration must not be", errTooLarge)
 		return nil
@@ -239,19 +238,6 @@ func (t *Target) decodeNode(d *decoder, n *yaml.Node, path string) {
 		return
 	}
 	d.structure(n, reflect.ValueOf(t).Elem(), path)
-}
-
-// overrides are what a route sets otherwise for a sink.
-type overrides struct{}
-
-func (*overrides) decodeNode(d *decoder, n *yaml.Node, path string) {
-	switch {
-	case isNull(n):
-	case n.Kind != yaml.MappingNode:
-		d.problem(path, "must be a mapping, as in {timeout: 3s}, not %s", kind(n))
-	case len(n.Content) > 0:
-		d.problem(path, "%s", notYet("setting a sink's settings for one route"))
-	}
 }
 
 func notYet(what string) string { return what + " is not supported yet" }

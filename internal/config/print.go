@@ -14,6 +14,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 )
 
@@ -107,13 +108,31 @@ func (c *Config) structure(v reflect.Value, path string, optional bool) *tree {
 		child := join(path, f.key)
 		_, known := c.origins[child]
 		switch {
-		case inner.Type() == reflect.TypeFor[overrides](), inner.Kind() == reflect.Pointer && inner.IsNil():
+		case inner.Type() == reflect.TypeFor[relay.Overrides]():
+			if settings, found := c.settings[child]; found {
+				t.add(f.key, c.value(reflect.ValueOf(settings).Elem(), child).written())
+			}
+		case inner.Kind() == reflect.Pointer && inner.IsNil():
 		case optional && !known && inner.IsZero():
 		default:
 			t.add(f.key, c.value(inner, child))
 		}
 	}
 	return t
+}
+
+// written leaves of a mapping only what the file sets.
+func (t *tree) written() *tree {
+	if !t.isMap {
+		return t
+	}
+	kept := &tree{isMap: true, origin: t.origin}
+	for i, item := range t.items {
+		if item.origin != byDefault {
+			kept.add(t.keys[i], item.written())
+		}
+	}
+	return kept
 }
 
 func (c *Config) value(v reflect.Value, path string) *tree {
@@ -167,8 +186,11 @@ func (c *Config) origin(path string) string {
 	if origin, found := c.origins[path]; found {
 		return origin
 	}
-	return "default"
+	return byDefault
 }
+
+// byDefault is the origin of what nobody wrote.
+const byDefault = "default"
 
 // scalarText writes a value that has no parts as the decoder reads it.
 func scalarText(v reflect.Value) (text string, isScalar bool) {

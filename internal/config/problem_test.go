@@ -308,38 +308,16 @@ sinks:
 // What comes later is known and checked, and refused with its name.
 func TestNotSupportedYet(t *testing.T) {
 	t.Parallel()
-	source := func(line string) string { return with("to: events", "to: events\n    "+line) }
 	process := func(line string) string { return line + "\n" + with("sources:", "sources:") }
-	route := func(text string) string {
-		return with("    to: events\n", "") + "routes: [{name: r, from: sms, " + text + "}]"
-	}
 	events := func(line string) string { return with("exchange: sms.events", "exchange: e\n    "+line) }
 
 	for text, want := range map[string]string{
-		process(`server: {admin_token: t}`):                  `1:23: server.admin_token: changing things over HTTP is not supported yet`,
-		process(`reload: {watch: true}`):                     `1:17: reload.watch: reading the file again when it changes is not supported yet`,
-		process(`ledger: {type: redis, url: "redis://h"}`):   `1:16: ledger.type: a ledger in Redis is not supported yet`,
-		process(`ledger: {type: file}`):                      `1:16: ledger.type: must be memory or redis, not "file"`,
-		process(`ledger: {url: "redis://h"}`):                `1:15: ledger.url: has a meaning for type: redis only: remove it`,
-		process(`ledger: {ttl: 1h}`):                         `1:15: ledger.ttl: any value but 24h is not supported yet`,
-		process(`tracing: {otlp_endpoint: "http://h:4318"}`): `1:26: tracing.otlp_endpoint: tracing is not supported yet`,
-		source(`guarantee: at_most_once`):                    `7:16: sources.sms.guarantee: at_most_once is not supported yet`,
-		source(`guarantee: exactly_once`):                    `7:16: sources.sms.guarantee: must be at_least_once or at_most_once, not "exactly_once"`,
-		source(`max_receives: 16`):                           `7:19: sources.sms.max_receives: giving a message up is not supported yet`,
-		source(`dead_letter: events`):                        `7:18: sources.sms.dead_letter: a dead letter is not supported yet`,
-		source(`dead_letter_limit: {count: 1}`):              `7:5: sources.sms.dead_letter_limit: any value but {count: 100, per: 5m} is not supported yet`,
-		source(`dead_letter_limit: {count: 0}`):              `7:32: sources.sms.dead_letter_limit.count: must be at least 1, not 0`,
-		source(`unmatched: delete`):                          `7:16: sources.sms.unmatched: a rule for what no route takes is not supported yet`,
-		source(`unmatched: drop`):                            `7:16: sources.sms.unmatched: must be delete, dead_letter or retain, not "drop"`,
-		route(`when: "true", to: events`):                    `11:37: routes[0].when: a condition is not supported yet`,
-		route(`to: {sink: events, required: false}`):         `11:60: routes[0].to[0].required: a sink that is not required is not supported yet`,
-		route(`to: {sink: events, with: {timeout: 3s}}`):     `11:50: routes[0].to[0].with: setting a sink's settings for one route is not supported yet`,
-		route(`to: {sink: events, with: 3}`):                 `11:56: routes[0].to[0].with: must be a mapping, as in {timeout: 3s}, not a single value`,
-		events(`routing_key: "a.{{ body.x }}"`):              `12:18: sinks.events.routing_key: a {{ }} template is not supported yet`,
-		events(`headers: {a: "{{ body.x }}"}`):               `12:18: sinks.events.headers.a: a {{ }} template is not supported yet`,
-		events(`unroutable: drop`):                           `12:17: sinks.events.unroutable: "drop" is not supported yet`,
-		events(`acknowledge: none`):                          `12:18: sinks.events.acknowledge: "none" is not supported yet`,
-		with("type: static, ", "type: ram_role_arn, "):       `5:25: sources.sms.credentials.type: ram_role_arn is not supported yet`,
+		process(`tracing: {otlp_endpoint: "http://h:4318"}`):                                    `1:26: tracing.otlp_endpoint: tracing is not supported yet`,
+		events(`routing_key: "a.{{ body.x }}"`):                                                 `12:18: sinks.events.routing_key: a {{ }} template is not supported yet`,
+		events(`headers: {a: "{{ body.x }}"}`):                                                  `12:18: sinks.events.headers.a: a {{ }} template is not supported yet`,
+		events(`unroutable: drop`):                                                              `12:17: sinks.events.unroutable: "drop" is not supported yet`,
+		events(`acknowledge: none`):                                                             `12:18: sinks.events.acknowledge: "none" is not supported yet`,
+		with("type: static, ", "type: ram_role_arn, "):                                          `5:25: sources.sms.credentials.type: ram_role_arn is not supported yet`,
 		with("{type: static, access_key_id: id, access_key_secret: secret}", "{type: default}"): `5:25: sources.sms.credentials.type: default is not supported yet`,
 	} {
 		assert.Equal(t, []string{want}, problems(t, text, environment(nil, nil)))

@@ -66,19 +66,19 @@ const (
 type Config struct {
 	// Type is TypeMemory, of this process and gone with it, or TypeRedis, which
 	// replicas share and which survives them.
-	Type string
+	Type string `yaml:"type"`
 	// TTL is how long a confirm is remembered: 1s to 168h, the longest that MNS
 	// keeps a message. It should outlast the longest pause between two deliveries
 	// of a message, so the sources' redelivery.max.
-	TTL time.Duration
+	TTL time.Duration `yaml:"ttl"`
 	// URL is where Redis is: redis:// or rediss:// (TLS),
 	// [user[:password]@]host[:port][/database]. For TypeRedis only.
-	URL setting.URL
+	URL setting.URL `yaml:"url"`
 	// MaxEntries bounds a ledger in memory: 1 to 100,000,000 confirms, of 190 bytes
 	// each (measured with the ids of MNS, which are 32 bytes long). The default of
 	// 131,072 is 24 MiB when it is full, and that is four times what 4,096 messages in
 	// flight to eight sinks need.
-	MaxEntries int
+	MaxEntries int `yaml:"-"`
 }
 
 const (

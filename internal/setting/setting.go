@@ -181,12 +181,18 @@ type Problem struct {
 	Path string
 	// Message says what is wrong and what to write instead.
 	Message string
+	cause   error
 }
 
-// Problemf makes a problem of the setting at path.
+// Problemf makes a problem of the setting at path. With %w it wraps an error, which
+// may know of a place within the setting.
 func Problemf(path, format string, args ...any) error {
-	return &Problem{Path: path, Message: fmt.Sprintf(format, args...)}
+	err := fmt.Errorf(format, args...)
+	return &Problem{Path: path, Message: err.Error(), cause: errors.Unwrap(err)}
 }
+
+// Unwrap gives what the problem comes from, if it was made of an error.
+func (p *Problem) Unwrap() error { return p.cause }
 
 func (p *Problem) Error() string {
 	if p.Path == "" {

@@ -1,0 +1,113 @@
+package config
+
+import (
+	"slices"
+	"strings"
+
+	"mnsrelay/internal/ledger"
+)
+
+// checkFate checks what may become of a message besides its delivery.
+func (d *decoder) checkFate(c *Config, s *Source) {
+	path := join("sources", s.Name)
+	at := func(key string) string { return join(path, key) }
+
+	switch {
+	case s.MaxReceives < 0:
+		d.checked(at("max_receives"), "must be 0, for never giving up, or more, not %s", d.plain(at("max_receives"), s.MaxReceives))
+	case s.MaxReceives == 0:
+	case s.Guarantee == atMostOnce:
+		d.checked(at("max_receives"), "has no meaning with guarantee: at_most_once, where a message is received once: remove it")
+	case s.DeadLetter == "" && !d.suspect(at("dead_letter")):
+		d.checked(at("max_receives"), "has a meaning with a dead_letter only, for without one the queue keeps what fails: write dead_letter too, or remove it")
+	}
+	d.checkDeadLetter(c, s, at("dead_letter"))
+
+	limit := defaultSource("").DeadLetterLimit
+	if s.DeadLetterLimit.Count < 1 {
+		d.checked(at("dead_letter_limit.count"), "must be at least 1, not %s", d.plain(at("dead_letter_limit.count"), s.DeadLetterLimit.Count))
+	}
+	d.positive(at("dead_letter_limit.per"), s.DeadLetterLimit.Per, limit.Per)
+	if s.DeadLetter == "" && s.DeadLetterLimit != limit {
+		d.warn(at("dead_letter_limit"), "has no effect without a dead_letter")
+	}
+	d.checkUnmatched(c, s, at("unmatched"))
+}
+
+// checkDeadLetter checks the sink for what is given up. One that the source is delivered
+// to anyway would be asked again for what it has just refused, and a dead-letter sink
+// that is down must not stop the source, which a required one does.
+func (d *decoder) checkDeadLetter(c *Config, s *Source, path string) {
+	if s.DeadLetter == "" {
+		return
+	}
+	if !slices.Contains(sinkNames(c), s.DeadLetter) {
+		if !d.bad["sinks"] {
+			d.missing(path, "sink", s.DeadLetter, sinkNames(c))
+		}
+		return
+	}
+	for _, r := range routesOf(c, s.Name) {
+		if !slices.ContainsFunc(r.To, func(t Target) bool { return t.Sink == s.DeadLetter }) {
+			continue
+		}
+		by := "the route " + r.Name + " takes the source"
+		if !strings.HasPrefix(r.path, "routes") {
+			by = `"to" takes the source`
+		}
+		d.checked(path, "%s to this sink too, which would be asked again for what it has refused: write a sink of its own", by)
+		break
+	}
+	if s.Guarantee == atMostOnce {
+		d.warn(path, "takes only what cannot be decoded or routed: with guarantee: at_most_once a message whose delivery fails is gone by then")
+	}
+}
+
+// checkUnmatched checks what becomes of what no route takes: it must be said where that
+// can happen.
+func (d *decoder) checkUnmatched(c *Config, s *Source, path string) {
+	const retain, toDeadLetter = "retain", "dead_letter"
+	if s.Unmatched != "" && !d.oneOf(path, s.Unmatched, "delete", toDeadLetter, retain) {
+		return
+	}
+	if s.Unmatched == toDeadLetter && s.DeadLetter == "" && !d.suspect(join(join("sources", s.Name), "dead_letter")) {
+		d.checked(path, "needs a sink for dead letters: write dead_letter too, or %s", retain)
+	}
+	if slices.ContainsFunc(c.Routes, func(r Route) bool { return d.suspect(join(r.path, "from")) }) {
+		return
+	}
+	routes := routesOf(c, s.Name)
+	open := slices.IndexFunc(routes, func(r Route) bool { return r.When == "" })
+	switch {
+	case len(routes) == 0:
+	case open < 0 && s.Unmatched == "":
+		d.checked(path, "required, as every route of the source has a condition: write delete, dead_letter or retain, for what none of them takes")
+	case open >= 0 && s.Unmatched != "" && !d.suspect(join(routes[open].path, "when")):
+		d.warn(path, "has no effect: the route %s has no condition and takes every message", routes[open].Name)
+	}
+}
+
+// checkLedger checks the memory of confirms.
+func (d *decoder) checkLedger(c *Config) {
+	if !d.oneOf("ledger.type", c.Ledger.Type, ledger.TypeMemory, ledger.TypeRedis) {
+		return
+	}
+	d.validated("ledger", c.Ledger.Validate())
+	for _, s := range c.Sources {
+		if c.Ledger.TTL < s.Redelivery.Max && s.Guarantee != atMostOnce && !d.suspect("ledger") && !d.suspect(join("sources", s.Name)+".redelivery") {
+			d.warn("ledger.ttl", "is shorter than the redelivery.max of the source %s: what comes again later goes to the sinks that have it, too", s.Name)
+			return
+		}
+	}
+}
+
+// routesOf are the routes that begin at a source.
+func routesOf(c *Config, source string) []Route {
+	var routes []Route
+	for _, r := range c.Routes {
+		if slices.Contains(r.From, source) {
+			routes = append(routes, r)
+		}
+	}
+	return routes
+}
