@@ -15,15 +15,16 @@ import (
 
 // The reasons under which failures are counted.
 const (
-	reasonStopped       = "stopped"         // the caller gave up or the endpoint was closed
-	reasonTimeout       = "timeout"         // no connection or no complete answer in time
-	reasonAddress       = "address_refused" // see guard
-	reasonDNS           = "dns"             // no address for the host
-	reasonConnect       = "connect"         // no TCP connection
-	reasonTLS           = "tls"             // no trust, or no TLS at all
-	reasonNetwork       = "network"         // the connection broke, or what came is not HTTP
-	reasonAnswerTooLong = "answer_too_long" // a 2xx whose body does not end
-	reasonStatusUnknown = "status_unknown"  // below 200 or above 599
+	reasonStopped       = "stopped"          // the caller gave up or the endpoint was closed
+	reasonTimeout       = "timeout"          // no connection or no complete answer in time
+	reasonAddress       = "address_refused"  // see guard
+	reasonDNS           = "dns"              // no address for the host
+	reasonConnect       = "connect"          // no TCP connection
+	reasonTLS           = "tls"              // no trust, or no TLS at all
+	reasonNetwork       = "network"          // the connection broke, or what came is not HTTP
+	reasonAnswerTooLong = "answer_too_long"  // a 2xx whose body does not end
+	reasonStatusUnknown = "status_unknown"   // below 200 or above 599
+	reasonInvalid       = "invalid_property" // a template gave what HTTP has no place for
 )
 
 // verdict is what a status means.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"golang.org/x/net/http/httpguts"
 
+	"mnsrelay/internal/expr"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 )
@@ -19,7 +21,9 @@ import (
 // Config holds the settings of a webhook. Start from Defaults.
 type Config struct {
 	// URL is where messages are posted: https://, or http:// with a warning unless
-	// its host is this machine. User info in it is sent as basic authorization.
+	// its host is this machine. User info in it is sent as basic authorization. Path and
+	// query may hold {{ }} templates, whose values are percent-encoded: none begins
+	// another segment or parameter.
 	URL setting.URL `yaml:"url"`
 	// Settings are those that a route may set otherwise.
 	Settings `yaml:",inline"`
@@ -37,14 +41,13 @@ type Config struct {
 // Settings are the settings of a webhook that a route may set otherwise.
 type Settings struct {
 	// Headers are sent with every request, beside those of the relay itself. A
-	// route's own are added to the sink's.
+	// route's own are added to the sink's. Values may hold {{ }} templates.
 	Headers map[string]setting.Secret `yaml:"headers"`
 	// Timeout bounds a whole exchange, from the connection to the last byte of the
 	// answer: more than 0, at most 10 minutes.
 	Timeout time.Duration `yaml:"timeout"`
 	// Retry is how often a request is tried before its message goes back to the
-	// queue. Only the default is accepted: this version tries once each time that
-	// the queue hands the message out, and the queue's redelivery does the rest.
+	// queue, as long as its lease lasts.
 	Retry Retry `yaml:"retry"`
 }
 
@@ -55,9 +58,12 @@ type Signing struct {
 
 // Retry says how tries of one request follow each other.
 type Retry struct {
-	MaxAttempts int           `yaml:"max_attempts"`
-	Initial     time.Duration `yaml:"initial"`
-	Max         time.Duration `yaml:"max"`
+	// MaxAttempts counts the first try too: 1 to 20; 1 is no retry.
+	MaxAttempts int `yaml:"max_attempts"`
+	// Initial is the longest pause after the first try, from 1 ms; it doubles up to Max,
+	// which is at most 5 minutes. Pauses are random below that.
+	Initial time.Duration `yaml:"initial"`
+	Max     time.Duration `yaml:"max"`
 }
 
 // RateLimit is a token bucket; zero is no limit.
@@ -85,6 +91,8 @@ func Defaults() *Config {
 
 const (
 	maxTimeout     = 10 * time.Minute
+	maxAttempts    = 20
+	maxPause       = 5 * time.Minute
 	maxConcurrency = 4096
 )
 
@@ -114,18 +122,17 @@ func (c *Config) validateURL() error {
 	if c.URL.IsZero() {
 		return setting.Problemf("url", "is missing; write where to post, as in https://hooks.example.com/sms")
 	}
-	if strings.Contains(c.URL.Reveal(), "{{") {
-		return setting.NotSupportedYet("url", "a template")
-	}
-	u, err := c.URL.Parse()
+	u, _, err := c.parseURL()
 	if err != nil {
-		return setting.Problemf("url", "%v", err)
+		return err
 	}
 	switch {
 	case u.Scheme != "https" && u.Scheme != "http":
 		return setting.Problemf("url", "has the scheme %q; write https:// or http://", u.Scheme)
 	case u.Hostname() == "":
 		return setting.Problemf("url", "has no host")
+	case strings.ContainsFunc(u.RawQuery, func(r rune) bool { return r <= ' ' || r > '~' }):
+		return setting.Problemf("url", "has a query with a space or a character beyond ASCII; percent-encode it, or write it in {{ }}")
 	case u.Fragment != "":
 		return setting.Problemf("url", "has a fragment (#), which is never sent; remove it, or write %%23 for a literal #")
 	}
@@ -155,9 +162,39 @@ func (c *Config) validateURL() error {
 	return nil
 }
 
+// parseURL reads the URL; where it is a template it gives that too, and the URL as it is
+// with x for each of its values. Its error is made of problems.
+func (c *Config) parseURL() (*url.URL, *expr.Template, error) {
+	raw := c.URL.Reveal()
+	literal, _, templated := strings.Cut(raw, "{{")
+	if !templated {
+		u, err := c.URL.Parse()
+		if err != nil {
+			return nil, nil, setting.Problemf("url", "%v", err)
+		}
+		return u, nil, nil
+	}
+	_, rest, found := strings.Cut(literal, "://")
+	if !found || !strings.ContainsAny(rest, "/?") {
+		return nil, nil, setting.Problemf("url", "has a {{ }} before its path, and where messages go cannot depend on what they say; write scheme, host and port out")
+	}
+	template, err := expr.CompileSetting("url", raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	u, err := setting.NewURL(template.Sample("x")).Parse()
+	if err != nil {
+		return nil, nil, setting.Problemf("url", "%v", err)
+	}
+	if hasDotSegment(u) {
+		return nil, nil, setting.Problemf("url", "has . or .. in its path; write the path without")
+	}
+	return u, template, nil
+}
+
 // Warnings reports what works and is better changed, each a *setting.Problem.
 func (c *Config) Warnings() []error {
-	u, err := c.URL.Parse()
+	u, _, err := c.parseURL()
 	if err != nil || u.Scheme != "http" {
 		return nil
 	}
@@ -175,8 +212,14 @@ func (s *Settings) validateSettings() error {
 	if s.Timeout <= 0 || s.Timeout > maxTimeout {
 		report(setting.Problemf("timeout", "is %v; write a duration above 0s, at most %v", s.Timeout, maxTimeout))
 	}
-	if s.Retry != Defaults().Retry {
-		report(setting.NotSupportedYet("retry", "any value but the default"))
+	if s.Retry.MaxAttempts < 1 || s.Retry.MaxAttempts > maxAttempts {
+		report(setting.Problemf("retry.max_attempts", "is %d; write a number from 1, which is no retry, to %d", s.Retry.MaxAttempts, maxAttempts))
+	}
+	if s.Retry.Initial < time.Millisecond || s.Retry.Initial > maxPause {
+		report(setting.Problemf("retry.initial", "is %v; write a duration from 1ms to %v", s.Retry.Initial, maxPause))
+	}
+	if s.Retry.Max < s.Retry.Initial || s.Retry.Max > maxPause {
+		report(setting.Problemf("retry.max", "is %v; write a duration from that of initial to %v", s.Retry.Max, maxPause))
 	}
 	seen := make(map[string]string, len(s.Headers))
 	for _, name := range slices.Sorted(maps.Keys(s.Headers)) {
@@ -186,15 +229,17 @@ func (s *Settings) validateSettings() error {
 			report(setting.Problemf(path, "is the same header as %q; keep one", other))
 		}
 		seen[lower] = name
-		value := s.Headers[name].Reveal()
+		template, err := expr.CompileSetting(path, s.Headers[name].Reveal())
+		if err != nil {
+			report(err)
+			continue
+		}
 		switch {
 		case !httpguts.ValidHeaderFieldName(name):
 			report(setting.Problemf("headers", "has the name %q, which HTTP does not allow; use letters, digits and -", name))
 		case reserved(lower):
 			report(setting.Problemf(path, "is set by the relay or by HTTP itself; remove it"))
-		case strings.Contains(value, "{{"):
-			report(setting.NotSupportedYet(path, "a template"))
-		case !httpguts.ValidHeaderFieldValue(value):
+		case !httpguts.ValidHeaderFieldValue(template.Sample("")):
 			report(setting.Problemf(path, "has a line break or another control character in its value"))
 		}
 	}

@@ -35,7 +35,18 @@ func TestConfig(t *testing.T) {
 		{"port 0", to("https://hooks.example.com:0/"), "url: has the port 0"},
 		{"port 65536", to("https://hooks.example.com:65536/"), "url: has the port 65536"},
 		{"a fragment", to("https://hooks.example.com/#x"), "url: has a fragment"},
-		{"a template", to("https://hooks.example.com/{{ id }}"), "url: a template is not supported yet"},
+		{"a space in the query", to("https://hooks.example.com/?a=b c"), "url: has a query with a space"},
+		{"a template", to(`https://u:p@hooks.example.com:8443/{{ body.a ? "x" : "y" }}/b?c={{ string(7 % 5) }}`), ""},
+		{"a template in the query only", to("https://hooks.example.com?a={{ id }}"), ""},
+		{"a template for the host", to("https://{{ body.host }}/x"), "url: has a {{ }} before its path"},
+		{"a template that ends the host", to("https://hooks.example.com{{ body.path }}"), "url: has a {{ }} before its path"},
+		{"a template for the scheme", to("{{ body.scheme }}://hooks.example.com/"), "url: has a {{ }} before its path"},
+		{"a template for everything", to("{{ body.url }}"), "url: has a {{ }} before its path"},
+		{"a template that is misspelt", to("https://hooks.example.com/{{ bdy.x }}"), `url: at character 30: there is no variable "bdy": did you mean "body"?`},
+		{"a template and a fragment", to("https://hooks.example.com/{{ id }}#x"), "url: has a fragment"},
+		{"a template and a path that goes up", to("https://hooks.example.com/a/../{{ id }}"), "url: has . or .. in its path"},
+		{"a template that is a constant", to(`https://hooks.example.com/{{ ".." }}/`), "url: has . or .. in its path"},
+		{"a template and a private address", to("https://10.0.0.1/{{ id }}"), `url: 10.0.0.1 is not an address of the public internet`},
 		{"user info", to("https://u:p@hooks.example.com/"), ""},
 		{"user info and authorization", func(c *webhook.Config) {
 			to("https://u:p@hooks.example.com/")(c)
@@ -49,7 +60,9 @@ func TestConfig(t *testing.T) {
 		{"a header's name", header("x y", "1"), `headers: has the name "x y"`},
 		{"a header without a name", header("", "1"), `headers: has the name ""`},
 		{"a line break in a header", header("x-a", "1\r\nx-b: 2"), "headers.x-a: has a line break"},
-		{"a template in a header", header("x-a", "{{ id }}"), "headers.x-a: a template is not supported yet"},
+		{"a template in a header", header("x-a", "Bearer {{ body.?token }}"), ""},
+		{"a template in a header that is misspelt", header("x-a", "a {{ id"), `headers.x-a: at character 3: "{{" without its "}}"`},
+		{"a line break beside a template", header("x-a", "{{ id }}\n"), "headers.x-a: has a line break"},
 		{"a header of one hop", header("Connection", "close"), "headers.Connection: is set by the relay or by HTTP itself"},
 		{"the host", header("host", "a"), "headers.host: is set by"},
 		{"the length", header("Content-Length", "1"), "headers.Content-Length: is set by"},
@@ -71,7 +84,15 @@ func TestConfig(t *testing.T) {
 
 		{"signing", func(c *webhook.Config) { c.Signing.Secrets = []setting.Secret{setting.NewSecret("s")} }, "signing.secrets: signing is not supported yet"},
 		{"a rate limit", func(c *webhook.Config) { c.RateLimit.PerSecond = 1 }, "rate_limit: a rate limit is not supported yet"},
-		{"retry", func(c *webhook.Config) { c.Retry.MaxAttempts = 5 }, "retry: any value but the default is not supported yet"},
+		{"retry", func(c *webhook.Config) {
+			c.Retry = webhook.Retry{MaxAttempts: 20, Initial: time.Millisecond, Max: 5 * time.Minute}
+		}, ""},
+		{"no retry", func(c *webhook.Config) { c.Retry.MaxAttempts = 1 }, ""},
+		{"no attempt", func(c *webhook.Config) { c.Retry.MaxAttempts = 0 }, "retry.max_attempts: is 0; write a number from 1"},
+		{"too many attempts", func(c *webhook.Config) { c.Retry.MaxAttempts = 21 }, "retry.max_attempts: is 21"},
+		{"no pause", func(c *webhook.Config) { c.Retry.Initial = 0 }, "retry.initial: is 0s"},
+		{"a pause that shrinks", func(c *webhook.Config) { c.Retry.Max = 100 * time.Millisecond }, "retry.max: is 100ms"},
+		{"an endless pause", func(c *webhook.Config) { c.Retry.Max = time.Hour }, "retry.max: is 1h0m0s"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			config := webhook.Defaults()
@@ -150,11 +171,15 @@ func TestRouteSettings(t *testing.T) {
 		require.Equal(t, timeout, s.Timeout)
 		s.Headers["x-b"] = setting.NewSecret("route")
 		s.Headers["x-c"] = setting.NewSecret("route")
+		s.Retry.MaxAttempts = 1
+		s.Timeout = time.Second
 		return nil
 	})
 	require.NoError(t, err)
+	require.Equal(t, relay.Retries{Attempts: 1, Initial: 200 * time.Millisecond, Max: 5 * time.Second, Timeout: time.Second}, routed.(relay.Retrier).Retries())
 	plain, err := endpoint.Bind(nil)
 	require.NoError(t, err)
+	require.Equal(t, relay.Retries{Attempts: 3, Initial: 200 * time.Millisecond, Max: 5 * time.Second, Timeout: timeout}, plain.(relay.Retrier).Retries())
 
 	for _, c := range []struct {
 		sink relay.Sink

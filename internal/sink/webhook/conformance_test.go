@@ -22,7 +22,10 @@ import (
 	"mnsrelay/internal/sink/webhook"
 )
 
-const timeout = 2 * time.Second
+const (
+	timeout = 2 * time.Second
+	probe   = 200 * time.Millisecond
+)
 
 func TestConformance(t *testing.T) {
 	for _, c := range []struct {
@@ -33,6 +36,8 @@ func TestConformance(t *testing.T) {
 			relaytest.TestSink(t, relaytest.SinkHarness{
 				Start:   func(t *testing.T) relaytest.FarSide { t.Helper(); return farSide(t, c.secure) },
 				Timeout: timeout,
+				// Then an open circuit lets one message find out.
+				Recovery: probe,
 			})
 		})
 	}
@@ -153,5 +158,6 @@ func open(t *testing.T, change func(*webhook.Config)) relay.Endpoint {
 	require.NoError(t, c.Validate())
 	endpoint, err := c.Open(relay.SinkDeps{Name: "hook", Instance: "mnsrelay/test (host)", Log: zaptest.NewLogger(t)})
 	require.NoError(t, err)
+	webhook.ProbeEvery(endpoint, probe)
 	return endpoint
 }

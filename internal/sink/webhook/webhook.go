@@ -13,7 +13,14 @@
 // same reason HTTP_PROXY and its kin are ignored: behind a proxy the check would see
 // the proxy's address only.
 //
-// Each delivery is one try. The queue hands a message that failed out again.
+// What the configuration says by {{ }} of the URL and of headers is worked out for each
+// message. A value can fill a place and never make one: in the URL it is percent-encoded,
+// in a header a line break rejects the message.
+//
+// There is no connection whose loss would tell of an outage, so messages tell: after five
+// that failed in a row the endpoint's health is Down, and one message every five seconds
+// finds out when it is back (relay.Breaker). An answer of 401, 403 or 404 is a failure
+// like the others: an operator's mistake must not drain a queue.
 package webhook
 
 import (
@@ -34,6 +41,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"mnsrelay/internal/expr"
 	"mnsrelay/internal/relay"
 )
 
@@ -60,14 +68,15 @@ var errStopped = errors.New("the webhook is closed")
 // Endpoint owns the connections to one URL. Make it with New.
 type Endpoint struct {
 	settings    Settings
-	url         *url.URL // without user info
-	show        string   // how errors name the URL: its path may be a secret, too
-	basic       string   // the authorization header that the user info makes, or empty
+	url         *url.URL       // without user info; of a template a sample
+	template    *expr.Template // of the URL; nil: it is the same for all messages
+	show        string         // how errors name the URL: its path may be a secret, too
+	basic       string         // the authorization header that the user info makes, or empty
 	agent       string
 	connections *connections
 	transport   *http.Transport
 	log         *zap.Logger
-	health      *relay.Monitor
+	breaker     *relay.Breaker
 
 	// slots holds a token for each request under way.
 	slots chan struct{}
@@ -81,11 +90,12 @@ type Endpoint struct {
 var (
 	_ relay.Endpoint = (*Endpoint)(nil)
 	_ relay.Sink     = (*Sink)(nil)
+	_ relay.Retrier  = (*Sink)(nil)
 )
 
 // New makes the endpoint of a validated Config.
 func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
-	u, err := c.URL.Parse()
+	u, template, err := c.parseURL()
 	if err != nil {
 		return nil, fmt.Errorf("read the URL: %w", err)
 	}
@@ -96,10 +106,11 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 	e := &Endpoint{
 		settings: c.Settings,
 		url:      u,
+		template: template,
 		show:     u.Scheme + "://" + u.Host,
 		agent:    deps.Instance,
 		log:      deps.Log,
-		health:   relay.NewMonitor(relay.Up, ""),
+		breaker:  relay.NewBreaker(relay.BreakerConfig{}, deps.Log),
 		slots:    make(chan struct{}, c.Concurrency),
 		stopped:  make(chan struct{}),
 	}
@@ -133,7 +144,7 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 func (e *Endpoint) Run(ctx context.Context) error {
 	<-ctx.Done()
 	close(e.stopped)
-	e.health.Set(relay.Down, "closed")
+	e.breaker.Close("closed")
 	for range cap(e.slots) {
 		e.slots <- struct{}{} // for good: no request starts any more
 	}
@@ -142,9 +153,8 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	return nil
 }
 
-// Health is up until Run has ended: only a request can tell whether the endpoint
-// answers.
-func (e *Endpoint) Health() (relay.Health, <-chan struct{}) { return e.health.Health() }
+// Health is what the answers tell; Down once Run has ended.
+func (e *Endpoint) Health() (relay.Health, <-chan struct{}) { return e.breaker.Health() }
 
 // Bind makes a Sink with the settings that a route sets otherwise.
 func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
@@ -163,18 +173,35 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 	if e.basic != "" {
 		request.Header.Set("Authorization", e.basic)
 	}
+	p := &poster{endpoint: e, request: request, timeout: settings.Timeout}
 	for name, value := range settings.Headers {
-		request.Header.Set(name, value.Reveal())
+		template, err := expr.CompileSetting("headers."+name, value.Reveal())
+		if err != nil {
+			return nil, err
+		}
+		if template.Literal() {
+			request.Header.Set(name, template.Sample(""))
+		} else {
+			p.headers = append(p.headers, header{name: name, value: template})
+		}
 	}
-	return &Sink{endpoint: e, request: request, timeout: settings.Timeout}, nil
+	return &Sink{endpoint: e, poster: e.breaker.Guard(p), retries: relay.Retries{
+		Attempts: settings.Retry.MaxAttempts,
+		Initial:  settings.Retry.Initial,
+		Max:      settings.Retry.Max,
+		Timeout:  settings.Timeout,
+	}}, nil
 }
 
 // Sink posts messages with the settings of one route. Make it with Endpoint.Bind.
 type Sink struct {
 	endpoint *Endpoint
-	request  *http.Request // what all requests have in common; cloned for each
-	timeout  time.Duration
+	poster   relay.Sink
+	retries  relay.Retries
 }
+
+// Retries is how often a failed message is posted again under its lease.
+func (s *Sink) Retries() relay.Retries { return s.retries }
 
 // Deliver posts each message once, as many at a time as the endpoint's concurrency
 // allows.
@@ -193,12 +220,12 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 
 	for i := range ms {
 		if err := s.endpoint.acquire(ctx); err != nil {
-			done(i, s.failed(relay.Fail(reasonStopped, err)))
+			done(i, s.endpoint.failed(relay.Fail(reasonStopped, err)))
 			continue
 		}
 		posts.Go(func() {
 			defer s.endpoint.release()
-			done(i, s.post(ctx, &ms[i]))
+			s.poster.Deliver(ctx, ms[i:i+1], func(_ int, r relay.Result) { done(i, r) })
 		})
 	}
 	posts.Wait()
@@ -219,16 +246,37 @@ func (e *Endpoint) acquire(ctx context.Context) error {
 
 func (e *Endpoint) release() { <-e.slots }
 
+// poster posts messages one after another.
+type poster struct {
+	endpoint *Endpoint
+	request  *http.Request // what all requests have in common; cloned for each
+	headers  []header
+	timeout  time.Duration
+}
+
+// Deliver is part of relay.Sink.
+func (p *poster) Deliver(ctx context.Context, ms []relay.Message, done func(i int, r relay.Result)) {
+	for i := range ms {
+		done(i, p.post(ctx, &ms[i]))
+	}
+}
+
 // post sends one request and judges its answer.
-func (s *Sink) post(ctx context.Context, m *relay.Message) relay.Result {
-	ctx, cancel := context.WithTimeoutCause(ctx, s.timeout, errTimeout)
+func (p *poster) post(ctx context.Context, m *relay.Message) relay.Result {
+	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout, errTimeout)
 	defer cancel()
+	request, err := p.newRequest(ctx, m)
+	if err != nil {
+		rejected := p.endpoint.failed(err)
+		rejected.Outcome = relay.Rejected
+		return rejected
+	}
 
 	// RoundTrip and no http.Client: it follows no redirect, keeps no cookie and
 	// puts no URL into its errors.
-	resp, err := s.endpoint.transport.RoundTrip(s.newRequest(ctx, m))
+	resp, err := p.endpoint.transport.RoundTrip(request)
 	if err != nil {
-		return s.failed(classify(ctx, err))
+		return p.endpoint.failed(classify(ctx, err))
 	}
 	defer resp.Body.Close() //nolint:errcheck // the answer was read as far as it matters
 	_, err = io.CopyN(io.Discard, resp.Body, maxAnswer)
@@ -238,20 +286,20 @@ func (s *Sink) post(ctx context.Context, m *relay.Message) relay.Result {
 	if v.outcome == relay.Delivered {
 		switch {
 		case complete:
-			s.endpoint.report("")
+			p.endpoint.report("")
 			return relay.Result{Outcome: relay.Delivered}
 		case err == nil:
-			return s.failed(relay.Fail(reasonAnswerTooLong,
+			return p.endpoint.failed(relay.Fail(reasonAnswerTooLong,
 				fmt.Errorf("status %d, but its body is %d bytes or longer: answer a webhook with a short body", resp.StatusCode, maxAnswer)))
 		}
-		return s.failed(classify(ctx, fmt.Errorf("read the answer of status %d: %w", resp.StatusCode, err)))
+		return p.endpoint.failed(classify(ctx, fmt.Errorf("read the answer of status %d: %w", resp.StatusCode, err)))
 	}
 	text := strings.TrimRight(strconv.Itoa(resp.StatusCode)+" "+http.StatusText(resp.StatusCode), " ")
 	if v.advice != "" {
 		text += ": " + v.advice
-		s.endpoint.report(text)
+		p.endpoint.report(text)
 	}
-	result := s.failed(relay.Fail(v.reason, errors.New("the endpoint answered "+text)))
+	result := p.endpoint.failed(relay.Fail(v.reason, errors.New("the endpoint answered "+text)))
 	result.Outcome = v.outcome
 	if v.outcome == relay.Retry {
 		result.RetryAfter = retryAfter(resp.Header, time.Now())
@@ -259,9 +307,12 @@ func (s *Sink) post(ctx context.Context, m *relay.Message) relay.Result {
 	return result
 }
 
-func (s *Sink) newRequest(ctx context.Context, m *relay.Message) *http.Request {
-	request := s.request.Clone(ctx)
+func (p *poster) newRequest(ctx context.Context, m *relay.Message) (*http.Request, error) {
+	request := p.request.Clone(ctx)
 	h := request.Header
+	if err := p.fill(request, m); err != nil {
+		return nil, err
+	}
 	if h.Get("Content-Type") == "" {
 		h.Set("Content-Type", m.ContentType())
 	}
@@ -282,12 +333,12 @@ func (s *Sink) newRequest(ctx context.Context, m *relay.Message) *http.Request {
 			return io.NopCloser(bytes.NewReader(m.Body)), nil
 		}
 	}
-	return request
+	return request, nil
 }
 
 // failed is the result of a failure: Retry, with the endpoint's name.
-func (s *Sink) failed(err error) relay.Result {
-	return relay.Result{Err: fmt.Errorf("post to %s: %w", s.endpoint.show, err)}
+func (e *Endpoint) failed(err error) relay.Result {
+	return relay.Result{Err: fmt.Errorf("post to %s: %w", e.show, err)}
 }
 
 // report logs an answer that only an operator can mend, once until it changes, and

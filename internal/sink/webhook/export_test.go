@@ -1,0 +1,27 @@
+package webhook
+
+import (
+	"net/url"
+	"time"
+
+	"mnsrelay/internal/expr"
+	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
+)
+
+// ProbeEvery sets how long an open circuit waits, before anything is bound.
+func ProbeEvery(e relay.Endpoint, d time.Duration) {
+	endpoint := e.(*Endpoint)
+	endpoint.breaker = relay.NewBreaker(relay.BreakerConfig{Probe: d}, endpoint.log)
+}
+
+// RenderURL gives the URL for a message.
+func RenderURL(template string, m *relay.Message) (*url.URL, error) {
+	c := Defaults()
+	c.URL = setting.NewURL(template)
+	_, t, err := c.parseURL()
+	if err != nil {
+		return nil, err
+	}
+	return renderURL(t, expr.Of(m))
+}
