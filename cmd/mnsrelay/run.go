@@ -1,14 +1,19 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"sync"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
 	"mnsrelay/internal/app"
+	"mnsrelay/internal/config"
 	"mnsrelay/internal/telemetry"
 )
 
@@ -18,6 +23,9 @@ func newRun() *cobra.Command {
 		Use:   "run --config FILE",
 		Short: "Relay messages until told to stop",
 		Long: `Runs a configuration. Logs go to standard error; probes, metrics and status to server.listen.
+
+SIGHUP reads the configuration again, and so do POST /api/v1/reload and, with reload.watch, a
+change of the file. What has not changed runs on untouched; a file that is wrong changes nothing.
 
 SIGTERM and SIGINT drain: receiving ends at once, what is in flight is delivered and deleted,
 for at most drain_timeout. A second signal cuts the drain short; what was not confirmed stays in
@@ -40,10 +48,12 @@ Exit codes: 0 drained, 1 the drain was cut short or the relay could not start, 2
 			relay, err := app.New(cfg, app.Deps{
 				Version: buildVersion(), Instance: instance(),
 				Registry: telemetry.NewRegistry(buildVersion()), Log: log,
+				Load: func() (*config.Config, error) { return reloadConfig(path, log) },
 			})
 			if err != nil {
 				return err
 			}
+			defer reloadOn(soft, relay, cfg.Reload.Watch, path, log)()
 			err = relay.Run(soft, hard)
 			if errors.Is(err, app.ErrDrainCut) {
 				return errSilent // the log has said so
@@ -57,6 +67,49 @@ Exit codes: 0 drained, 1 the drain was cut short or the relay could not start, 2
 	}
 	configFlag(cmd, &path)
 	return cmd
+}
+
+// reloadConfig reads the configuration again and logs its warnings.
+func reloadConfig(path string, log *zap.Logger) (*config.Config, error) {
+	if path == "-" {
+		return nil, errors.New("the configuration was read from standard input, which is gone: restart the relay")
+	}
+	cfg, warnings, err := config.Load(path)
+	for _, w := range warnings {
+		log.Warn("configuration", zap.Stringer("warning", w))
+	}
+	return cfg, err
+}
+
+// reloadOn reloads on SIGHUP and, if asked to, when the file changes, until ctx ends or
+// end is called, which must be.
+func reloadOn(ctx context.Context, relay *app.App, watch bool, path string, log *zap.Logger) (end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	hangups := make(chan os.Signal, 1) // one that is waiting stands for all
+	signal.Notify(hangups, syscall.SIGHUP)
+	var reloading sync.WaitGroup
+	reloading.Go(func() {
+		defer signal.Stop(hangups)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hangups:
+				_, _ = relay.Reload(ctx) // it has logged and kept why it did not work
+			}
+		}
+	})
+	if watch {
+		reloading.Go(func() {
+			if err := relay.Watch(ctx, path); err != nil {
+				log.Error("the configuration is not watched; send SIGHUP to reload it", zap.Error(err))
+			}
+		})
+	}
+	return func() {
+		cancel()
+		reloading.Wait()
+	}
 }
 
 // instance names this process: the host's name, which is the pod's on Kubernetes.

@@ -1,13 +1,18 @@
 // Package app is the composition root: it builds a relay from a configuration, runs
-// it and stops it in order.
+// it, changes it while it runs and stops it in order.
 //
 // Start: the API listens first, so that probes answer from the beginning and a port in
 // use fails the start. Then sinks connect and credentials are fetched, each in its own
-// time and for ever; pipelines begin at once and receive as soon as their sinks are up.
+// time and for ever; pipelines receive as soon as their credential and sinks are there.
 //
 // Stop: not ready; receiving ends at once, waiting polls included; what is in flight
 // is delivered and settled while leases are still renewed, for at most the drain
 // timeout; then connections are closed, and the API last.
+//
+// Reload: the new file is read and every part that it changes is built before anything
+// is touched, so that a bad file changes nothing. Then the pipelines that it changes
+// drain, the sinks that it changes close, and the new ones start. Everything else runs
+// on untouched.
 package app
 
 import (
@@ -24,6 +29,7 @@ import (
 
 	"mnsrelay/internal/config"
 	"mnsrelay/internal/httpapi"
+	"mnsrelay/internal/ledger"
 	"mnsrelay/internal/relay"
 )
 
@@ -37,23 +43,43 @@ type Deps struct {
 	// Registry takes the metrics. Each App needs one of its own.
 	Registry *prometheus.Registry
 	Log      *zap.Logger
+	// Load reads the configuration again, for a reload; nil: there is none.
+	Load func() (*config.Config, error)
 }
 
 // App is one relay: all sources, sinks and routes of a configuration.
 type App struct {
-	cfg     *config.Config
 	deps    Deps
 	log     *zap.Logger
 	started time.Time
-	sources []*source
-	sinks   []*sink
+	metrics *metrics
+	shared  *relay.Room
+	ledger  ledger.Ledger
 	api     *httpapi.Server
 	addr    atomic.Pointer[net.TCPAddr]
 
-	ready    latch
+	ready    atomic.Bool
 	draining atomic.Bool
 	// failed is why a part of the relay ended that should not have, for Live.
 	failed atomic.Pointer[error]
+	// reloads carries what Reload has prepared to Run; it has no room, so that a
+	// reload is taken up or refused.
+	reloads chan *plan
+	// reloading makes reloads come one after the other.
+	reloading sync.Mutex
+
+	mu     sync.Mutex
+	parts  parts
+	stats  map[string]*relay.Stats
+	paused map[string]string // by an operator: source to reason
+	loaded loaded
+}
+
+// parts are what one configuration runs, in the order of its file.
+type parts struct {
+	cfg     *config.Config
+	sources []*source
+	sinks   []*sink
 }
 
 // ErrDrainCut says that the drain was ended before everything in flight was settled.
@@ -63,36 +89,43 @@ var ErrDrainCut = errors.New("the drain was cut short; what was not confirmed co
 // New builds a relay from a checked configuration. It opens no connection and starts
 // nothing.
 func New(cfg *config.Config, deps Deps) (*App, error) {
-	a := &App{cfg: cfg, deps: deps, log: deps.Log, started: time.Now()}
-	shared := relay.NewRoom(cfg.InFlight.Messages, int64(cfg.InFlight.Bytes))
-	m := newMetrics(deps.Registry)
-	sinks := make(map[string]*sink, len(cfg.Sinks))
-	for _, c := range cfg.Sinks {
-		s, err := newSink(c, deps, m)
-		if err != nil {
-			return nil, fmt.Errorf("open sink %q: %w", c.Name, err)
-		}
-		sinks[c.Name] = s
-		a.sinks = append(a.sinks, s)
+	a := &App{
+		deps: deps, log: deps.Log, started: time.Now(), metrics: newMetrics(deps.Registry),
+		shared:  relay.NewRoom(cfg.InFlight.Messages, int64(cfg.InFlight.Bytes)),
+		reloads: make(chan *plan),
+		stats:   make(map[string]*relay.Stats),
+		paused:  make(map[string]string),
+		loaded:  loaded{generation: 1, digest: cfg.Digest, at: time.Now()},
 	}
-	for _, c := range cfg.Sources {
-		s, err := newSource(c, cfg.Routes, sinks, shared, deps, m)
-		if err != nil {
-			return nil, fmt.Errorf("open source %q: %w", c.Name, err)
-		}
-		a.sources = append(a.sources, s)
+	var err error
+	memory := ledger.Defaults()
+	memory.Type, memory.TTL, memory.URL = cfg.Ledger.Type, cfg.Ledger.TTL, cfg.Ledger.URL
+	if a.ledger, err = ledger.Open(memory, ledger.Deps{Log: deps.Log}); err != nil {
+		return nil, fmt.Errorf("open the ledger: %w", err)
 	}
+	p, err := a.plan(cfg)
+	if err != nil {
+		return nil, errors.Join(err, a.ledger.Close())
+	}
+	a.parts = p.parts
 	deps.Registry.MustRegister(&collector{app: a})
-	a.api = httpapi.New(httpapi.Config{Listen: cfg.Server.Listen}, httpapi.Deps{
+	a.api = httpapi.New(httpapi.Config{Listen: cfg.Server.Listen, AdminToken: cfg.Server.AdminToken}, httpapi.Deps{
 		Instance: deps.Instance, Relay: a, Metrics: deps.Registry, Log: deps.Log.Named("api"),
 	})
 	return a, nil
 }
 
+// contexts are what the parts of a relay run under.
+type contexts struct {
+	receive, work, connected context.Context //nolint:containedctx // passed on as one, kept by nobody
+	cut                      <-chan struct{}
+}
+
 // Run relays until ctx ends, then drains. The drain is cut when cut ends or the drain
 // timeout has passed; what was then still in flight makes the error ErrDrainCut. Any
 // other error says why the relay could not start. Run may be called once.
-func (a *App) Run(ctx, cut context.Context) error {
+func (a *App) Run(ctx, cut context.Context) (err error) {
+	defer func() { err = errors.Join(err, a.ledger.Close()) }()
 	addr, err := a.api.Listen(ctx)
 	if err != nil {
 		return err
@@ -107,27 +140,31 @@ func (a *App) Run(ctx, cut context.Context) error {
 	defer disconnect()
 	work, stopWork := context.WithCancel(serving)
 	defer stopWork()
+	under := contexts{receive: ctx, work: work, connected: connected, cut: cut.Done()}
 
-	var api, connections, pipelines sync.WaitGroup
+	var api sync.WaitGroup
 	api.Go(func() { a.supervise("the API", a.api.Run(serving)) })
-	for _, s := range a.sinks {
-		connections.Go(func() { a.supervise("sink "+s.name, s.endpoint.Run(connected)) })
-		connections.Go(func() { s.watch(connected) })
+	now := a.present()
+	for _, s := range now.sinks {
+		s.start(under, a.supervise)
 	}
-	for _, s := range a.sources {
-		connections.Go(func() { a.supervise("credential of source "+s.cfg.Name, s.refresher.Run(connected)) })
-		connections.Go(func() { s.watchDepth(connected) })
-		pipelines.Go(func() { s.run(ctx, work) })
+	for _, s := range now.sources {
+		s.start(under, a.supervise)
 	}
 	a.log.Info("relay started", zap.String("version", a.deps.Version), zap.Stringer("api", addr),
-		zap.Int("sources", len(a.sources)), zap.Int("sinks", len(a.sinks)))
+		zap.Int("sources", len(now.sources)), zap.Int("sinks", len(now.sinks)))
 
-	<-ctx.Done()
-	err = a.drain(cut, &pipelines, stopWork)
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case p := <-a.reloads:
+			a.apply(under, p)
+		}
+	}
+	err = a.drain(cut, stopWork)
 	disconnect()
-	connections.Wait()
-	for _, s := range a.sources {
-		err = errors.Join(err, s.queue.Close())
+	for _, s := range a.present().sinks {
+		<-s.ended
 	}
 	stopServing()
 	api.Wait()
@@ -135,16 +172,20 @@ func (a *App) Run(ctx, cut context.Context) error {
 }
 
 // drain waits until what is in flight is settled, and cuts it when the time is over.
-func (a *App) drain(cut context.Context, pipelines *sync.WaitGroup, stopWork context.CancelFunc) error {
+func (a *App) drain(cut context.Context, stopWork context.CancelFunc) error {
 	a.draining.Store(true)
 	begun := time.Now()
-	a.log.Info("draining: receiving has ended, what is in flight is delivered", zap.Duration("timeout", a.cfg.DrainTimeout))
+	now := a.present()
+	timeout := now.cfg.DrainTimeout
+	a.log.Info("draining: receiving has ended, what is in flight is delivered", zap.Duration("timeout", timeout))
 	drained := make(chan struct{})
 	go func() {
 		defer close(drained)
-		pipelines.Wait()
+		for _, s := range now.sources {
+			<-s.ended
+		}
 	}()
-	timer := time.NewTimer(a.cfg.DrainTimeout)
+	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	var reason string
 	select {
@@ -157,7 +198,7 @@ func (a *App) drain(cut context.Context, pipelines *sync.WaitGroup, stopWork con
 		reason = "drain_timeout has passed"
 	}
 	var inFlight uint64
-	for _, s := range a.sources {
+	for _, s := range now.sources {
 		inFlight += s.stats.Counts().InFlight
 	}
 	a.log.Warn("drain cut short; messages that were not confirmed are given back to their queues",
@@ -181,8 +222,43 @@ func (a *App) supervise(part string, err error) {
 	a.failed.CompareAndSwap(nil, &err)
 }
 
+// present gives what runs now.
+func (a *App) present() parts {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.parts
+}
+
 // Addr is where the API listens; nil before Run has opened it.
 func (a *App) Addr() *net.TCPAddr { return a.addr.Load() }
 
-// latch is a condition that has been true once.
-type latch struct{ set atomic.Bool }
+// Pause stops a source from receiving until Resume, over reloads too. What is in flight
+// goes on. httpapi.ErrNotFound: there is none of that name.
+func (a *App) Pause(name string) error {
+	return a.steer(name, func(s *source) {
+		a.paused[name] = "paused by an operator"
+		s.pipeline.Pause(a.paused[name])
+	})
+}
+
+// Resume lets a source receive again, whatever has paused it. httpapi.ErrNotFound:
+// there is none of that name.
+func (a *App) Resume(name string) error {
+	return a.steer(name, func(s *source) {
+		delete(a.paused, name)
+		s.pipeline.Resume()
+	})
+}
+
+func (a *App) steer(name string, do func(s *source)) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, s := range a.parts.sources {
+		if s.cfg.Name == name {
+			do(s)
+			a.log.Info("source steered by an operator", zap.String("source", name), zap.String("paused", a.paused[name]))
+			return nil
+		}
+	}
+	return fmt.Errorf("source %q: %w", name, httpapi.ErrNotFound)
+}

@@ -12,6 +12,7 @@ type metrics struct {
 	requests         *prometheus.CounterVec
 	deliveryDuration *prometheus.HistogramVec
 	endToEnd         *prometheus.HistogramVec
+	reloads          *prometheus.CounterVec
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
@@ -31,7 +32,13 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600, 6 * 3600, 24 * 3600},
 		}, []string{"source"}),
 	}
-	registry.MustRegister(m.requests, m.deliveryDuration, m.endToEnd)
+	m.reloads = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "mnsrelay_config_reloads_total",
+		Help: "Tries to put another configuration in force.",
+	}, []string{"result"})
+	m.reloads.WithLabelValues("success")
+	m.reloads.WithLabelValues("failure")
+	registry.MustRegister(m.requests, m.deliveryDuration, m.endToEnd, m.reloads)
 	return m
 }
 
@@ -46,6 +53,8 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 // descs are the metrics of a collector.
 type descs struct {
 	received, deleted, lostLeases, returned, retried, delivered *prometheus.Desc
+	deadLettered, skipped, givenUp                              *prometheus.Desc
+	ledgerErrors, ledgerEntries                                 *prometheus.Desc
 	inFlight, pollers, fill, oldest, queueMessages              *prometheus.Desc
 	expiry, refreshes, sinkUp                                   *prometheus.Desc
 }
@@ -58,6 +67,11 @@ func newDescs() descs {
 		returned:      desc("messages_returned_total", "Messages given back to the queue, by reason.", "source", "reason"),
 		retried:       desc("messages_retried_total", "Tries to deliver that failed, by reason.", "source", "reason"),
 		delivered:     desc("messages_delivered_total", "Messages confirmed by a sink.", "source", "route", "sink"),
+		deadLettered:  desc("messages_dead_lettered_total", "Messages that a dead-letter sink has confirmed, by reason.", "source", "reason"),
+		skipped:       desc("messages_skipped_total", "Deliveries that the ledger spared: the sink had confirmed the message before.", "source", "sink"),
+		givenUp:       desc("messages_given_up_total", "Deliveries that failed and are not tried again, of sinks that are not required and of sources that deliver at most once, by reason.", "source", "reason"),
+		ledgerErrors:  desc("ledger_failures_total", "Calls of the ledger that failed or were left out; each may cost duplicates.", "operation"),
+		ledgerEntries: desc("ledger_entries", "Confirms that the ledger remembers; 0 where it does not know."),
 		inFlight:      desc("in_flight_messages", "Messages received and not settled.", "source"),
 		pollers:       desc("pollers", "Pollers that ask the queue.", "source"),
 		fill:          desc("batch_fill_ratio", "How full the batches were that held anything, of late: near 1 under a backlog.", "source"),
@@ -75,16 +89,26 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) { prometheus.DescribeB
 // Collect is part of prometheus.Collector.
 func (c *collector) Collect(out chan<- prometheus.Metric) {
 	d := newDescs()
-	for _, s := range c.app.sources {
+	c.ledger(out, &d)
+	now := c.app.present()
+	for _, s := range now.sources {
 		c.source(out, &d, s)
 	}
-	for _, s := range c.app.sinks {
+	for _, s := range now.sinks {
 		up := 0.0
 		if health, _ := s.endpoint.Health(); health.State == relay.Up {
 			up = 1
 		}
 		out <- prometheus.MustNewConstMetric(d.sinkUp, prometheus.GaugeValue, up, s.name)
 	}
+}
+
+func (c *collector) ledger(out chan<- prometheus.Metric, d *descs) {
+	status := c.app.ledger.Status()
+	for operation, n := range status.Failures {
+		out <- prometheus.MustNewConstMetric(d.ledgerErrors, prometheus.CounterValue, float64(n), operation)
+	}
+	out <- prometheus.MustNewConstMetric(d.ledgerEntries, prometheus.GaugeValue, float64(status.Entries))
 }
 
 func (c *collector) source(out chan<- prometheus.Metric, d *descs, s *source) {
@@ -104,6 +128,15 @@ func (c *collector) source(out chan<- prometheus.Metric, d *descs, s *source) {
 	}
 	for reason, n := range counts.Retried {
 		count(d.retried, n, reason)
+	}
+	for reason, n := range counts.DeadLettered {
+		count(d.deadLettered, n, reason)
+	}
+	for sink, n := range counts.Skipped {
+		count(d.skipped, n, sink)
+	}
+	for reason, n := range counts.GivenUp {
+		count(d.givenUp, n, reason)
 	}
 	for target, n := range counts.Delivered {
 		count(d.delivered, n, target.Route, target.Sink)

@@ -3,6 +3,8 @@ package app
 import (
 	"context"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -13,42 +15,63 @@ import (
 
 // sink is one configured sink at work.
 type sink struct {
-	name, kind string
-	endpoint   relay.Endpoint
-	stats      *relay.SinkStats
-	took       func(time.Duration)
-	log        *zap.Logger
-	worked     latch
+	name, kind  string
+	fingerprint string
+	endpoint    relay.Endpoint
+	stats       *relay.SinkStats
+	took        func(time.Duration)
+	worked      atomic.Bool
+
+	stop  context.CancelFunc
+	ended chan struct{}
 }
 
 func newSink(c config.Sink, deps Deps, m *metrics) (*sink, error) {
-	log := deps.Log.With(zap.String("sink", c.Name))
 	endpoint, err := c.Settings.Open(relay.SinkDeps{
 		Name:     c.Name,
 		Instance: fmt.Sprintf("mnsrelay/%s (%s)", deps.Version, deps.Instance),
-		Log:      log,
+		Log:      deps.Log.With(zap.String("sink", c.Name)),
 	})
 	if err != nil {
 		return nil, err
 	}
 	duration := m.deliveryDuration.WithLabelValues(c.Name)
 	return &sink{
-		name: c.Name, kind: c.Type, endpoint: endpoint, stats: relay.NewSinkStats(), log: log,
-		took: func(d time.Duration) { duration.Observe(d.Seconds()) },
+		name: c.Name, kind: c.Type, endpoint: endpoint, stats: relay.NewSinkStats(),
+		took:  func(d time.Duration) { duration.Observe(d.Seconds()) },
+		ended: make(chan struct{}),
 	}, nil
 }
 
 // target binds the sink to one target of a route.
-func (s *sink) target(route string) (relay.Target, error) {
-	bound, err := s.endpoint.Bind(nil)
+func (s *sink) target(route string, with relay.Overrides) (relay.Target, error) {
+	bound, err := s.endpoint.Bind(with)
 	if err != nil {
 		return relay.Target{}, fmt.Errorf("bind sink %q to route %q: %w", s.name, route, err)
 	}
-	return relay.Target{
+	target := relay.Target{
 		Name:   relay.TargetName{Route: route, Sink: s.name},
 		Sink:   relay.Measure(bound, s.stats, s.took),
 		Health: s.endpoint,
-	}, nil
+	}
+	if r, ok := bound.(relay.Retrier); ok {
+		target.Retries = r.Retries()
+	}
+	return target, nil
+}
+
+// start keeps the sink connected until stop, or until the relay disconnects.
+func (s *sink) start(under contexts, supervise func(part string, err error)) {
+	ctx, stop := context.WithCancel(under.connected)
+	s.stop = stop
+	var running sync.WaitGroup
+	running.Go(func() { supervise("sink "+s.name, s.endpoint.Run(ctx)) })
+	running.Go(func() { s.watch(ctx) })
+	go func() {
+		defer close(s.ended)
+		defer stop()
+		running.Wait()
+	}()
 }
 
 // watch notes that the sink has worked once.
@@ -56,7 +79,7 @@ func (s *sink) watch(ctx context.Context) {
 	for {
 		health, changed := s.endpoint.Health()
 		if health.State == relay.Up {
-			s.worked.set.Store(true)
+			s.worked.Store(true)
 			return
 		}
 		select {

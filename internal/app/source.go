@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,20 +17,27 @@ import (
 
 // source is one configured queue at work.
 type source struct {
-	cfg       config.Source
-	refresher *credentials.Refresher
-	queue     *mns.Source
-	stats     *relay.Stats
-	pipeline  *relay.Pipeline
+	cfg         config.Source
+	fingerprint string
+	refresher   *credentials.Refresher
+	queue       *mns.Source
+	stats       *relay.Stats
+	pipeline    *relay.Pipeline
 	// sinks are those that the pipeline waits for, by name.
 	sinks map[string]*sink
 	// depth is what the queue last told of itself; nil: it does not tell.
 	depth atomic.Pointer[mns.Attributes]
 	log   *zap.Logger
+
+	stop, cutDrain context.CancelFunc
+	ended          chan struct{}
 }
 
-func newSource(c config.Source, routes config.Routes, sinks map[string]*sink, shared *relay.Room, deps Deps, m *metrics) (*source, error) {
-	s := &source{cfg: c, stats: relay.NewStats(), sinks: make(map[string]*sink), log: deps.Log.With(zap.String("source", c.Name))}
+func (a *App) newSource(c config.Source, routes config.Routes, sinks map[string]*sink) (*source, error) {
+	s := &source{
+		cfg: c, stats: a.statsOf(c.Name), sinks: make(map[string]*sink), ended: make(chan struct{}),
+		log: a.deps.Log.With(zap.String("source", c.Name)),
+	}
 	credentialDeps := credentials.Deps{Queue: c.Queue, Log: s.log}
 	provider, err := c.Credentials.Provider(credentialDeps)
 	if err != nil {
@@ -40,42 +48,107 @@ func newSource(c config.Source, routes config.Routes, sinks map[string]*sink, sh
 		Name: c.Name, Endpoint: c.Endpoint.Reveal(), Queue: c.Queue, Wait: c.Wait,
 	}, mns.Deps{
 		Credentials: s.refresher, Log: s.log,
-		Observe: func(op, code string) { m.requests.WithLabelValues(c.Name, op, code).Inc() },
+		Observe: func(op, code string) { a.metrics.requests.WithLabelValues(c.Name, op, code).Inc() },
 	})
 	if err != nil {
 		return nil, err
 	}
-	decoder := mns.Decoder{Body: mns.BodyEncoding(c.Body), Unwrap: c.Unwrap == "auto"}
-
-	var bound []relay.Route
-	for _, r := range routes {
-		if !slices.Contains(r.From, c.Name) {
-			continue
-		}
-		route := relay.Route{Name: r.Name}
-		for _, to := range r.To {
-			target, err := sinks[to.Sink].target(r.Name)
-			if err != nil {
-				return nil, err
-			}
-			route.Targets = append(route.Targets, target)
-			s.sinks[to.Sink] = sinks[to.Sink]
-		}
-		bound = append(bound, route)
+	bound, err := s.bind(routes, sinks)
+	if err != nil {
+		return nil, err
 	}
-	latency := m.endToEnd.WithLabelValues(c.Name)
+	decoder := &mns.Decoder{Body: mns.BodyEncoding(c.Body), Unwrap: c.Unwrap == "auto"}
+	latency := a.metrics.endToEnd.WithLabelValues(c.Name)
+	deps := relay.Deps{
+		Source: s.queue, Decode: decoder.Decode, Routes: bound, Ledger: a.ledger,
+		Room: relay.NewRoom(c.InFlight.Messages, int64(c.InFlight.Bytes)), Shared: a.shared,
+		Stats: s.stats, Log: a.deps.Log,
+		Confirmed: func(d time.Duration) { latency.Observe(max(d.Seconds(), 0)) },
+	}
+	if c.DeadLetter != "" {
+		dead, err := sinks[c.DeadLetter].target("", nil)
+		if err != nil {
+			return nil, err
+		}
+		deps.DeadLetter = &dead
+	}
 	s.pipeline = relay.New(relay.Config{
 		Source: c.Name, BatchSize: c.BatchSize, Wait: c.Wait,
 		MinPollers: c.Pollers.Min, MaxPollers: c.Pollers.Max,
-		Redelivery: relay.Redelivery{Initial: c.Redelivery.Initial, Max: c.Redelivery.Max},
-		Paused:     c.Paused,
-	}, relay.Deps{
-		Source: s.queue, Decode: decoder.Decode, Routes: bound,
-		Room: relay.NewRoom(c.InFlight.Messages, int64(c.InFlight.Bytes)), Shared: shared,
-		Stats: s.stats, Log: deps.Log,
-		Confirmed: func(d time.Duration) { latency.Observe(max(d.Seconds(), 0)) },
-	})
+		Redelivery:      relay.Redelivery{Initial: c.Redelivery.Initial, Max: c.Redelivery.Max},
+		MaxReceives:     c.MaxReceives,
+		DeadLetterLimit: relay.DeadLetterLimit{Count: c.DeadLetterLimit.Count, Per: c.DeadLetterLimit.Per},
+		Unmatched:       unmatched(c.Unmatched),
+		AtMostOnce:      c.Guarantee == "at_most_once",
+		Paused:          c.Paused,
+	}, deps)
 	return s, nil
+}
+
+// statsOf gives the counts of a source, which outlive a reload.
+func (a *App) statsOf(name string) *relay.Stats {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.stats[name] == nil {
+		a.stats[name] = relay.NewStats()
+	}
+	return a.stats[name]
+}
+
+// bind makes the routes of the source with their sinks.
+func (s *source) bind(routes config.Routes, sinks map[string]*sink) (bound []relay.Route, err error) {
+	for _, r := range routes {
+		if !slices.Contains(r.From, s.cfg.Name) {
+			continue
+		}
+		route := relay.Route{Name: r.Name, Match: r.Match}
+		for _, to := range r.To {
+			target, err := sinks[to.Sink].target(r.Name, to.With)
+			if err != nil {
+				return nil, err
+			}
+			target.Optional = !to.Required
+			route.Targets = append(route.Targets, target)
+			if to.Required {
+				s.sinks[to.Sink] = sinks[to.Sink]
+			}
+		}
+		bound = append(bound, route)
+	}
+	return bound, nil
+}
+
+func unmatched(setting string) relay.Unmatched {
+	switch setting {
+	case "delete":
+		return relay.UnmatchedDelete
+	case "dead_letter":
+		return relay.UnmatchedDeadLetter
+	}
+	return relay.UnmatchedRetain
+}
+
+// start relays until stop, or until receiving ends for the whole relay; then it drains,
+// until cutDrain or until work ends.
+func (s *source) start(under contexts, supervise func(part string, err error)) {
+	receive, stop := context.WithCancel(under.receive)
+	work, cutDrain := context.WithCancel(under.work)
+	connected, disconnect := context.WithCancel(under.connected)
+	s.stop, s.cutDrain = stop, cutDrain
+	var connections sync.WaitGroup
+	connections.Go(func() { supervise("credential of source "+s.cfg.Name, s.refresher.Run(connected)) })
+	connections.Go(func() { s.watchDepth(connected) })
+	go func() {
+		defer close(s.ended)
+		s.run(receive, work)
+		disconnect()
+		connections.Wait()
+		if err := s.queue.Close(); err != nil {
+			s.log.Debug("close the queue", zap.Error(err))
+		}
+		stop()
+		cutDrain()
+	}()
 }
 
 // run waits for the first credential, without which there is nothing to ask the queue,
@@ -143,6 +216,7 @@ func (s *source) readDepth(ctx context.Context) {
 		s.log.Debug("queue attributes not read", zap.Error(err))
 		return
 	}
+	s.pipeline.SetRetention(attributes.Retention)
 	if !attributes.Counted {
 		s.depth.Store(nil)
 		return

@@ -17,18 +17,20 @@ func (a *App) Status() httpapi.Status {
 	switch {
 	case a.draining.Load():
 		status.State = httpapi.Draining
-	case a.ready.set.Load():
+	case a.ready.Load():
 		status.State = httpapi.Running
 	}
-	for _, s := range a.sources {
+	now := a.present()
+	status.Configuration = a.configuration()
+	for _, s := range now.sources {
 		status.Sources = append(status.Sources, s.status())
 	}
-	for _, s := range a.sinks {
+	for _, s := range now.sinks {
 		status.Sinks = append(status.Sinks, s.status())
 	}
 	slices.SortFunc(status.Sources, func(x, y httpapi.Source) int { return strings.Compare(x.Name, y.Name) })
 	slices.SortFunc(status.Sinks, func(x, y httpapi.Sink) int { return strings.Compare(x.Name, y.Name) })
-	for _, r := range a.cfg.Routes {
+	for _, r := range now.cfg.Routes {
 		route := httpapi.Route{Name: r.Name, From: r.From}
 		for _, to := range r.To {
 			route.To = append(route.To, httpapi.Target{Sink: to.Sink, Required: to.Required})
@@ -48,6 +50,7 @@ func (s *source) status() httpapi.Source {
 	out := httpapi.Source{
 		Name: s.cfg.Name, Queue: s.cfg.Queue, State: state, Reason: reason,
 		Pollers: int64(counts.Pollers), Returned: counts.Returned, Retried: counts.Retried,
+		DeadLettered: counts.DeadLettered, GivenUp: counts.GivenUp,
 		Balance:     httpapi.NewBalance(counts.Received, counts.Deleted, returned, counts.LostLeases, int64(counts.InFlight)), //nolint:gosec // bounded by the room
 		LastReceive: counts.LastReceive.UTC(),
 		Credential:  s.credential(),
@@ -90,22 +93,23 @@ func (a *App) Ready() (ok bool, waiting []string) {
 	if a.draining.Load() {
 		return false, []string{"draining: the process is about to end"}
 	}
-	if a.ready.set.Load() {
+	if a.ready.Load() {
 		return true, nil
 	}
-	for _, s := range a.sinks {
-		if !s.worked.set.Load() && s.used(a.sources) {
+	now := a.present()
+	for _, s := range now.sinks {
+		if !s.worked.Load() && s.used(now.sources) {
 			health, _ := s.endpoint.Health()
 			waiting = append(waiting, fmt.Sprintf("sink %s has not worked yet: %s", s.name, health.Reason))
 		}
 	}
-	for _, s := range a.sources {
+	for _, s := range now.sources {
 		waiting = append(waiting, s.waiting()...)
 	}
 	if len(waiting) > 0 {
 		return false, waiting
 	}
-	a.ready.set.Store(true)
+	a.ready.Store(true)
 	return true, nil
 }
 

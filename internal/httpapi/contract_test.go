@@ -36,11 +36,13 @@ func newContract(t *testing.T) *contract {
 	return &c
 }
 
-// paths lists what the document describes.
-func (c *contract) paths() []string {
+// paths lists what the document describes, all of it or what answers GET.
+func (c *contract) paths(get bool) []string {
 	var out []string
-	for path := range c.doc["paths"].(map[string]any) {
-		out = append(out, path)
+	for path, methods := range c.doc["paths"].(map[string]any) {
+		if _, answers := methods.(map[string]any)["get"]; answers || !get {
+			out = append(out, path)
+		}
 	}
 	return out
 }
@@ -72,7 +74,12 @@ func (c *contract) at(path ...string) (node map[string]any, found bool) {
 // does not have gets the default answer of another.
 func (c *contract) require(t *testing.T, path string, got answer) {
 	t.Helper()
-	responses, described := c.at("paths", path, "get", "responses")
+	c.requireMethod(t, "get", path, got)
+}
+
+func (c *contract) requireMethod(t *testing.T, method, path string, got answer) {
+	t.Helper()
+	responses, described := c.at("paths", path, method, "responses")
 	if !described {
 		responses, _ = c.at("paths", "/livez", "get", "responses")
 	}
@@ -81,7 +88,7 @@ func (c *contract) require(t *testing.T, path string, got answer) {
 		code = "default"
 		require.GreaterOrEqual(t, got.code, 400, "%s answers a code that openapi.yaml does not have", path)
 	}
-	base := []string{"paths", path, "get", "responses", code}
+	base := []string{"paths", path, method, "responses", code}
 	if !described {
 		base = []string{"components", "responses", "Problem"}
 	}

@@ -11,7 +11,7 @@ import (
 // Paths lists the patterns of the router.
 func Paths() []string {
 	var out []string
-	router := newHandler(Deps{Metrics: prometheus.NewRegistry(), Log: zap.NewNop()}).(chi.Router)
+	router := newHandler(Config{}, Deps{Metrics: prometheus.NewRegistry(), Log: zap.NewNop()}).(chi.Router)
 	_ = chi.Walk(router, func(_, route string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
 		out = append(out, route)
 		return nil

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"mnsrelay/api"
+	"mnsrelay/internal/setting"
 )
 
 // HeaderInstance is the header of every answer that names the process.
@@ -41,11 +42,12 @@ type Problem struct {
 
 type handler struct {
 	Deps
-	router *chi.Mux
+	adminToken setting.Secret
+	router     *chi.Mux
 }
 
-func newHandler(deps Deps) http.Handler {
-	h := &handler{Deps: deps, router: chi.NewRouter()}
+func newHandler(cfg Config, deps Deps) http.Handler {
+	h := &handler{Deps: deps, adminToken: cfg.AdminToken, router: chi.NewRouter()}
 	r := h.router
 	r.Use(h.head, h.recover, middleware.GetHead)
 	r.NotFound(func(w http.ResponseWriter, _ *http.Request) {
@@ -63,6 +65,7 @@ func newHandler(deps Deps) http.Handler {
 	}))
 	r.Get("/openapi.yaml", h.openAPI)
 	r.Get("/api/v1/status", h.status)
+	r.Group(h.admin)
 	return r
 }
 

@@ -30,6 +30,9 @@ type fakeRelay struct {
 	status  func() httpapi.Status
 	waiting []string
 	live    error
+	// steered records the calls that change something; refuse is what they give.
+	steered []string
+	refuse  error
 }
 
 func (f *fakeRelay) Status() httpapi.Status {
@@ -42,6 +45,26 @@ func (f *fakeRelay) Status() httpapi.Status {
 func (f *fakeRelay) Ready() (ok bool, waiting []string) { return len(f.waiting) == 0, f.waiting }
 func (f *fakeRelay) Live() error                        { return f.live }
 
+func (f *fakeRelay) Pause(source string) error {
+	f.steered = append(f.steered, "pause "+source)
+	return f.refuse
+}
+
+func (f *fakeRelay) Resume(source string) error {
+	f.steered = append(f.steered, "resume "+source)
+	return f.refuse
+}
+
+func (f *fakeRelay) Reload(context.Context) (httpapi.Configuration, error) {
+	f.steered = append(f.steered, "reload")
+	return configuration, f.refuse
+}
+
+var configuration = httpapi.Configuration{
+	Generation: 2, Digest: "abc", Loaded: epoch, LastReload: epoch,
+	LastError: &httpapi.Error{Text: "mnsrelay.yaml:3:1: no such key", Time: epoch},
+}
+
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC)
 
 // full is a status in which no field is empty.
@@ -51,12 +74,13 @@ func full() httpapi.Status {
 	return httpapi.Status{
 		Version: "1.2.3",
 		Started: epoch,
-		State:   httpapi.Running,
+		State:   httpapi.Running, Configuration: configuration,
 		Sources: []httpapi.Source{{
 			Name: "sms", Queue: "Alicom-Queue-1-SmsReport", State: relay.SourceWaiting, Reason: "sink events is down",
-			Pollers:     2,
-			Returned:    map[string]uint64{"sink_down": 2},
-			Retried:     map[string]uint64{"timeout": 3},
+			Pollers:      2,
+			Returned:     map[string]uint64{"sink_down": 2},
+			Retried:      map[string]uint64{"timeout": 3},
+			DeadLettered: map[string]uint64{"decode": 1}, GivenUp: map[string]uint64{"busy": 1},
 			Balance:     httpapi.NewBalance(10, 4, 2, 1, 3),
 			LastReceive: epoch, LastError: trouble,
 			Credential:    &httpapi.Credential{Type: "mns_token", Expires: epoch, LastRefresh: epoch, LastError: trouble},
@@ -75,7 +99,13 @@ func full() httpapi.Status {
 // serve runs a server for the length of a test and gives its base URL.
 func serve(t *testing.T, r httpapi.Relay, metrics prometheus.Gatherer, log *zap.Logger) string {
 	t.Helper()
-	s := httpapi.New(httpapi.Config{Listen: "127.0.0.1:0"}, httpapi.Deps{
+	return serveWith(t, httpapi.Config{}, r, metrics, log)
+}
+
+func serveWith(t *testing.T, cfg httpapi.Config, r httpapi.Relay, metrics prometheus.Gatherer, log *zap.Logger) string {
+	t.Helper()
+	cfg.Listen = "127.0.0.1:0"
+	s := httpapi.New(cfg, httpapi.Deps{
 		Instance: "relay-0", Relay: r, Metrics: metrics, Log: log,
 	})
 	addr, err := s.Listen(t.Context())
@@ -98,8 +128,16 @@ type answer struct {
 
 func ask(t *testing.T, method, url string) answer {
 	t.Helper()
+	return askWith(t, method, url, nil)
+}
+
+func askWith(t *testing.T, method, url string, headers map[string]string) answer {
+	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, http.NoBody)
 	require.NoError(t, err)
+	for name, value := range headers {
+		req.Header.Set(name, value)
+	}
 	transport := &http.Transport{DisableKeepAlives: true}
 	res, err := transport.RoundTrip(req)
 	require.NoError(t, err)
@@ -228,9 +266,9 @@ func TestAnswers(t *testing.T) {
 
 func TestEveryDescribedPathAnswersGETAndHEAD(t *testing.T) {
 	base := serve(t, &fakeRelay{status: full}, prometheus.NewRegistry(), zap.NewNop())
-	paths := newContract(t).paths()
-	require.ElementsMatch(t, httpapi.Paths(), paths)
-	for _, path := range paths {
+	spec := newContract(t)
+	require.ElementsMatch(t, httpapi.Paths(), spec.paths(false))
+	for _, path := range spec.paths(true) {
 		require.Equal(t, http.StatusOK, ask(t, http.MethodGet, base+path).code, path)
 		head := ask(t, http.MethodHead, base+path)
 		require.Equal(t, http.StatusOK, head.code, path)

@@ -16,6 +16,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+
+	"mnsrelay/internal/setting"
 )
 
 // shutdownTimeout is how long answers under way may take once Run is told to stop.
@@ -25,6 +27,8 @@ const shutdownTimeout = 5 * time.Second
 type Config struct {
 	// Listen is an address of TCP: ":8080", "127.0.0.1:0".
 	Listen string
+	// AdminToken opens the endpoints that change something; unset, they answer 403.
+	AdminToken setting.Secret
 }
 
 // Deps are what the server is made of.
@@ -50,7 +54,7 @@ func New(cfg Config, deps Deps) *Server {
 		listen: cfg.Listen,
 		log:    deps.Log,
 		http: &http.Server{
-			Handler:           newHandler(deps),
+			Handler:           newHandler(cfg, deps),
 			ReadHeaderTimeout: 5 * time.Second,
 			ReadTimeout:       10 * time.Second,
 			WriteTimeout:      30 * time.Second,

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"time"
 
 	"mnsrelay/internal/relay"
@@ -19,6 +20,14 @@ type Relay interface {
 	// Live is an error only for what a restart would mend. A broker that is down is
 	// none of it.
 	Live() error
+	// Pause stops a source from receiving, and Resume lets it; they wait for nothing.
+	// ErrNotFound: there is no source of that name.
+	Pause(source string) error
+	Resume(source string) error
+	// Reload reads the configuration again and gives what is then in force. It returns
+	// once the change has begun, or with the reason why there is none; ctx bounds the
+	// wait for a reload that is still under way.
+	Reload(ctx context.Context) (Configuration, error)
 }
 
 // Status is the answer of GET /api/v1/status. Lists are ordered by name, routes as
@@ -29,9 +38,11 @@ type Status struct {
 	Version  string    `json:"version"`
 	Started  time.Time `json:"started"`
 	State    State     `json:"state"`
-	Sources  []Source  `json:"sources"`
-	Sinks    []Sink    `json:"sinks"`
-	Routes   []Route   `json:"routes"`
+	// Configuration is the one in force.
+	Configuration Configuration `json:"configuration"`
+	Sources       []Source      `json:"sources"`
+	Sinks         []Sink        `json:"sinks"`
+	Routes        []Route       `json:"routes"`
 }
 
 // State is where the process is in its life.
@@ -57,6 +68,11 @@ type Source struct {
 	Returned map[string]uint64 `json:"returned"`
 	// Retried counts tries that failed and are made again, by reason.
 	Retried map[string]uint64 `json:"retried"`
+	// DeadLettered counts messages that the dead-letter sink has, by reason; they are
+	// among the deleted.
+	DeadLettered map[string]uint64 `json:"dead_lettered"`
+	// GivenUp counts deliveries that failed and are not tried again, by reason.
+	GivenUp map[string]uint64 `json:"given_up"`
 	Balance Balance           `json:"balance"`
 	// LastReceive is when messages were last received.
 	LastReceive time.Time   `json:"last_receive,omitzero"`
@@ -151,6 +167,8 @@ func (s Status) whole() Status {
 	for i := range s.Sources {
 		s.Sources[i].Returned = counts(s.Sources[i].Returned)
 		s.Sources[i].Retried = counts(s.Sources[i].Retried)
+		s.Sources[i].DeadLettered = counts(s.Sources[i].DeadLettered)
+		s.Sources[i].GivenUp = counts(s.Sources[i].GivenUp)
 	}
 	s.Sinks = list(s.Sinks)
 	for i := range s.Sinks {

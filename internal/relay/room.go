@@ -12,10 +12,10 @@ import (
 // arrival: it may go over its bounds by what was being received when it filled up,
 // and stops new receives until it is under them again.
 type Room struct {
+	mu          sync.Mutex
 	maxMessages int
 	maxBytes    int64
 
-	mu       sync.Mutex
 	messages int
 	bytes    int64
 	// freed is closed and replaced when room is given back while someone waits.
@@ -77,6 +77,19 @@ func (r *Room) Give(messages int, bytes int64) {
 	defer r.mu.Unlock()
 	r.messages -= messages
 	r.bytes -= bytes
+	r.wake()
+}
+
+// SetBounds changes the bounds. What is taken stays taken.
+func (r *Room) SetBounds(messages int, bytes int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.maxMessages, r.maxBytes = messages, bytes
+	r.wake()
+}
+
+// wake lets those who wait look again; the caller holds the lock.
+func (r *Room) wake() {
 	if r.waiting > 0 {
 		close(r.freed)
 		r.freed = make(chan struct{})

@@ -1,0 +1,201 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"mnsrelay/internal/config"
+	"mnsrelay/internal/httpapi"
+)
+
+// loaded is which configuration is in force, and how the last try to change it went.
+type loaded struct {
+	generation int
+	digest     string
+	at         time.Time
+	// tried is when a reload was last asked for; err is why it was refused.
+	tried time.Time
+	err   error
+}
+
+// configuration is loaded as the API shows it.
+func (a *App) configuration() httpapi.Configuration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := httpapi.Configuration{Generation: a.loaded.generation, Digest: a.loaded.digest, Loaded: a.loaded.at.UTC()}
+	if !a.loaded.tried.IsZero() {
+		out.LastReload = a.loaded.tried.UTC()
+	}
+	if a.loaded.err != nil {
+		out.LastError = &httpapi.Error{Text: a.loaded.err.Error(), Time: a.loaded.tried.UTC()}
+	}
+	return out
+}
+
+// Reload reads the configuration again and puts it in force. It returns when the new
+// configuration was found to be good and the change has begun, or with the reason why
+// the old one stays in force; draining what is changed takes its time after that.
+func (a *App) Reload(ctx context.Context) (httpapi.Configuration, error) {
+	a.reloading.Lock()
+	defer a.reloading.Unlock()
+	cfg, err := a.reload(ctx)
+	a.mu.Lock()
+	a.loaded.tried, a.loaded.err = time.Now(), err
+	if err == nil {
+		a.loaded.generation++
+		a.loaded.digest, a.loaded.at = cfg.Digest, a.loaded.tried
+	}
+	a.mu.Unlock()
+	if err != nil {
+		a.metrics.reloads.WithLabelValues("failure").Inc()
+		a.log.Error("configuration not reloaded; the one before stays in force", zap.Error(err))
+	} else {
+		a.metrics.reloads.WithLabelValues("success").Inc()
+	}
+	return a.configuration(), err
+}
+
+func (a *App) reload(ctx context.Context) (*config.Config, error) {
+	if a.deps.Load == nil {
+		return nil, errors.New("this relay was not started from a file")
+	}
+	cfg, err := a.deps.Load()
+	if err != nil {
+		return nil, err
+	}
+	if fixed := config.FixedChanges(a.present().cfg, cfg); len(fixed) > 0 {
+		return nil, fmt.Errorf("changes of %s need a restart: put them back, or restart the relay", strings.Join(fixed, ", "))
+	}
+	p, err := a.plan(cfg)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case a.reloads <- p:
+		return cfg, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("the last reload is still under way: %w", ctx.Err())
+	}
+}
+
+// plan is what a configuration changes. Nothing in it has been started.
+type plan struct {
+	parts
+	// stopSources and stopSinks are those of now that are not in parts; startSources
+	// and startSinks are those of parts that are not of now.
+	stopSources, startSources []*source
+	stopSinks, startSinks     []*sink
+}
+
+// plan builds what cfg has and the relay has not; what is the same in both is kept.
+func (a *App) plan(cfg *config.Config) (*plan, error) {
+	now := a.present()
+	p := &plan{parts: parts{cfg: cfg}}
+	sinks := make(map[string]*sink, len(cfg.Sinks))
+	for _, c := range cfg.Sinks {
+		fingerprint := cfg.SinkFingerprint(c.Name)
+		s := find(now.sinks, func(s *sink) bool { return s.name == c.Name && s.fingerprint == fingerprint })
+		if s == nil {
+			var err error
+			if s, err = newSink(c, a.deps, a.metrics); err != nil {
+				return nil, fmt.Errorf("open sink %q: %w", c.Name, err)
+			}
+			s.fingerprint = fingerprint
+			p.startSinks = append(p.startSinks, s)
+		}
+		sinks[c.Name] = s
+		p.sinks = append(p.sinks, s)
+	}
+	for _, c := range cfg.Sources {
+		fingerprint := cfg.SourceFingerprint(c.Name)
+		s := find(now.sources, func(s *source) bool { return s.cfg.Name == c.Name && s.fingerprint == fingerprint })
+		if s == nil {
+			var err error
+			if s, err = a.newSource(c, cfg.Routes, sinks); err != nil {
+				return nil, fmt.Errorf("open source %q: %w", c.Name, err)
+			}
+			s.fingerprint = fingerprint
+			p.startSources = append(p.startSources, s)
+		}
+		p.sources = append(p.sources, s)
+	}
+	for _, s := range now.sources {
+		if !slices.Contains(p.sources, s) {
+			p.stopSources = append(p.stopSources, s)
+		}
+	}
+	for _, s := range now.sinks {
+		if !slices.Contains(p.sinks, s) {
+			p.stopSinks = append(p.stopSinks, s)
+		}
+	}
+	return p, nil
+}
+
+func find[T any](all []*T, is func(*T) bool) *T {
+	if i := slices.IndexFunc(all, is); i >= 0 {
+		return all[i]
+	}
+	return nil
+}
+
+// apply puts a plan in force: the pipelines that it changes drain, then the sinks that
+// it changes close, then the new ones start. A stop of the relay meanwhile leaves the
+// rest of the change undone.
+func (a *App) apply(under contexts, p *plan) {
+	a.log.Info("reloading", zap.Strings("stop_sources", names(p.stopSources)), zap.Strings("start_sources", names(p.startSources)),
+		zap.Int("stop_sinks", len(p.stopSinks)), zap.Int("start_sinks", len(p.startSinks)))
+	for _, s := range p.stopSources {
+		s.stop()
+	}
+	timer := time.NewTimer(a.present().cfg.DrainTimeout)
+	defer timer.Stop()
+	for _, s := range p.stopSources {
+		select {
+		case <-s.ended:
+		case <-under.receive.Done():
+			return // the drain of the whole relay goes on with them
+		case <-timer.C:
+			for _, late := range p.stopSources {
+				late.cutDrain()
+			}
+			<-s.ended
+		}
+	}
+	for _, s := range p.stopSinks {
+		s.stop()
+	}
+	for _, s := range p.stopSinks {
+		<-s.ended
+	}
+	a.shared.SetBounds(p.cfg.InFlight.Messages, int64(p.cfg.InFlight.Bytes))
+	for _, s := range p.startSinks {
+		s.start(under, a.supervise)
+	}
+	a.mu.Lock()
+	for _, s := range p.startSources {
+		if reason := a.paused[s.cfg.Name]; reason != "" {
+			s.pipeline.Pause(reason)
+		}
+	}
+	a.parts = p.parts
+	a.mu.Unlock()
+	for _, s := range p.startSources {
+		s.start(under, a.supervise)
+	}
+	a.log.Info("reloaded", zap.String("digest", p.cfg.Digest))
+}
+
+func names(sources []*source) []string {
+	out := make([]string, len(sources))
+	for i, s := range sources {
+		out[i] = s.cfg.Name
+	}
+	return out
+}
