@@ -65,6 +65,9 @@ func (e *Error) Unwrap() error { return e.Err }
 // Class tells the kind of trouble.
 func (e *Error) Class() relay.Class { return e.class }
 
+// ErrorCode is the code that MNS gave; empty where it gave none.
+func (e *Error) ErrorCode() string { return e.Code }
+
 var _ interface{ Class() relay.Class } = (*Error)(nil)
 
 var (
