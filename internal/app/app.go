@@ -98,9 +98,7 @@ func New(cfg *config.Config, deps Deps) (*App, error) {
 		loaded:  loaded{generation: 1, digest: cfg.Digest, at: time.Now()},
 	}
 	var err error
-	memory := ledger.Defaults()
-	memory.Type, memory.TTL, memory.URL = cfg.Ledger.Type, cfg.Ledger.TTL, cfg.Ledger.URL
-	if a.ledger, err = ledger.Open(memory, ledger.Deps{Log: deps.Log}); err != nil {
+	if a.ledger, err = ledger.Open(cfg.Ledger, ledger.Deps{Log: deps.Log}); err != nil {
 		return nil, fmt.Errorf("open the ledger: %w", err)
 	}
 	p, err := a.plan(cfg)
