@@ -113,12 +113,6 @@ func New(cfg *config.Config, deps Deps) (*App, error) {
 	return a, nil
 }
 
-// contexts are what the parts of a relay run under.
-type contexts struct {
-	receive, work, connected context.Context //nolint:containedctx // passed on as one, kept by nobody
-	cut                      <-chan struct{}
-}
-
 // Run relays until ctx ends, then drains. The drain is cut when cut ends or the drain
 // timeout has passed; what was then still in flight makes the error ErrDrainCut. Any
 // other error says why the relay could not start. Run may be called once.
@@ -138,16 +132,15 @@ func (a *App) Run(ctx, cut context.Context) (err error) {
 	defer disconnect()
 	work, stopWork := context.WithCancel(serving)
 	defer stopWork()
-	under := contexts{receive: ctx, work: work, connected: connected, cut: cut.Done()}
 
 	var api sync.WaitGroup
 	api.Go(func() { a.supervise("the API", a.api.Run(serving)) })
 	now := a.present()
 	for _, s := range now.sinks {
-		s.start(under, a.supervise)
+		s.start(connected, a.supervise)
 	}
 	for _, s := range now.sources {
-		s.start(under, a.supervise)
+		s.start(ctx, work, connected, a.supervise)
 	}
 	a.log.Info("relay started", zap.String("version", a.deps.Version), zap.Stringer("api", addr),
 		zap.Int("sources", len(now.sources)), zap.Int("sinks", len(now.sinks)))
@@ -156,7 +149,7 @@ func (a *App) Run(ctx, cut context.Context) (err error) {
 		select {
 		case <-ctx.Done():
 		case p := <-a.reloads:
-			a.apply(under, p)
+			a.apply(ctx, work, connected, p)
 		}
 	}
 	err = a.drain(cut, stopWork)

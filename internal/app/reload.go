@@ -69,7 +69,7 @@ func (a *App) reload(ctx context.Context) (*config.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	if fixed := config.FixedChanges(a.present().cfg, cfg); len(fixed) > 0 {
+	if fixed := fixedChanges(a.present().cfg, cfg); len(fixed) > 0 {
 		return nil, fmt.Errorf("changes of %s need a restart: put them back, or restart the relay", strings.Join(fixed, ", "))
 	}
 	p, err := a.plan(cfg)
@@ -82,6 +82,20 @@ func (a *App) reload(ctx context.Context) (*config.Config, error) {
 	case <-ctx.Done():
 		return nil, fmt.Errorf("the last reload is still under way: %w", ctx.Err())
 	}
+}
+
+// fixedChanges names the sections that only a restart can change.
+func fixedChanges(before, after *config.Config) (sections []string) {
+	for _, s := range []struct{ name, before, after string }{
+		{"server", before.ServerFingerprint(), after.ServerFingerprint()},
+		{"ledger", before.LedgerFingerprint(), after.LedgerFingerprint()},
+		{"tracing", before.TracingFingerprint(), after.TracingFingerprint()},
+	} {
+		if s.before != s.after {
+			sections = append(sections, s.name)
+		}
+	}
+	return sections
 }
 
 // plan is what a configuration changes. Nothing in it has been started.
@@ -148,7 +162,7 @@ func find[T any](all []*T, is func(*T) bool) *T {
 // apply puts a plan in force: the pipelines that it changes drain, then the sinks that
 // it changes close, then the new ones start. A stop of the relay meanwhile leaves the
 // rest of the change undone.
-func (a *App) apply(under contexts, p *plan) {
+func (a *App) apply(receive, work, connected context.Context, p *plan) {
 	a.log.Info("reloading", zap.Strings("stop_sources", names(p.stopSources)), zap.Strings("start_sources", names(p.startSources)),
 		zap.Int("stop_sinks", len(p.stopSinks)), zap.Int("start_sinks", len(p.startSinks)))
 	for _, s := range p.stopSources {
@@ -159,7 +173,7 @@ func (a *App) apply(under contexts, p *plan) {
 	for _, s := range p.stopSources {
 		select {
 		case <-s.ended:
-		case <-under.receive.Done():
+		case <-receive.Done():
 			return // the drain of the whole relay goes on with them
 		case <-timer.C:
 			for _, late := range p.stopSources {
@@ -176,7 +190,7 @@ func (a *App) apply(under contexts, p *plan) {
 	}
 	a.shared.SetBounds(p.cfg.InFlight.Messages, int64(p.cfg.InFlight.Bytes))
 	for _, s := range p.startSinks {
-		s.start(under, a.supervise)
+		s.start(connected, a.supervise)
 	}
 	a.mu.Lock()
 	for _, s := range p.startSources {
@@ -187,7 +201,7 @@ func (a *App) apply(under contexts, p *plan) {
 	a.parts = p.parts
 	a.mu.Unlock()
 	for _, s := range p.startSources {
-		s.start(under, a.supervise)
+		s.start(receive, work, connected, a.supervise)
 	}
 	a.log.Info("reloaded", zap.String("digest", p.cfg.Digest))
 }

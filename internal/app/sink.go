@@ -61,8 +61,8 @@ func (s *sink) target(route string, with relay.Overrides) (relay.Target, error) 
 }
 
 // start keeps the sink connected until stop, or until the relay disconnects.
-func (s *sink) start(under contexts, supervise func(part string, err error)) {
-	ctx, stop := context.WithCancel(under.connected)
+func (s *sink) start(connected context.Context, supervise func(part string, err error)) {
+	ctx, stop := context.WithCancel(connected)
 	s.stop = stop
 	var running sync.WaitGroup
 	running.Go(func() { supervise("sink "+s.name, s.endpoint.Run(ctx)) })

@@ -130,10 +130,10 @@ func unmatched(setting string) relay.Unmatched {
 
 // start relays until stop, or until receiving ends for the whole relay; then it drains,
 // until cutDrain or until work ends.
-func (s *source) start(under contexts, supervise func(part string, err error)) {
-	receive, stop := context.WithCancel(under.receive)
-	work, cutDrain := context.WithCancel(under.work)
-	connected, disconnect := context.WithCancel(under.connected)
+func (s *source) start(receive, work, connected context.Context, supervise func(part string, err error)) {
+	receive, stop := context.WithCancel(receive)
+	work, cutDrain := context.WithCancel(work)
+	connected, disconnect := context.WithCancel(connected)
 	s.stop, s.cutDrain = stop, cutDrain
 	var connections sync.WaitGroup
 	connections.Go(func() { supervise("credential of source "+s.cfg.Name, s.refresher.Run(connected)) })
