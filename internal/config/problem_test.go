@@ -313,9 +313,6 @@ func TestNotSupportedYet(t *testing.T) {
 
 	for text, want := range map[string]string{
 		process(`tracing: {otlp_endpoint: "http://h:4318"}`):                                    `1:26: tracing.otlp_endpoint: tracing is not supported yet`,
-		events(`routing_key: "a.{{ body.x }}"`):                                                 `12:18: sinks.events.routing_key: a {{ }} template is not supported yet`,
-		events(`headers: {a: "{{ body.x }}"}`):                                                  `12:18: sinks.events.headers.a: a {{ }} template is not supported yet`,
-		events(`unroutable: drop`):                                                              `12:17: sinks.events.unroutable: "drop" is not supported yet`,
 		events(`acknowledge: none`):                                                             `12:18: sinks.events.acknowledge: "none" is not supported yet`,
 		with("type: static, ", "type: ram_role_arn, "):                                          `5:25: sources.sms.credentials.type: ram_role_arn is not supported yet`,
 		with("{type: static, access_key_id: id, access_key_secret: secret}", "{type: default}"): `5:25: sources.sms.credentials.type: default is not supported yet`,

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"mnsrelay/internal/expr"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 )
@@ -52,9 +53,11 @@ type Config struct {
 type Settings struct {
 	// Exchange is where messages are published to; its name is required.
 	Exchange Exchange `yaml:"exchange"`
-	// RoutingKey is at most 255 bytes.
+	// RoutingKey is at most 255 bytes and may hold {{ }} templates; a message whose key
+	// gets longer is rejected.
 	RoutingKey string `yaml:"routing_key"`
 	// Headers are added to those that the relay sends, which begin with x-mnsrelay-.
+	// Values may hold {{ }} templates and are always text.
 	Headers map[string]string `yaml:"headers"`
 	// Persistent asks the broker to write messages to disk before it confirms
 	// (delivery mode 2).
@@ -62,7 +65,8 @@ type Settings struct {
 	// Mandatory asks the broker to give a message back that no queue would get;
 	// without it such a message is confirmed and gone.
 	Mandatory bool `yaml:"mandatory"`
-	// Unroutable is what becomes of a message that was given back.
+	// Unroutable is what becomes of a message that was given back. It has no meaning
+	// without Mandatory.
 	Unroutable Unroutable `yaml:"unroutable"`
 	// Acknowledge is what counts as delivered.
 	Acknowledge Acknowledge `yaml:"acknowledge"`
@@ -106,9 +110,12 @@ type Unroutable string
 
 // The values of Unroutable.
 const (
-	UnroutableRetry      Unroutable = "retry"
+	// UnroutableRetry keeps it in its own queue until a queue is bound for it.
+	UnroutableRetry Unroutable = "retry"
+	// UnroutableDeadLetter rejects it.
 	UnroutableDeadLetter Unroutable = "dead_letter"
-	UnroutableDrop       Unroutable = "drop"
+	// UnroutableDrop takes it for delivered.
+	UnroutableDrop Unroutable = "drop"
 )
 
 // Acknowledge is what counts as delivered.
@@ -173,10 +180,14 @@ func (s *Settings) Validate() error {
 	problem := func(path, format string, args ...any) {
 		problems = append(problems, setting.Problemf(path, format, args...))
 	}
-	literal := func(path, value string) {
-		if strings.Contains(value, "{{") {
-			problems = append(problems, setting.NotSupportedYet(path, "a {{ }} template"))
+	// sample is the text of a template whose values are empty.
+	sample := func(path, source string) string {
+		template, err := expr.CompileSetting(path, source)
+		if err != nil {
+			problems = append(problems, err)
+			return ""
 		}
+		return template.Sample("")
 	}
 
 	switch name := s.Exchange.Name; {
@@ -184,8 +195,8 @@ func (s *Settings) Validate() error {
 		problem("exchange", "required: write the name of the exchange to publish to")
 	case len(name) > maxShortString:
 		problem("exchange.name", "%d bytes long: AMQP allows at most %d", len(name), maxShortString)
-	default:
-		literal("exchange.name", name)
+	case strings.Contains(name, "{{"):
+		problem("exchange.name", "the same for every message, so {{ }} has no meaning here: write it in routing_key, or a route for each exchange")
 	}
 	switch {
 	case s.Exchange.Type == "":
@@ -199,14 +210,13 @@ func (s *Settings) Validate() error {
 		problem("exchange.declare", "%q is unknown: write none, passive or active", s.Exchange.Declare)
 	}
 
-	if len(s.RoutingKey) > maxShortString {
-		problem("routing_key", "%d bytes long: AMQP allows at most %d", len(s.RoutingKey), maxShortString)
+	if key := sample("routing_key", s.RoutingKey); len(key) > maxShortString {
+		problem("routing_key", "%d bytes long: AMQP allows at most %d", len(key), maxShortString)
 	}
-	literal("routing_key", s.RoutingKey)
 	size := 0
 	for _, name := range slices.Sorted(maps.Keys(s.Headers)) {
-		size += len(name) + len(s.Headers[name])
 		path := "headers." + name
+		size += len(name) + len(sample(path, s.Headers[name]))
 		switch {
 		case name == "":
 			problem("headers", "a header has no name")
@@ -217,16 +227,17 @@ func (s *Settings) Validate() error {
 		case strings.EqualFold(name, "CC"), strings.EqualFold(name, "BCC"):
 			problem(path, "the broker takes CC and BCC for lists of routing keys: choose another name")
 		}
-		literal(path, s.Headers[name])
 	}
 	if size > maxHeaders {
 		problem("headers", "%d bytes long: at most %d fit", size, maxHeaders)
 	}
 
 	switch s.Unroutable {
-	case UnroutableRetry:
-	case UnroutableDeadLetter, UnroutableDrop:
-		problems = append(problems, setting.NotSupportedYet("unroutable", strconv.Quote(string(s.Unroutable))))
+	case UnroutableRetry, UnroutableDrop:
+	case UnroutableDeadLetter:
+		if !s.Mandatory {
+			problem("unroutable", "without mandatory the broker does not tell of such a message: set mandatory to true")
+		}
 	default:
 		problem("unroutable", "%q is unknown: write retry, dead_letter or drop", s.Unroutable)
 	}

@@ -79,21 +79,35 @@ func TestValidate(t *testing.T) {
 		"a plugin's exchange type":    {func(c *amqp091.Config) { c.Exchange.Type = "x-delayed-message" }, nil},
 		"another declare":             {func(c *amqp091.Config) { c.Exchange.Declare = "yes" }, []string{`exchange.declare: "yes" is unknown`}},
 		"a long routing key":          {func(c *amqp091.Config) { c.RoutingKey = long }, []string{"routing_key: 256 bytes"}},
-		"templates":                   {func(c *amqp091.Config) { c.RoutingKey = "{{ id }}"; c.Headers = map[string]string{"h": "{{ id }}"} }, []string{"routing_key: a {{ }} template is not supported yet", "headers.h: a {{ }} template is not supported yet"}},
-		"a nameless header":           {func(c *amqp091.Config) { c.Headers = map[string]string{"": "v"} }, []string{"headers: a header has no name"}},
-		"a long header name":          {func(c *amqp091.Config) { c.Headers = map[string]string{long: "v"} }, []string{"headers: the name"}},
-		"a header of our own":         {func(c *amqp091.Config) { c.Headers = map[string]string{"X-MnsRelay-Source": "v"} }, []string{"headers.X-MnsRelay-Source: the relay sets"}},
-		"a header that is no list":    {func(c *amqp091.Config) { c.Headers = map[string]string{"CC": "v", "BCC": "v"} }, []string{"headers.BCC: the broker takes", "headers.CC: the broker takes"}},
-		"headers that fill a frame":   {func(c *amqp091.Config) { c.Headers = map[string]string{"h": strings.Repeat("v", 64<<10)} }, []string{"headers: 65537 bytes"}},
-		"unroutable: drop":            {func(c *amqp091.Config) { c.Unroutable = "drop" }, []string{`unroutable: "drop" is not supported yet`}},
-		"unroutable: dead_letter":     {func(c *amqp091.Config) { c.Unroutable = "dead_letter" }, []string{`unroutable: "dead_letter" is not supported yet`}},
-		"unroutable: else":            {func(c *amqp091.Config) { c.Unroutable = "else" }, []string{`unroutable: "else" is unknown`}},
-		"acknowledge: transaction":    {func(c *amqp091.Config) { c.Acknowledge = "transaction" }, []string{`acknowledge: "transaction" is not supported yet`}},
-		"acknowledge: reply":          {func(c *amqp091.Config) { c.Acknowledge = "reply" }, []string{`acknowledge: "reply" is not supported yet`}},
-		"acknowledge: none":           {func(c *amqp091.Config) { c.Acknowledge = "none" }, []string{`acknowledge: "none" is not supported yet`}},
-		"acknowledge: else":           {func(c *amqp091.Config) { c.Acknowledge = "else" }, []string{`acknowledge: "else" is unknown`}},
-		"timeout 0":                   {func(c *amqp091.Config) { c.Timeout = 0 }, []string{"timeout: 0s is out of range"}},
-		"timeout 11m":                 {func(c *amqp091.Config) { c.Timeout = 11 * time.Minute }, []string{"timeout: 11m0s is out of range"}},
+		"templates": {func(c *amqp091.Config) {
+			c.RoutingKey = `sms.{{ body.success ? "ok" : "failed" }}`
+			c.Headers = map[string]string{"h": "{{ id }}"}
+		}, nil},
+		"templates that are misspelt": {func(c *amqp091.Config) {
+			c.RoutingKey = "{{ bdy.x }}.{{ idd }}"
+			c.Headers = map[string]string{"h": "a{{ id"}
+		}, []string{
+			`routing_key: at character 4: there is no variable "bdy"`, `routing_key: at character 16: there is no variable "idd"`,
+			`headers.h: at character 2: "{{" without its "}}"`,
+		}},
+		"a long routing key in a template":    {func(c *amqp091.Config) { c.RoutingKey = long + "{{ id }}" }, []string{"routing_key: 256 bytes"}},
+		"a long routing key in an expression": {func(c *amqp091.Config) { c.RoutingKey = "{{ '" + long + "' }}" }, []string{"routing_key: 256 bytes"}},
+		"a template for the exchange":         {func(c *amqp091.Config) { c.Exchange.Name = "{{ source }}" }, []string{"exchange.name: the same for every message"}},
+		"a nameless header":                   {func(c *amqp091.Config) { c.Headers = map[string]string{"": "v"} }, []string{"headers: a header has no name"}},
+		"a long header name":                  {func(c *amqp091.Config) { c.Headers = map[string]string{long: "v"} }, []string{"headers: the name"}},
+		"a header of our own":                 {func(c *amqp091.Config) { c.Headers = map[string]string{"X-MnsRelay-Source": "v"} }, []string{"headers.X-MnsRelay-Source: the relay sets"}},
+		"a header that is no list":            {func(c *amqp091.Config) { c.Headers = map[string]string{"CC": "v", "BCC": "v"} }, []string{"headers.BCC: the broker takes", "headers.CC: the broker takes"}},
+		"headers that fill a frame":           {func(c *amqp091.Config) { c.Headers = map[string]string{"h": strings.Repeat("v", 64<<10)} }, []string{"headers: 65537 bytes"}},
+		"unroutable: drop":                    {func(c *amqp091.Config) { c.Unroutable = "drop" }, nil},
+		"unroutable: dead_letter":             {func(c *amqp091.Config) { c.Unroutable = "dead_letter" }, nil},
+		"dead letters that nobody tells of":   {func(c *amqp091.Config) { c.Unroutable = "dead_letter"; c.Mandatory = false }, []string{"unroutable: without mandatory"}},
+		"unroutable: else":                    {func(c *amqp091.Config) { c.Unroutable = "else" }, []string{`unroutable: "else" is unknown`}},
+		"acknowledge: transaction":            {func(c *amqp091.Config) { c.Acknowledge = "transaction" }, []string{`acknowledge: "transaction" is not supported yet`}},
+		"acknowledge: reply":                  {func(c *amqp091.Config) { c.Acknowledge = "reply" }, []string{`acknowledge: "reply" is not supported yet`}},
+		"acknowledge: none":                   {func(c *amqp091.Config) { c.Acknowledge = "none" }, []string{`acknowledge: "none" is not supported yet`}},
+		"acknowledge: else":                   {func(c *amqp091.Config) { c.Acknowledge = "else" }, []string{`acknowledge: "else" is unknown`}},
+		"timeout 0":                           {func(c *amqp091.Config) { c.Timeout = 0 }, []string{"timeout: 0s is out of range"}},
+		"timeout 11m":                         {func(c *amqp091.Config) { c.Timeout = 11 * time.Minute }, []string{"timeout: 11m0s is out of range"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config := valid()

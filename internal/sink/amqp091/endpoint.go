@@ -130,7 +130,7 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 	if err := settings.Validate(); err != nil {
 		return nil, err
 	}
-	return newSink(e, settings, e.use(settings.Exchange)), nil
+	return newSink(e, settings, e.use(settings.Exchange))
 }
 
 // use finds or adds the exchange.

@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
 
+	"mnsrelay/internal/expr"
 	"mnsrelay/internal/relay"
 )
 
@@ -43,17 +46,45 @@ type Sink struct {
 	settings Settings
 	mode     uint8
 	headers  map[string]any // those that are the same for every message
+	size     int            // of their names and values, in bytes
+	key      *expr.Template // the routing key
+	// templates are the headers that each message decides.
+	templates []header
+	// dropped counts messages that no queue would get.
+	dropped atomic.Uint64
 }
 
-func newSink(e *Endpoint, s Settings, x *exchange) *Sink {
-	sink := &Sink{endpoint: e, exchange: x, settings: s, mode: amqp.Transient, headers: map[string]any{}}
+// header is one whose value each message decides.
+type header struct {
+	name  string
+	value *expr.Template
+}
+
+// newSink binds settings that are valid.
+func newSink(e *Endpoint, s Settings, x *exchange) (*Sink, error) {
+	key, err := expr.CompileSetting("routing_key", s.RoutingKey)
+	if err != nil {
+		return nil, err
+	}
+	sink := &Sink{endpoint: e, exchange: x, settings: s, mode: amqp.Transient, headers: map[string]any{}, key: key}
 	if s.Persistent {
 		sink.mode = amqp.Persistent
 	}
-	for name, value := range s.Headers {
-		sink.headers[name] = value
+	for name, source := range s.Headers {
+		value, err := expr.CompileSetting("headers."+name, source)
+		if err != nil {
+			return nil, err
+		}
+		sink.size += len(name)
+		if !value.Literal() {
+			sink.templates = append(sink.templates, header{name, value})
+			continue
+		}
+		text := value.Sample("")
+		sink.size += len(text)
+		sink.headers[name] = text
 	}
-	return sink
+	return sink, nil
 }
 
 // clone gives a copy that shares nothing that overrides could write to.
@@ -178,7 +209,8 @@ type window struct {
 func (w *window) run(ctx context.Context) {
 	for i := range w.messages {
 		m := &w.messages[i]
-		if err := check(m); err != nil {
+		key, err := w.prepare(m)
+		if err != nil {
 			w.batch.report(i, relay.Result{Outcome: relay.Rejected, Err: err})
 			continue
 		}
@@ -190,7 +222,7 @@ func (w *window) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		confirm, err := w.send(m)
+		confirm, err := w.send(m, key)
 		if err != nil {
 			failure := w.lost(err)
 			for j := i; j < len(w.messages); j++ {
@@ -208,26 +240,55 @@ func (w *window) run(ctx context.Context) {
 	}
 }
 
-// check finds what the broker would end the connection over, and with it the
-// messages of all others.
-func check(m *relay.Message) error {
-	if len(m.ID) > maxShortString {
-		return relay.Fail(reasonInvalidProperty, fmt.Errorf("message id: %d bytes long, AMQP allows at most %d", len(m.ID), maxShortString))
-	}
-	return nil
-}
-
-func (w *window) send(m *relay.Message) (*amqp.DeferredConfirmation, error) {
+// prepare works out the routing key of a message, and its headers into those of the
+// channel. It finds what the broker would end the connection over, and with it the
+// messages of all others. Its error holds nothing of the message.
+func (w *window) prepare(m *relay.Message) (key string, err error) {
 	s, headers := w.sink, w.channel.headers
-	// The library writes the table out before it returns, and keeps nothing of it.
+	if len(m.ID) > maxShortString {
+		return "", tooLong("the message id", len(m.ID), maxShortString)
+	}
+	var in *expr.Input // literals need none
+	if !s.key.Literal() || len(s.templates) > 0 {
+		in = expr.Of(m)
+	}
+	if key, err = s.key.Render(in); err != nil {
+		return "", fmt.Errorf("work out the routing key: %w", err)
+	}
+	if len(key) > maxShortString {
+		return "", tooLong("the routing key", len(key), maxShortString)
+	}
+
+	// The library writes the table out when it publishes, and keeps nothing of it.
 	clear(headers)
 	maps.Copy(headers, s.headers)
+	size := s.size
+	for _, h := range s.templates {
+		value, err := h.value.Render(in)
+		if err != nil {
+			return "", fmt.Errorf("work out the header %s: %w", h.name, err)
+		}
+		if size += len(value); size > maxHeaders {
+			return "", tooLong("the headers", size, maxHeaders)
+		}
+		headers[h.name] = value
+	}
 	for name, value := range m.Headers {
 		headers[name] = value
 	}
 	headers[relay.HeaderAttempt] = int64(m.Attempt) // AMQP has numbers
-	return w.channel.amqp.PublishWithDeferredConfirm(s.exchange.Name, s.settings.RoutingKey, s.settings.Mandatory, false, amqp.Publishing{
-		Headers:      headers,
+	return key, nil
+}
+
+func tooLong(what string, size, limit int) error {
+	return relay.Fail(reasonInvalidProperty, fmt.Errorf("%s: %d bytes long, at most %d fit", what, size, limit))
+}
+
+// send publishes a message that was just prepared.
+func (w *window) send(m *relay.Message, key string) (*amqp.DeferredConfirmation, error) {
+	s := w.sink
+	return w.channel.amqp.PublishWithDeferredConfirm(s.exchange.Name, key, s.settings.Mandatory, false, amqp.Publishing{
+		Headers:      w.channel.headers,
 		ContentType:  m.ContentType(),
 		DeliveryMode: s.mode,
 		MessageId:    m.ID,
@@ -296,7 +357,7 @@ func (w *window) settle(p pending) {
 	case !p.confirm.Acked():
 		result.Err = w.refused()
 	case returned:
-		result.Err = relay.Fail(reasonUnroutable, fmt.Errorf("publish to exchange %q with routing key %q: no queue is bound for it (%d)", s.exchange.Name, s.settings.RoutingKey, code))
+		result = s.unroutable(code)
 	default:
 		result.Outcome = relay.Delivered
 	}
@@ -304,6 +365,24 @@ func (w *window) settle(p pending) {
 		w.answered()
 	}
 	w.batch.report(p.index, result)
+}
+
+// unroutable is the result of a message that the broker gave back.
+func (s *Sink) unroutable(code uint16) relay.Result {
+	// The key as the configuration has it: what it became may hold what the message says.
+	cause := fmt.Errorf("publish to exchange %q with routing key %q: no queue is bound for it (%d)", s.exchange.Name, s.settings.RoutingKey, code)
+	switch s.settings.Unroutable {
+	case UnroutableDeadLetter:
+		return relay.Result{Outcome: relay.Rejected, Err: relay.Fail(reasonUnroutable, cause)}
+	case UnroutableDrop:
+		// Said of the first, the second, the fourth: often enough, and never a flood.
+		if n := s.dropped.Add(1); n&(n-1) == 0 {
+			s.endpoint.log.Warn("message dropped, as unroutable: drop asks for", zap.Uint64("dropped", n), zap.Error(cause))
+		}
+		return relay.Result{Outcome: relay.Delivered}
+	case UnroutableRetry:
+	}
+	return relay.Result{Err: relay.Fail(reasonUnroutable, cause)}
 }
 
 // answered notes that the exchange took a message.
