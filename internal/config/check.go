@@ -288,23 +288,35 @@ func (d *decoder) checkSink(s *Sink) {
 // validated reports what the owner of a part found wrong with it. What came from
 // variables and files into the part, or into those besides, is not shown.
 func (d *decoder) validated(owner string, err error, besides ...string) {
+	found := apart(err)
+	found = slices.DeleteFunc(found, func(err error) bool {
+		path, _ := d.located(owner, err)
+		return d.suspect(path)
+	})
+	for _, err := range found {
+		path, message := d.located(owner, err, besides...)
+		if wrong, is := errors.AsType[*expr.Problem](err); is && d.written(path) {
+			d.misexpressed(path, wrong)
+			continue
+		}
+		d.problem(path, "%s", message)
+	}
+}
+
+// apart gives the errors that err joins.
+func apart(err error) []error {
 	if err == nil {
-		return
+		return nil
 	}
-	if joined, is := err.(interface{ Unwrap() []error }); is {
-		for _, err := range joined.Unwrap() {
-			d.validated(owner, err, besides...)
-		}
-		return
+	joined, is := err.(interface{ Unwrap() []error })
+	if !is {
+		return []error{err}
 	}
-	path, message := d.located(owner, err, besides...)
-	if wrong := (*expr.Problem)(nil); errors.As(err, &wrong) {
-		if p := (*setting.Problem)(nil); errors.As(err, &p) && d.written(path) && !d.suspect(path) {
-			d.misexpressed(path, p.Unwrap())
-			return
-		}
+	var all []error
+	for _, err := range joined.Unwrap() {
+		all = append(all, apart(err)...)
 	}
-	d.checked(path, "%s", message)
+	return all
 }
 
 // located gives the path of a problem below its owner, and its message without what

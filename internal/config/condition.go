@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"slices"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 
@@ -18,26 +19,27 @@ func (d *decoder) compile(r *Route) {
 	if r.When == "" || d.suspect(path) {
 		return
 	}
+	if inner, braced := strings.CutPrefix(r.When, "{{"); braced {
+		inner, _ = strings.CutSuffix(inner, "}}")
+		d.checked(path, "is an expression as a whole, without {{ and }}: write %s", d.plain(path, strings.TrimSpace(inner)))
+		return
+	}
 	condition, err := expr.CompileCondition(r.When)
 	if err != nil {
-		d.misexpressed(path, err)
+		for _, err := range apart(err) {
+			d.misexpressed(path, err)
+		}
 		return
 	}
 	r.Match = func(m *relay.Message) (bool, error) { return condition.Match(expr.Of(m)) }
 }
 
-// misexpressed reports what is wrong with the expression or template at path: each
-// problem at its own place in the file.
+// misexpressed reports what is wrong with the expression or template at path, at its
+// own place in the file.
 func (d *decoder) misexpressed(path string, err error) {
 	if x, found := d.expanded[path]; found {
 		// The problem would quote a part of what may be a secret.
-		d.checked(path, "is no valid expression with %s in it: write all of it here to be told why", origins(x))
-		return
-	}
-	if joined, is := err.(interface{ Unwrap() []error }); is {
-		for _, err := range joined.Unwrap() {
-			d.misexpressed(path, err)
-		}
+		d.problem(path, "is no valid expression with %s in it: write all of it here to be told why", origins(x))
 		return
 	}
 	at, message := d.at(path), err.Error()
@@ -46,7 +48,7 @@ func (d *decoder) misexpressed(path string, err error) {
 			at.line, at.column, message = line, column, problem.Message
 		}
 	}
-	d.problemAt(at.line, at.column, path, "%s", message)
+	d.problemAt(at.line, at.column, d.asWritten(path), "%s", message)
 }
 
 // locate finds the place of the character at offset into text, the value of the scalar
@@ -66,6 +68,12 @@ func locate(data []byte, n *yaml.Node, text string, offset int) (line, column in
 		if !c.next() {
 			return 0, 0, false
 		}
+	}
+	for r := c.rune(); r == '&' || r == '!'; r = c.rune() { // an anchor, a tag
+		for more := true; more && !unicode.IsSpace(c.rune()); {
+			more = c.next()
+		}
+		c.space(0)
 	}
 	var quote rune
 	switch {

@@ -32,6 +32,9 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("sources: {a: {queue: Alicom-Queue-1-SmsUp, wait: 1s, to: [o, p]}, b: {<<: &x {queue: Alicom-Queue-1-SmsUp}}}\nsinks: {o: &o {type: file, path: \"$${ ${HOOK_TOKEN}\"}, p: {<<: *o, path: '-'}}\nroutes: [{name: r, from: b, to: {sink: o, required: true}}]"))
 	f.Add([]byte("a: &a [*a]\nsources: &s {x: {credentials: &c {base: *c}, to: &t [*t]}}\n"))
 	f.Add([]byte("sinks: {e: &e {<<: [*e, *e], type: file, path: '$${'}}\n--- !x\n\t\xff"))
+	f.Add([]byte(routed("unmatched: retain\n    dead_letter: dead", "- {name: a, from: sms, when: &w \"id == '\\x41' &&\\n  body.x\", to: [{sink: events, with: &o {exchange: e, headers: {a: b}}}]}\n  - {name: b, from: sms, when: *w, to: {sink: events, with: {<<: *o, timeout: 1s}}}")))
+	f.Add([]byte(routed("unmatched: delete", "- {name: a, from: sms, when: |-2\n      bdy.x ||\n\n       txt\n    , to: events}")))
+	f.Add([]byte(routed("unmatched: delete", "- name: a\n    when: >-\n      bdy.x ||\n\n       txt\r\n    from: sms\n    to: {sink: hook, with: {headers: {a: 'x'}}}")))
 	env := usual()
 
 	f.Fuzz(func(t *testing.T, text []byte) {

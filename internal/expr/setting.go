@@ -20,7 +20,7 @@ func CompileSetting(path, source string) (*Template, error) {
 func problemsOf(path string, err error) error {
 	joined, is := err.(interface{ Unwrap() []error })
 	if !is {
-		return setting.Problemf(path, "%v", err)
+		return setting.Problemf(path, "%w", err)
 	}
 	var problems []error
 	for _, err := range joined.Unwrap() {
