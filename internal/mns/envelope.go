@@ -129,7 +129,7 @@ func ReadEnvelope(body []byte) (e Envelope, is bool, err error) {
 		Version string `json:"envelope"`
 	}
 	if json.Unmarshal(body, &mark) != nil || !strings.HasPrefix(mark.Version, envelopeMark) {
-		return e, false, nil
+		return e, false, nil //nolint:nilerr // no JSON, or not of this form: somebody else's message
 	}
 	if mark.Version != EnvelopeVersion {
 		return e, true, fmt.Errorf("read envelope: its version is %q, and this program knows %q: use a newer one", clean(mark.Version), EnvelopeVersion)

@@ -31,7 +31,7 @@ func TestEnvelopeIsStable(t *testing.T) {
 	wrapped := mns.Wrap(deadMessage())
 	text, err := wrapped.Text()
 	require.NoError(t, err)
-	require.Equal(t, deadLetter, string(text))
+	require.JSONEq(t, deadLetter, string(text))
 
 	read, is, err := mns.ReadEnvelope([]byte(deadLetter))
 	require.NoError(t, err)
@@ -50,7 +50,7 @@ func TestEnvelopeIsStable(t *testing.T) {
 func TestEnvelopeOfALivingMessageSaysNothingOfDeath(t *testing.T) {
 	text, err := mns.Wrap(&relay.Message{ID: "1", Source: "s", Attempt: 1}).Text()
 	require.NoError(t, err)
-	require.Equal(t, `{"envelope":"mnsrelay/1","id":"1","source":"s","body_base64":"","attempts":1}`, string(text))
+	require.JSONEq(t, `{"envelope":"mnsrelay/1","id":"1","source":"s","body_base64":"","attempts":1}`, string(text))
 	read, is, err := mns.ReadEnvelope(text)
 	require.NoError(t, err)
 	require.True(t, is)

@@ -6,6 +6,7 @@ import (
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/sink/amqp091"
 	"mnsrelay/internal/sink/file"
+	"mnsrelay/internal/sink/mns"
 	"mnsrelay/internal/sink/webhook"
 )
 
@@ -25,6 +26,7 @@ func Types() map[string]func() Config {
 	return map[string]func() Config{
 		"amqp091": func() Config { return amqp091.Defaults() },
 		"file":    func() Config { return file.Defaults() },
+		"mns":     func() Config { return mns.Defaults() },
 		"webhook": func() Config { return webhook.Defaults() },
 	}
 }
