@@ -209,7 +209,7 @@ func TestKeysThatMayOnlySendAreEnough(t *testing.T) {
 	require.NotEqual(t, relay.Up, health.State)
 	await(t, endpoint, relay.Probe)
 	requireResult(t, relay.Delivered, "", deliver(t, s, text("b"))[0])
-	health, _ := endpoint.Health()
+	health, _ = endpoint.Health()
 	require.Equal(t, relay.Up, health.State)
 }
 
