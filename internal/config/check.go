@@ -234,7 +234,7 @@ func (d *decoder) checkRedelivery(path string, r Redelivery) {
 }
 
 // laterSinkTypes are those that are announced and not there.
-func laterSinkTypes() []string { return []string{"amqp10", "mns"} }
+func laterSinkTypes() []string { return []string{"amqp10"} }
 
 // sinkType reads the type of a sink and gives the settings of that type.
 func (d *decoder) sinkType(node *yaml.Node, path string, name *string) (sink.Config, bool) {

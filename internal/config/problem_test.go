@@ -219,11 +219,10 @@ sinks:
 			`1:1: sources: must be a mapping of names, as in sources: {events: ...}, not a list`,
 			`3:3: sinks.-bad: a name is up to 63 letters, digits, - and _, a letter or digit first, not "-bad"`,
 		}},
-		{"types of sinks", "sinks: {a: {type: webhok}, b: {type: rabbitmq}, c: {type: amqp10}, d: {type: mns}}\nsources: {}", []string{
+		{"types of sinks", "sinks: {a: {type: webhok}, b: {type: rabbitmq}, c: {type: amqp10}}\nsources: {}", []string{
 			`1:19: sinks.a.type: must be amqp091, file, mns or webhook, not "webhok"; did you mean "webhook"?`,
 			`1:38: sinks.b.type: must be amqp091, file, mns or webhook, not "rabbitmq"`,
 			`1:59: sinks.c.type: the type amqp10 is not supported yet`,
-			`1:78: sinks.d.type: the type mns is not supported yet`,
 			`2:1: sources: required: write at least one source, as in sources: {sms: {queue: ..., to: events}}`,
 		}},
 		{"without a preset", with(`    endpoint: https://1.mns.cn-hangzhou.aliyuncs.com
