@@ -188,12 +188,12 @@ func (a *App) drain(cut context.Context, stopWork context.CancelFunc) error {
 	case <-timer.C:
 		reason = "drain_timeout has passed"
 	}
-	var inFlight uint64
+	inFlight := 0
 	for _, s := range now.sources {
-		inFlight += s.stats.Counts().InFlight
+		inFlight += s.pipeline.UnderWay()
 	}
 	a.log.Warn("drain cut short; messages that were not confirmed are given back to their queues",
-		zap.String("by", reason), zap.Uint64("in_flight", inFlight), zap.Duration("after", time.Since(begun)))
+		zap.String("by", reason), zap.Int("in_flight", inFlight), zap.Duration("after", time.Since(begun)))
 	stopWork()
 	<-drained
 	if inFlight == 0 {

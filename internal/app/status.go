@@ -13,6 +13,7 @@ var _ httpapi.Relay = (*App)(nil)
 
 // Status is part of httpapi.Relay.
 func (a *App) Status() httpapi.Status {
+	a.Ready() // which finds out whether everything has worked once
 	status := httpapi.Status{Version: a.deps.Version, Started: a.started.UTC(), State: httpapi.Starting}
 	switch {
 	case a.draining.Load():

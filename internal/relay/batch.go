@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 )
@@ -20,6 +21,8 @@ type batch struct {
 
 	mu       sync.Mutex
 	verdicts []verdict
+	// gone says of each message whether it has been deleted.
+	gone []bool
 	// confirms has an entry for each message of each target, by target.
 	confirms []confirm
 	// completed carries the index of each message of which every required target has
@@ -56,6 +59,7 @@ func newBatch(ds []Delivery, targets int, confirmed func(*Message)) *batch {
 		messages:  make([]Message, len(ds)),
 		memos:     make([]memo, len(ds)),
 		verdicts:  make([]verdict, len(ds)),
+		gone:      make([]bool, len(ds)),
 		confirms:  make([]confirm, len(ds)*targets),
 		completed: make(chan int, len(ds)),
 		settled:   make(chan struct{}),
@@ -118,7 +122,9 @@ func (b *batch) answer(i int, t *target, r Result) {
 	if r.Outcome == Delivered {
 		b.confirms[b.at(t, i)] = confirmed
 	}
-	if worse(r.Outcome, v.outcome) {
+	// A sink that is down does not hide the failure of another.
+	hides := r.Outcome == v.outcome && errors.Is(v.err, ErrSinkDown) && !errors.Is(r.Err, ErrSinkDown)
+	if worse(r.Outcome, v.outcome) || hides {
 		v.outcome, v.err, v.sink = r.Outcome, r.Err, t.Name.Sink
 	}
 	v.retryAfter = max(v.retryAfter, r.RetryAfter)
@@ -128,6 +134,13 @@ func (b *batch) answer(i int, t *target, r Result) {
 	if done {
 		b.complete(i, outcome)
 	}
+}
+
+// markGone notes that a message has been deleted.
+func (b *batch) markGone(i int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.gone[i] = true
 }
 
 func (b *batch) complete(i int, outcome Outcome) {

@@ -24,32 +24,43 @@ type deadLetters struct {
 	limit DeadLetterLimit
 
 	mu sync.Mutex
-	// recent holds when the last Count messages were given up.
-	recent []time.Time
+	// recent holds when the last Count messages were given up, optional those that
+	// optional sinks would not take: they have a limit of their own, for they must not
+	// pause the source.
+	recent, optional []time.Time
 }
 
 // allow takes a place under the limit, if there is one.
-func (d *deadLetters) allow(now time.Time) bool {
+func (d *deadLetters) allow(recent *[]time.Time, now time.Time) bool {
 	if d.limit.Count == 0 {
 		return true
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for len(d.recent) > 0 && now.Sub(d.recent[0]) > d.limit.Per {
-		d.recent = d.recent[1:]
+	for len(*recent) > 0 && now.Sub((*recent)[0]) > d.limit.Per {
+		*recent = (*recent)[1:]
 	}
-	if len(d.recent) >= d.limit.Count {
+	if len(*recent) >= d.limit.Count {
 		return false
 	}
-	d.recent = append(d.recent, now)
+	*recent = append(*recent, now)
 	return true
+}
+
+// refund gives back a place under the limit: the letter was not taken.
+func (d *deadLetters) refund(recent *[]time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if n := len(*recent); n > 0 {
+		*recent = (*recent)[:n-1]
+	}
 }
 
 // reset forgets what was given up before: an operator has looked.
 func (d *deadLetters) reset() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.recent = nil
+	d.recent, d.optional = nil, nil
 }
 
 // doomed tells whether a message is given up, and under which reason. A message is
@@ -62,10 +73,25 @@ func (p *Pipeline) doomed(work context.Context, v *verdict, attempt int) (reason
 	case v.outcome == Rejected:
 		return ReasonOf(v.err), true
 	case v.outcome == Retry && p.cfg.MaxReceives > 0 && attempt >= p.cfg.MaxReceives &&
-		!errors.Is(v.err, errSinkDown) && !errors.Is(v.err, ErrLeaseLost) && !errors.Is(v.err, errUnmatched):
+		!errors.Is(v.err, ErrSinkDown) && !errors.Is(v.err, ErrLeaseLost) && !errors.Is(v.err, errUnmatched):
 		return "max_receives", true
 	}
 	return "", false
+}
+
+// divide tells the messages that are given up from the others.
+func (p *Pipeline) divide(work context.Context, b *batch, index []int) (doomed, others []int) {
+	if p.dead == nil {
+		return nil, index
+	}
+	for _, i := range index {
+		if _, yes := p.doomed(work, &b.verdicts[i], b.leases[i].delivery.Attempt); yes {
+			doomed = append(doomed, i)
+		} else {
+			others = append(others, i)
+		}
+	}
+	return doomed, others
 }
 
 // bury sends the doomed of the messages that index names to the dead-letter sink, as
@@ -87,7 +113,7 @@ func (p *Pipeline) bury(ctx, work context.Context, b *batch, index []int) {
 			p.dead.trouble.failed("down", "the dead-letter sink is down; what it should take stays in the queue", zap.String("reason", health.Reason))
 			continue
 		}
-		if !p.dead.allow(now) {
+		if !p.dead.allow(&p.dead.recent, now) {
 			p.Pause(fmt.Sprintf("more than %d dead letters in %v, the last for %s: %v; find the cause, then resume the source",
 				p.dead.limit.Count, p.dead.limit.Per, reason, v.err))
 			continue
@@ -96,27 +122,36 @@ func (p *Pipeline) bury(ctx, work context.Context, b *batch, index []int) {
 		m.Dead = &DeadLetter{Reason: reason, Error: v.err.Error(), Sink: v.sink, First: m.EnqueuedAt, Last: now}
 		letters, of = append(letters, m), append(of, i)
 	}
-	p.deadLetter(ctx, b, letters, func(k int) { b.verdicts[of[k]].buried = letters[k].Dead.Reason })
+	p.deadLetter(ctx, b, letters, &p.dead.recent, func(k int) { b.verdicts[of[k]].buried = letters[k].Dead.Reason })
 }
 
 // buryOptional sends what an optional target would not take to the dead-letter sink
-// too. The message itself is none of it: it goes its way.
-func (p *Pipeline) buryOptional(ctx context.Context, b *batch, t *target, i int, r Result) {
-	reason := ReasonOf(r.Err)
-	p.deps.Stats.givenUp(reason)
-	if p.dead == nil || errors.Is(r.Err, errSinkDown) || !p.dead.allow(time.Now()) {
-		return
+// too; what that confirms counts as confirmed by the target, which is not asked again.
+// The messages themselves are none of it: they go their way.
+func (p *Pipeline) buryOptional(ctx context.Context, b *batch, t *target, refused failures) {
+	var letters []Message
+	var of []int
+	for k, i := range refused.index {
+		reason := ReasonOf(refused.results[k].Err)
+		p.deps.Stats.givenUp(reason)
+		if p.dead == nil || errors.Is(refused.results[k].Err, ErrSinkDown) || ctx.Err() != nil || !p.dead.allow(&p.dead.optional, time.Now()) {
+			continue
+		}
+		m := b.leases[i].delivery.Message
+		m.Dead = &DeadLetter{Reason: reason, Sink: t.Name.Sink, First: m.EnqueuedAt, Last: time.Now()}
+		if err := refused.results[k].Err; err != nil {
+			m.Dead.Error = err.Error()
+		}
+		letters, of = append(letters, m), append(of, i)
 	}
-	m := b.leases[i].delivery.Message
-	m.Dead = &DeadLetter{Reason: reason, Sink: t.Name.Sink, First: m.EnqueuedAt, Last: time.Now()}
-	if r.Err != nil {
-		m.Dead.Error = r.Err.Error()
+	if p.dead != nil {
+		p.deadLetter(ctx, b, letters, &p.dead.optional, func(k int) { b.confirm(of[k], t) })
 	}
-	p.deadLetter(ctx, b, []Message{m}, func(int) {})
 }
 
-// deadLetter delivers letters and calls buried for each that was confirmed.
-func (p *Pipeline) deadLetter(ctx context.Context, b *batch, letters []Message, buried func(k int)) {
+// deadLetter delivers letters and calls buried for each that was confirmed; the places
+// of the others under the limit are given back.
+func (p *Pipeline) deadLetter(ctx context.Context, b *batch, letters []Message, recent *[]time.Time, buried func(k int)) {
 	if len(letters) == 0 {
 		return
 	}
@@ -126,6 +161,7 @@ func (p *Pipeline) deadLetter(ctx context.Context, b *batch, letters []Message, 
 	}
 	d := &delivery{target: p.dead.target, leases: b.leases, messages: letters, answer: func(k int, r Result) {
 		if r.Outcome != Delivered {
+			p.dead.refund(recent)
 			return
 		}
 		buried(k)
@@ -135,6 +171,7 @@ func (p *Pipeline) deadLetter(ctx context.Context, b *batch, letters []Message, 
 	}}
 	left := d.send(ctx, all)
 	for k, i := range left.index {
+		p.dead.refund(recent)
 		p.dead.failed(&letters[i], left.results[k])
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -47,8 +48,8 @@ var (
 	// errUnanswered is the cause of a result that a sink never gave.
 	errUnanswered = Fail("unanswered", errors.New("the sink gave no result"))
 	// errSinkDown is the cause of a message that was given back because its sink stayed
-	// down. It does not count as a failed try.
-	errSinkDown = Fail("sink_down", errors.New("the sink stayed down"))
+	// down.
+	errSinkDown = Fail("sink_down", ErrSinkDown)
 	// errLeaseOver is the cause of a message that was not sent because its lease was
 	// lost: somebody else may have it.
 	errLeaseOver = Fail("lease_lost", ErrLeaseLost)
@@ -86,8 +87,11 @@ func (d *delivery) deliver(ctx context.Context, index []int) {
 		case state == Up:
 			left = d.send(ctx, index)
 		case state == Probe:
-			left = d.send(ctx, index[:1])
+			probed := d.send(ctx, index[:1])
+			// The one that failed goes last, so that it does not take every probe.
 			left.add(errSinkDown, index[1:]...)
+			left.append(probed)
+			d.rest(ctx, len(probed.index) > 0)
 		default:
 			left.add(errSinkDown, index...)
 		}
@@ -97,13 +101,48 @@ func (d *delivery) deliver(ctx context.Context, index []int) {
 		if len(left.index) == 0 {
 			return
 		}
-		health, _ := d.Health.Health()
-		held := state != Down && ctx.Err() == nil && (state == Probe || health.State != Up)
+		held := state != Down && ctx.Err() == nil && (state == Probe || d.down(&left))
 		if !held && !d.again(ctx, state, &left) {
 			d.giveBack(&left)
 			return
 		}
 		index = left.index
+	}
+}
+
+// down tells whether what failed did so because the sink is down: it says so now, or it
+// said so of a message, being up again already. Then the batch is held.
+func (d *delivery) down(left *failures) bool {
+	health, _ := d.Health.Health()
+	said := slices.ContainsFunc(left.results, func(r Result) bool { return errors.Is(r.Err, ErrSinkDown) })
+	if !said {
+		return health.State != Up
+	}
+	d.hold()
+	return time.Now().Before(d.giveUp)
+}
+
+// hold sets for how long the batch is held, unless that has been done.
+func (d *delivery) hold() {
+	if d.giveUp.IsZero() {
+		d.giveUp = time.Now().Add(time.Until(d.leases.ends()) / 2)
+	}
+}
+
+// probePause lies between two probes of the same sink.
+const probePause = time.Second
+
+// rest waits after a probe that failed while the sink is still to be found out about.
+func (d *delivery) rest(ctx context.Context, failed bool) {
+	if health, _ := d.Health.Health(); !failed || health.State != Probe {
+		return
+	}
+	timer := time.NewTimer(probePause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-d.draining:
+	case <-ctx.Done():
 	}
 }
 
@@ -126,12 +165,13 @@ func (d *delivery) await(ctx context.Context) State {
 			}
 		}
 		if expired == nil {
-			if d.giveUp.IsZero() {
-				d.giveUp = time.Now().Add(time.Until(d.leases.ends()) / 2)
-			}
+			d.hold()
 			timer := time.NewTimer(time.Until(d.giveUp))
 			defer timer.Stop()
 			expired = timer.C
+		}
+		if !time.Now().Before(d.giveUp) {
+			return Down
 		}
 		select {
 		case probe <- struct{}{}:
@@ -205,10 +245,11 @@ func (d *delivery) again(ctx context.Context, state State, left *failures) bool 
 // giveBack answers for what was not delivered.
 func (d *delivery) giveBack(left *failures) {
 	for k, i := range left.index {
-		if r := left.results[k]; !errors.Is(r.Err, errSinkDown) {
+		r := left.results[k]
+		if !errors.Is(r.Err, ErrSinkDown) {
 			d.failed(&d.messages[i], r)
 		}
-		d.answer(i, left.results[k])
+		d.answer(i, r)
 	}
 }
 
@@ -216,7 +257,7 @@ func (d *delivery) giveBack(left *failures) {
 // delivered or rejected, as soon as that is known, and gives the others.
 func (d *delivery) send(ctx context.Context, index []int) failures {
 	sent := d.messages
-	if len(index) < len(d.messages) {
+	if len(index) < len(d.messages) || !slices.IsSorted(index) {
 		sent = make([]Message, len(index))
 		for k, i := range index {
 			sent[k] = d.messages[i]
@@ -277,6 +318,10 @@ func (f *failures) add(err error, index ...int) {
 	for _, i := range index {
 		f.index, f.results = append(f.index, i), append(f.results, Result{Err: err})
 	}
+}
+
+func (f *failures) append(other failures) {
+	f.index, f.results = append(f.index, other.index...), append(f.results, other.results...)
 }
 
 // failed counts a failed try and logs it, unless the last one failed alike.

@@ -298,7 +298,7 @@ func TestAnOutageDeadLettersNothing(t *testing.T) {
 		s := r.sinks[0]
 		outage := func(context.Context, relay.Message) relay.Result {
 			s.Set(relay.Down, "connection lost")
-			return relay.Result{Err: relay.Fail("connection_lost", errors.New("EOF"))}
+			return relay.Result{Err: relay.Fail("connection_lost", fmt.Errorf("EOF: %w", relay.ErrSinkDown))}
 		}
 		ids := r.queue.Send("x")
 		r.start()
@@ -632,4 +632,163 @@ func TestRenewalStopsAtTheRetention(t *testing.T) {
 		pass(time.Second)
 		r.stop()
 	})
+}
+
+// Results of a second try belong to the messages that were sent again, in whatever
+// order the first try failed.
+func TestASecondTryDoesNotMixUpMessages(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"held", "retries"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				health := relaytest.NewRecorder()
+				calls := 0
+				delivered := map[string]bool{}
+				sink := sinkFunc(func(_ context.Context, ms []relay.Message, done func(int, relay.Result)) {
+					calls++
+					if calls == 1 { // all fail, told in the opposite order
+						if mode == "held" {
+							health.Set(relay.Down, "connection lost")
+							time.AfterFunc(time.Second, func() { health.Set(relay.Up, "") })
+						}
+						for i := len(ms) - 1; i >= 0; i-- {
+							done(i, relay.Result{Err: relay.Fail("nack", errors.New("no"))})
+						}
+						return
+					}
+					for i := range ms {
+						if calls == 2 && i >= len(ms)/2 {
+							done(i, relay.Result{Err: relay.Fail("nack", errors.New("no"))})
+							continue
+						}
+						delivered[ms[i].ID] = true
+						done(i, relay.Result{Outcome: relay.Delivered})
+					}
+				})
+				r := newRig(t, 1, withRetries(relay.Retries{Attempts: 3, Initial: time.Millisecond, Max: time.Second, Timeout: time.Second}),
+					func(_ *relay.Config, d *relay.Deps) {
+						d.Routes[0].Targets[0].Sink, d.Routes[0].Targets[0].Health = sink, health
+					})
+				ids := r.queue.Send(bodies(8)...)
+				r.start()
+				pass(3 * time.Minute)
+				r.stop()
+				require.Empty(t, r.queue.Left())
+				for _, id := range ids {
+					require.True(t, delivered[id], "%s was deleted and never delivered", id)
+				}
+			})
+		})
+	}
+}
+
+// A connection that is lost and back before anyone looks is no failed try.
+func TestAFlappingSinkCostsNoTry(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		dead := relaytest.NewRecorder()
+		r := newRig(t, 1, withDeadLetter(dead, relay.DeadLetterLimit{}))
+		calls := 0
+		r.sinks[0].Answer(func(context.Context, relay.Message) relay.Result {
+			if calls++; calls < 50 { // its health says Up all the while
+				<-time.After(10 * time.Millisecond)
+				return relay.Result{Err: relay.Fail("channel_closed", fmt.Errorf("EOF: %w", relay.ErrSinkDown))}
+			}
+			return relay.Result{Outcome: relay.Delivered}
+		})
+		r.queue.Send("x")
+		r.start()
+		pass(time.Minute)
+		require.Empty(t, r.queue.Left())
+		require.Empty(t, dead.Messages())
+		require.Empty(t, r.stats.Counts().Retried)
+		require.EqualValues(t, 1, r.stats.Counts().Received)
+		r.stop()
+	})
+}
+
+// What optional sinks would not take has a limit of its own: they never pause a source.
+func TestAnOptionalSinkDoesNotUseUpTheDeadLetterLimit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		dead := relaytest.NewRecorder()
+		r := newRig(t, 2, withDeadLetter(dead, relay.DeadLetterLimit{Count: 10, Per: 5 * time.Minute}),
+			func(_ *relay.Config, d *relay.Deps) { d.Routes[0].Targets[1].Optional = true })
+		r.sinks[1].Answer(func(context.Context, relay.Message) relay.Result {
+			return relay.Result{Outcome: relay.Rejected, Err: relay.Fail("status_4xx", errors.New("400"))}
+		})
+		r.queue.Send(bodies(20)...)
+		r.start()
+		pass(10 * time.Second)
+		r.queue.Send("garbage")
+		pass(10 * time.Second)
+		state, _ := r.pipeline.State()
+		require.Equal(t, relay.SourceRunning, state)
+		require.Empty(t, r.queue.Left())
+		require.Len(t, dead.Messages(), 11)
+		r.stop()
+	})
+}
+
+// What the dead-letter sink did not take was not given up.
+func TestAFailedBurialDoesNotUseUpTheLimit(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		dead := relaytest.NewRecorder()
+		dead.Answer(func(context.Context, relay.Message) relay.Result {
+			return relay.Result{Err: relay.Fail("unroutable", errors.New("no queue"))}
+		})
+		r := newRig(t, 1, withDeadLetter(dead, relay.DeadLetterLimit{Count: 10, Per: 5 * time.Minute}))
+		r.queue.Send("garbage", "garbage", "garbage")
+		r.start()
+		pass(10 * time.Minute)
+		state, _ := r.pipeline.State()
+		require.Equal(t, relay.SourceRunning, state)
+		require.Len(t, r.queue.Left(), 3)
+		r.stop()
+	})
+}
+
+// The ledger holds for optional sinks too, the slow and the refusing.
+func TestAnOptionalSinkIsNotAskedAgain(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string]relay.Result{
+		"slow":    {Outcome: relay.Delivered},
+		"refuses": {Outcome: relay.Rejected, Err: relay.Fail("status_4xx", errors.New("400"))},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				dead := relaytest.NewRecorder()
+				ledger := relaytest.NewLedger()
+				r := newRig(t, 2, withLedger(ledger), withDeadLetter(dead, relay.DeadLetterLimit{}), func(c *relay.Config, d *relay.Deps) {
+					c.MaxReceives = 0
+					d.Routes[0].Targets[1].Optional = true
+				})
+				tries := 0
+				r.sinks[0].Answer(func(context.Context, relay.Message) relay.Result {
+					if tries++; tries < 4 {
+						return relay.Result{Err: relay.Fail("nack", errors.New("no"))}
+					}
+					return relay.Result{Outcome: relay.Delivered}
+				})
+				r.sinks[1].Answer(func(context.Context, relay.Message) relay.Result {
+					<-time.After(time.Second)
+					return answer
+				})
+				ids := r.queue.Send("x")
+				r.start()
+				pass(5 * time.Minute)
+				require.Empty(t, r.queue.Left())
+				require.Equal(t, 4, r.sinks[0].Times()[ids[0]])
+				require.Equal(t, 1, r.sinks[1].Times()[ids[0]])
+				if name == "refuses" {
+					require.Len(t, dead.Messages(), 1)
+				}
+				require.Zero(t, ledger.Len())
+				r.stop()
+			})
+		})
+	}
 }

@@ -70,7 +70,7 @@ func (p *Pipeline) record(ctx context.Context, b *batch, index []int) {
 	b.mu.Lock()
 	for _, t := range p.targets {
 		for _, i := range index {
-			if c := &b.confirms[b.at(t, i)]; *c == confirmed {
+			if c := &b.confirms[b.at(t, i)]; *c == confirmed && !b.gone[i] {
 				*c = recorded
 				keys = append(keys, p.key(t, &b.messages[i]))
 			}

@@ -93,6 +93,8 @@ type Pipeline struct {
 	spare   *Room
 	trouble trouble
 	aged    trouble
+	// undeleted is about deletes that were not confirmed.
+	undeleted trouble
 
 	// retention is how long the queue keeps a message, in nanoseconds; 0: not known.
 	retention atomic.Int64
@@ -121,7 +123,7 @@ func New(cfg Config, deps Deps) *Pipeline {
 		cfg: cfg, deps: deps, phase: SourceStarting,
 		log: deps.Log.With(zap.String("source", cfg.Source)),
 	}
-	p.trouble.log, p.aged.log = p.log, p.log
+	p.trouble.log, p.aged.log, p.undeleted.log = p.log, p.log, p.log
 	p.keeper = newKeeper(deps.Source, p.log, &p.retention)
 	p.spare = deps.Room.alike()
 	var waitFor []string
@@ -160,6 +162,15 @@ func (p *Pipeline) Resume() {
 		p.dead.reset()
 	}
 	p.gate.resume()
+}
+
+// UnderWay counts the messages that are received and not settled, or on their way to a
+// sink all the same: to an optional one, or after the delete where the source delivers
+// at most once.
+func (p *Pipeline) UnderWay() int {
+	messages, _ := p.deps.Room.InFlight()
+	optional, _ := p.spare.InFlight()
+	return messages + optional
 }
 
 // SetRetention tells how long the queue keeps a message, consumed or not. It bounds

@@ -501,7 +501,7 @@ func TestAShortOutageIsSatOut(t *testing.T) {
 		s.Answer(func(_ context.Context, m relay.Message) relay.Result {
 			if broken.Load() {
 				s.Set(relay.Down, "connection lost")
-				return relay.Result{Err: relay.Fail("connection_lost", errors.New("EOF"))}
+				return relay.Result{Err: relay.Fail("connection_lost", fmt.Errorf("EOF: %w", relay.ErrSinkDown))}
 			}
 			return relay.Result{Outcome: relay.Delivered}
 		})
@@ -532,7 +532,7 @@ func TestALongOutageGivesMessagesBack(t *testing.T) {
 		s.Answer(func(_ context.Context, m relay.Message) relay.Result {
 			if broken.Load() {
 				s.Set(relay.Down, "connection lost")
-				return relay.Result{Err: relay.Fail("connection_lost", errors.New("EOF"))}
+				return relay.Result{Err: relay.Fail("connection_lost", fmt.Errorf("EOF: %w", relay.ErrSinkDown))}
 			}
 			return relay.Result{Outcome: relay.Delivered}
 		})
@@ -614,7 +614,7 @@ func TestADrainDoesNotWaitForASinkThatIsDown(t *testing.T) {
 		s := r.sinks[0]
 		s.Answer(func(context.Context, relay.Message) relay.Result {
 			s.Set(relay.Down, "connection lost")
-			return relay.Result{Err: relay.Fail("connection_lost", errors.New("EOF"))}
+			return relay.Result{Err: relay.Fail("connection_lost", fmt.Errorf("EOF: %w", relay.ErrSinkDown))}
 		})
 		r.queue.Send(bodies(3)...)
 		r.start()

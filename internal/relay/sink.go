@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"go.uber.org/zap"
@@ -16,6 +17,11 @@ type Sink interface {
 	// side has confirmed. When ctx ends, Deliver returns without delay.
 	Deliver(ctx context.Context, ms []Message, done func(i int, r Result))
 }
+
+// ErrSinkDown is what a sink wraps in the error of a Retry where the far side was gone,
+// blocked or not connected yet: that is no failed try of the message, whatever the
+// health is by the time the result is looked at.
+var ErrSinkDown = errors.New("the sink is down")
 
 // Endpoint is a configured sink: it owns the connections that its bound sinks
 // share.

@@ -68,13 +68,24 @@ func (p *Pipeline) carry(work, settle context.Context, draining <-chan struct{},
 	p.recall(work, b, plans)
 	defer p.deliver(work, draining, b, plans)()
 	b.completions(settle, settleLinger, func(ctx context.Context, index []int) {
-		p.bury(ctx, work, b, index)
-		p.record(ctx, b, index)
-		deleted := p.settle(ctx, work, b, index)
-		p.give(b, index)
-		p.forget(ctx, b, deleted)
+		// What waits for the dead-letter sink does not hold up the others.
+		doomed, others := p.divide(work, b, index)
+		p.end(ctx, work, b, others)
+		p.bury(ctx, work, b, doomed)
+		p.end(ctx, work, b, doomed)
 	})
 	close(b.settled)
+}
+
+// end settles messages and forgets them.
+func (p *Pipeline) end(ctx, work context.Context, b *batch, index []int) {
+	if len(index) == 0 {
+		return
+	}
+	p.record(ctx, b, index)
+	deleted := p.settle(ctx, work, b, index)
+	p.give(b, index)
+	p.forget(ctx, b, deleted)
 }
 
 // decode unwraps and decodes each message and gives the index of those that can be
@@ -214,14 +225,20 @@ func (p *Pipeline) deliverTo(ctx context.Context, d *delivery, b *batch, index [
 		return
 	}
 	defer p.spare.Give(len(index), b.size)
+	var mu sync.Mutex
+	var refused failures
 	d.answer = func(i int, r Result) {
 		if r.Outcome == Delivered {
 			b.confirm(i, d.target)
 			return
 		}
-		p.buryOptional(ctx, b, d.target, i, r)
+		mu.Lock()
+		defer mu.Unlock()
+		refused.append(failures{index: []int{i}, results: []Result{r}})
 	}
 	d.deliver(ctx, index)
+	p.buryOptional(ctx, b, d.target, refused)
+	p.record(ctx, b, index)
 }
 
 // once delivers at most once: what was deleted first is sent, and what then fails is
@@ -286,11 +303,13 @@ func (p *Pipeline) settle(ctx, work context.Context, b *batch, index []int) (gon
 	var returned []string
 	for _, i := range index {
 		d, ok := b.leases[i].settle()
-		if !ok {
+		s := p.settlement(work, d, &b.verdicts[i])
+		if !ok && !s.Delete {
 			lost++
 			continue
 		}
-		settlements = append(settlements, p.settlement(work, d, &b.verdicts[i]))
+		// A lease that seems to be lost may not be: its delete is tried all the same.
+		settlements = append(settlements, s)
 		settled = append(settled, i)
 	}
 
@@ -301,15 +320,19 @@ func (p *Pipeline) settle(ctx, work context.Context, b *batch, index []int) (gon
 		case settlements[k].Delete && err == nil:
 			deleted++
 			gone = append(gone, settled[k])
+			b.markGone(settled[k])
 		case settlements[k].Delete || errors.Is(err, ErrLeaseLost):
 			// A delete whose outcome is unknown: the message may come again.
 			lost++
-			p.log.Warn("message is delivered but its delete is not confirmed; it may come again", zap.Error(err),
+			p.undeleted.failed(kindOf(err), "a message is delivered but its delete is not confirmed; it may come again", zap.Error(err),
 				zap.String("message_id", settlements[k].ID), zap.Int("attempt", settlements[k].Attempt))
 		default:
 			// Where the queue did not take the delay, the lease runs out by itself.
 			returned = append(returned, returnReason(work, v))
 		}
+	}
+	if deleted > 0 && lost == 0 {
+		p.undeleted.ended("deletes are confirmed again")
 	}
 	p.deps.Stats.settled(deleted, lost, returned)
 	return gone
@@ -320,7 +343,7 @@ func (p *Pipeline) settlement(work context.Context, d Delivery, v *verdict) Sett
 	switch {
 	case v.outcome == Delivered || v.buried != "":
 		return Settlement{Delivery: d, Delete: true}
-	case errors.Is(v.err, errSinkDown), work.Err() != nil:
+	case errors.Is(v.err, ErrSinkDown), work.Err() != nil:
 		// Not the message's fault: whoever can deliver it may have it at once.
 		return Settlement{Delivery: d, Delay: MinRedelivery}
 	default:
