@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -95,8 +96,11 @@ type connection struct {
 
 	// slots holds an entry for each channel in use.
 	slots chan struct{}
-	mu    sync.Mutex
-	idle  []*channel
+	// blocked says that the broker blocks publishers: it answers nothing meanwhile.
+	blocked atomic.Bool
+
+	mu   sync.Mutex
+	idle []*channel
 }
 
 // dial opens a connection within connectTimeout.
@@ -194,9 +198,15 @@ func (c *connection) close() {
 }
 
 // bounded calls a request that waits for the broker's answer without a limit of its
-// own: where none comes the connection is of no use and is cut.
+// own: where none comes the connection is of no use and is cut. A broker that blocks
+// publishers does not answer on their connections, and is waited for: another connection
+// would be blocked as well, after it has taken more messages.
 func (c *connection) bounded(request func() error) error {
-	cut := time.AfterFunc(answerTimeout, func() { _ = c.net.Close() })
+	cut := time.AfterFunc(answerTimeout, func() {
+		if !c.blocked.Load() {
+			_ = c.net.Close()
+		}
+	})
 	defer cut.Stop()
 	return request()
 }

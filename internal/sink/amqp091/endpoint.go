@@ -283,6 +283,7 @@ func (e *Endpoint) session(ctx context.Context, t target, connected func()) erro
 			return fmt.Errorf("lost the connection to %s: %w", t.address, brokerError{err})
 		case b, ok := <-c.blockings:
 			if ok {
+				c.blocked.Store(b.Active)
 				e.setBlocked(b)
 			}
 		case <-e.recheck:
@@ -467,9 +468,9 @@ func (e *Endpoint) begin(x *exchange) (*connection, error) {
 	defer e.mu.Unlock()
 	switch c := e.connection.Load(); {
 	case !e.running || c == nil:
-		return nil, relay.Fail(reasonNotConnected, errors.New(e.trouble))
+		return nil, relay.Fail(reasonNotConnected, fmt.Errorf("%w: %s", relay.ErrSinkDown, e.trouble))
 	case e.blocked != "":
-		return nil, relay.Fail(reasonBlocked, errors.New(e.blocked))
+		return nil, relay.Fail(reasonBlocked, fmt.Errorf("%w: %s", relay.ErrSinkDown, e.blocked))
 	case x.state == relay.Down:
 		return nil, relay.Fail(reasonExchange, errors.New(x.reason))
 	default:

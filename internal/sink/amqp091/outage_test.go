@@ -149,7 +149,7 @@ func TestStalledBroker(t *testing.T) {
 
 	began := time.Now()
 	for _, result := range deliver(t.Context(), t, r.sink, messages("m", 1000, len(body))) {
-		requireReason(t, "channel_closed", result)
+		requireReason(t, "connection_lost", result)
 	}
 	require.Less(t, time.Since(began), writeDeadline+time.Second)
 	r.await(relay.Down)

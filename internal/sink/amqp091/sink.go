@@ -34,6 +34,7 @@ const (
 	reasonUnroutable      = "unroutable"
 	reasonNack            = "nack"
 	reasonChannelClosed   = "channel_closed"
+	reasonConnectionLost  = "connection_lost"
 	reasonConfirmTimeout  = "confirm_timeout"
 	reasonCancelled       = "cancelled"
 	reasonInvalidProperty = "invalid_property"
@@ -423,9 +424,10 @@ func (w *window) lost(err error) error {
 	x := w.sink.exchange
 	cause := w.channel.reason()
 	if w.connection.amqp.IsClosed() {
-		// Run may not have noticed yet: the results that follow are those of a sink
-		// that is down, not failed tries.
+		// Run may not have noticed yet, or have another connection already: what follows
+		// are the results of a sink that was down, not failed tries.
 		w.sink.endpoint.gone(w.connection, err)
+		return relay.Fail(reasonConnectionLost, fmt.Errorf("publish to exchange %q: %w: %w", x.Name, relay.ErrSinkDown, err))
 	}
 	if cause == nil {
 		return relay.Fail(reasonChannelClosed, fmt.Errorf("publish to exchange %q: %w", x.Name, err))
