@@ -480,6 +480,16 @@ func TestLoad(t *testing.T) {
 	require.EqualError(t, err, "stdin:13:15: sinks.events.password: the variable RELAY_TEST_PASSWORD is not set: set it in the environment, or write ${RELAY_TEST_PASSWORD:-default}")
 	require.NoError(t, stdin.Close())
 
+	require.NoError(t, os.WriteFile(path, []byte("reload: {watch: true}\n"+with("sources:", "sources:")), 0o600))
+	_, _, err = config.Load(path)
+	require.NoError(t, err)
+	stdin, err = os.Open(path)
+	require.NoError(t, err)
+	os.Stdin = stdin
+	_, _, err = config.Load("-")
+	require.EqualError(t, err, "stdin:1:17: reload.watch: standard input is read only once: read the configuration from a file, or remove the line")
+	require.NoError(t, stdin.Close())
+
 	large := filepath.Join(dir, "large")
 	require.NoError(t, os.WriteFile(large, make([]byte, 1<<20+1), 0o600))
 	_, _, err = config.Load(large)

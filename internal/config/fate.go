@@ -39,6 +39,9 @@ func (d *decoder) checkFate(c *Config, s *Source) {
 // that is down must not stop the source, which a required one does.
 func (d *decoder) checkDeadLetter(c *Config, s *Source, path string) {
 	if s.DeadLetter == "" {
+		if !d.suspect(path) {
+			d.checkNoDeadLetter(c, s)
+		}
 		return
 	}
 	if !slices.Contains(sinkNames(c), s.DeadLetter) {
@@ -61,6 +64,35 @@ func (d *decoder) checkDeadLetter(c *Config, s *Source, path string) {
 	if s.Guarantee == atMostOnce {
 		d.warn(path, "takes only what cannot be decoded or routed: with guarantee: at_most_once a message whose delivery fails is gone by then")
 	}
+}
+
+// checkNoDeadLetter refuses sinks that dead-letter on purpose, by a setting of their own
+// or of the route, where there is nowhere to.
+func (d *decoder) checkNoDeadLetter(c *Config, s *Source) {
+	for _, r := range routesOf(c, s.Name) {
+		for i, t := range r.To {
+			k := slices.IndexFunc(c.Sinks, func(s Sink) bool { return s.Name == t.Sink })
+			if k < 0 {
+				continue
+			}
+			owner, settings := join("sinks", t.Sink), any(c.Sinks[k].Settings)
+			if with := join(index(join(r.path, "to"), i), "with"); c.settings[with] != nil {
+				settings = c.settings[with]
+				if does, can := settings.(deadLetterer); can && d.written(join(with, does.DeadLetters())) {
+					owner = with
+				}
+			}
+			if does, can := settings.(deadLetterer); can && does.DeadLetters() != "" {
+				d.checked(join(owner, does.DeadLetters()), "dead_letter needs a sink for dead letters, and the source %s has none: write dead_letter there, or retry here", s.Name)
+			}
+		}
+	}
+}
+
+// deadLetterer is what the settings of a sink are that can dead-letter on purpose.
+type deadLetterer interface {
+	// DeadLetters names the setting by which they do, empty if they do not.
+	DeadLetters() string
 }
 
 // checkUnmatched checks what becomes of what no route takes: it must be said where that

@@ -339,17 +339,18 @@ log:
 // A secret shows in no problem, wherever it stands and whatever is wrong with it.
 func TestNoProblemShowsASecret(t *testing.T) {
 	t.Parallel()
-	const secret = "hunter2/#:@\n'\"{{x}}%zz"
+	const secret = "hunter2/#:@\n'\"{{hunter2}}%zz"
 	env := environment(map[string]string{"S": secret}, map[string]string{"/s": secret + "\n"})
 	for _, reference := range []string{"${S}", "${file:/s}"} {
 		paths := []string{
-			"server.listen", "log.level", "drain_timeout", "in_flight.bytes", "reload.watch", "ledger.ttl", "ledger.url",
+			"server.listen", "server.admin_token", "log.level", "drain_timeout", "in_flight.bytes", "reload.watch", "ledger.ttl", "ledger.url",
 			"sources.sms.type", "sources.sms.preset", "sources.sms.endpoint", "sources.sms.queue", "sources.sms.batch_size",
 			"sources.sms.body", "sources.sms.to", "sources.sms.credentials.type", "sources.sms.credentials.access_key_id",
 			"sources.sms.credentials.access_key_secret", "sources.sms.credentials.endpoint", "sources.sms.credentials.region",
 			"sources.sms.credentials.message_type",
 			"sinks.events.type", "sinks.events.url", "sinks.events.exchange", "sinks.events.exchange.type", "sinks.events.exchange.declare",
-			"sinks.events.acknowledge", "sinks.events.timeout", "sinks.events.mandatory", "sinks.events.headers.x",
+			"sinks.events.acknowledge", "sinks.events.timeout", "sinks.events.mandatory", "sinks.events.headers.x", "sinks.events.routing_key",
+			"sources.sms.dead_letter", "sources.sms.unmatched", "sources.sms.max_receives", "sources.sms.guarantee",
 			"sinks.hook.url", "sinks.hook.headers.x", "sinks.hook.network.allow", "sinks.hook.concurrency", "sinks.log.path",
 		}
 		for _, path := range paths {

@@ -83,6 +83,20 @@ func TestProblemsOfRoutes(t *testing.T) {
 		{"a dead letter that to leads to", routed("to: events\n    dead_letter: events", "- {name: all, from: sms, to: hook}"), []string{
 			`7:18: sources.sms.dead_letter: "to" takes the source to this sink too, which would be asked again for what it has refused: write a sink of its own`,
 		}},
+		{"unroutable into a dead letter that is not there", strings.Replace(routed("paused: true", all), "headers:", "unroutable: dead_letter, headers:", 1), []string{
+			`8:99: sinks.events.unroutable: dead_letter needs a sink for dead letters, and the source sms has none: write dead_letter there, or retry here`,
+		}},
+		{"unroutable of a route into a dead letter that is not there", routed("paused: true", "- {name: all, from: sms, to: {sink: events, with: {unroutable: dead_letter}}}"), []string{
+			`12:66: routes[0].to[0].with.unroutable: dead_letter needs a sink for dead letters, and the source sms has none: write dead_letter there, or retry here`,
+		}},
+		{"templates", strings.Replace(routed("paused: true", all), "headers: {", "routing_key: 'a.{{ txt }}.{{ id + 1 }}', headers: {b: '${WORD} {{ x }}', ", 1), []string{
+			`8:106: sinks.events.routing_key: there is no variable "txt": did you mean "text"?`,
+			`8:119: sinks.events.routing_key: found no matching overload for + applied to '(string, int)'`,
+			`8:141: sinks.events.headers.b: is no valid expression with what came from environment WORD in it: write all of it here to be told why`,
+		}},
+		{"a template of a route", routed("to: {sink: events, with: {headers: {a: \"é {{ bdy.x }}\"}}}", "[]"), []string{
+			`6:50: sources.sms.to[0].with.headers.a: there is no variable "bdy": did you mean "body"?`,
+		}},
 		{"max_receives without a dead letter", routed("max_receives: 5", all), []string{
 			`6:19: sources.sms.max_receives: has a meaning with a dead_letter only, for without one the queue keeps what fails: write dead_letter too, or remove it`,
 		}},

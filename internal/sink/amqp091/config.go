@@ -254,6 +254,15 @@ func (s *Settings) Validate() error {
 	return errors.Join(problems...)
 }
 
+// DeadLetters names the setting that sends messages to the dead-letter sink of their
+// source on purpose; empty: none does.
+func (s *Settings) DeadLetters() string {
+	if s.Unroutable == UnroutableDeadLetter {
+		return "unroutable"
+	}
+	return ""
+}
+
 // relayHeaders is how the names of the relay's own headers begin.
 const relayHeaders = "x-mnsrelay-"
 
