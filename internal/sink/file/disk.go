@@ -76,7 +76,7 @@ func syncFolder(path string) error {
 // write appends lines and waits until the disk has them. After an error they are cut
 // off again, as far as that is possible: a message that is delivered again is then
 // not there twice.
-func (d *disk) write(lines []byte) error {
+func (d *disk) write(_ string, lines []byte) error {
 	before, err := d.follow()
 	if err != nil {
 		return err

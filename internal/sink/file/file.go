@@ -8,6 +8,10 @@
 // ends that line, so that no message is ever glued to a torn one. A file that was
 // moved away or removed, as logrotate does, is made anew.
 //
+// A path may be a template of the file's name. Up to maxOpen such files are kept open;
+// the one that was not written to for longest makes room. A value can neither leave the
+// folder nor be taken for another one (name).
+//
 // One process writes a file: what another one appends at the same time could be cut
 // off together with a failed write.
 package file
@@ -17,10 +21,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
 
+	"mnsrelay/internal/expr"
 	"mnsrelay/internal/relay"
 )
 
@@ -34,10 +40,11 @@ const (
 
 // The reasons under which failures are counted.
 const (
-	reasonStopped = "stopped"  // the caller gave up or the endpoint was closed
-	reasonNotOpen = "not_open" // there is no file to write to
-	reasonWrite   = "write"    // a write or its fsync failed
-	reasonEncode  = "encode"   // a message has no JSON
+	reasonStopped = "stopped"          // the caller gave up or the endpoint was closed
+	reasonNotOpen = "not_open"         // there is no file to write to
+	reasonWrite   = "write"            // a write or its fsync failed
+	reasonEncode  = "encode"           // a message has no JSON
+	reasonInvalid = "invalid_property" // a template gave what is no name of a file
 )
 
 var (
@@ -49,6 +56,7 @@ var (
 // Endpoint owns one file. Make it with New.
 type Endpoint struct {
 	open    func() (output, error)
+	name    *expr.Template // of the file in the folder; nil: there is one file
 	log     *zap.Logger
 	health  *relay.Monitor
 	batches chan batch
@@ -59,15 +67,22 @@ type Endpoint struct {
 // output is what lines are written to. After an error from write it is closed and
 // opened again.
 type output interface {
-	write(lines []byte) error
+	// write appends to the named file, where there is more than one.
+	write(name string, lines []byte) error
 	close() error
 }
 
 // batch is what one Deliver writes. One value goes through written, which never
 // blocks the sender.
 type batch struct {
-	lines   []byte
+	parts   []part
 	written chan error
+}
+
+// part is what one file gets.
+type part struct {
+	name  string
+	lines []byte
 }
 
 var (
@@ -77,21 +92,28 @@ var (
 
 // New makes the endpoint of a validated Config. What stdout is, is passed in, for
 // the Path Stdout.
-func New(c *Config, deps relay.SinkDeps, stdout io.Writer) *Endpoint {
+func New(c *Config, deps relay.SinkDeps, stdout io.Writer) (*Endpoint, error) {
+	in, name, err := c.split()
+	if err != nil {
+		return nil, err
+	}
 	e := &Endpoint{
+		name:    name,
 		log:     deps.Log,
 		health:  relay.NewMonitor(relay.Down, errNotYet.Error()),
 		batches: make(chan batch),
 		ended:   make(chan struct{}),
 	}
-	if c.Path == Stdout {
+	switch path := c.Path; {
+	case path == Stdout:
 		out := &stream{w: stdout}
 		e.open = func() (output, error) { return out, nil }
-	} else {
-		path := c.Path
+	case name != nil:
+		e.open = func() (output, error) { return openFolder(in) }
+	default:
 		e.open = func() (output, error) { return openDisk(path) }
 	}
-	return e
+	return e, nil
 }
 
 // Run writes what Sinks deliver until ctx ends, then closes the file. A file that
@@ -164,7 +186,7 @@ func (e *Endpoint) serve(ctx context.Context) {
 				b.written <- relay.Fail(reasonNotOpen, trouble)
 				continue
 			}
-			if err := out.write(b.lines); err != nil {
+			if err := b.writeTo(out); err != nil {
 				err = errors.Join(err, out.close())
 				suspect = true
 				// Down first, so that who learns of the failure sees its cause.
@@ -177,6 +199,15 @@ func (e *Endpoint) serve(ctx context.Context) {
 			b.written <- nil
 		}
 	}
+}
+
+func (b *batch) writeTo(out output) error {
+	for _, p := range b.parts {
+		if err := out.write(p.name, p.lines); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // report records a state, and logs trouble once until it is another or has ended.
@@ -216,31 +247,64 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 // Sink appends messages to the file. Make it with Endpoint.Bind.
 type Sink struct{ endpoint *Endpoint }
 
-// Deliver appends all messages with one write; they share one result.
+// Deliver appends all messages of a file with one write. All that have a file share one
+// result.
 func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int, r relay.Result)) {
+	var files []lot
+	if s.endpoint.name == nil {
+		files = []lot{{messages: ms}}
+	}
+	rejected := make([]bool, len(ms))
+	for i := range ms {
+		if s.endpoint.name == nil {
+			break
+		}
+		name, err := s.endpoint.nameFor(&ms[i])
+		if err != nil {
+			rejected[i] = true
+			done(i, relay.Result{Outcome: relay.Rejected, Err: err})
+			continue
+		}
+		at := slices.IndexFunc(files, func(l lot) bool { return l.name == name })
+		if at < 0 {
+			at, files = len(files), append(files, lot{name: name})
+		}
+		files[at].messages = append(files[at].messages, ms[i])
+	}
 	result := relay.Result{Outcome: relay.Delivered}
-	if err := s.endpoint.append(ctx, ms); err != nil {
+	if err := s.endpoint.append(ctx, files); err != nil {
 		result = relay.Result{Err: err}
 	}
 	for i := range ms {
-		done(i, result)
+		if !rejected[i] {
+			done(i, result)
+		}
 	}
 }
 
-// append returns when ms are written, or when ctx or the endpoint has ended; then
+// lot is the messages of one file.
+type lot struct {
+	name     string
+	messages []relay.Message
+}
+
+// append returns when all files are written, or when ctx or the endpoint has ended; then
 // they may or may not be.
-func (e *Endpoint) append(ctx context.Context, ms []relay.Message) error {
-	if len(ms) == 0 {
+func (e *Endpoint) append(ctx context.Context, files []lot) error {
+	if len(files) == 0 || len(files[0].messages) == 0 {
 		return nil
 	}
 	if ctx.Err() != nil {
 		return relay.Fail(reasonStopped, context.Cause(ctx))
 	}
-	lines, err := encode(ms)
-	if err != nil {
-		return relay.Fail(reasonEncode, err)
+	b := batch{written: make(chan error, 1)}
+	for _, l := range files {
+		lines, err := encode(l.messages)
+		if err != nil {
+			return relay.Fail(reasonEncode, err)
+		}
+		b.parts = append(b.parts, part{l.name, lines})
 	}
-	b := batch{lines: lines, written: make(chan error, 1)}
 	select {
 	case e.batches <- b:
 	case <-ctx.Done():

@@ -28,7 +28,13 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestConformanceOfFile(t *testing.T) {
+func TestConformanceOfFile(t *testing.T) { testConformance(t, "messages.jsonl") }
+func TestConformanceOfFolder(t *testing.T) {
+	testConformance(t, "{{ attempt > 0 ? 'messages' : '' }}.jsonl")
+}
+
+func testConformance(t *testing.T, name string) {
+	t.Helper()
 	relaytest.TestSink(t, relaytest.SinkHarness{
 		Timeout:   time.Second,
 		Recovery:  time.Second,
@@ -41,7 +47,7 @@ func TestConformanceOfFile(t *testing.T) {
 			path := filepath.Join(folder, "messages.jsonl")
 			require.NoError(t, os.Mkdir(folder, 0o700))
 			return relaytest.FarSide{
-				Endpoint: open(t, path, nil),
+				Endpoint: open(t, filepath.Join(folder, name), nil),
 				Arrived:  func(t *testing.T) []relaytest.Arrival { t.Helper(); return arrivals(t, read(t, path)) },
 				Break: map[string]func(){
 					"has no folder": func() { require.NoError(t, os.Rename(folder, away)) },
@@ -330,7 +336,9 @@ func TestStalledOutput(t *testing.T) {
 func TestConfig(t *testing.T) {
 	for path, want := range map[string]string{
 		"":                  "path: is missing",
-		"/var/log/{{ id }}": "path: a template is not supported yet",
+		"/var/{{ id }}/log": "path: has a {{ }} in the name of a folder",
+		`/var/{{ "a/b" }}`:  "path: has a {{ }} in the name of a folder",
+		"/var/{{ idd }}":    `path: at character 9: there is no variable "idd"`,
 		"/var/log/":         "path: is a folder",
 		"a\x00b":            "path: has a NUL",
 	} {
@@ -341,7 +349,7 @@ func TestConfig(t *testing.T) {
 		var problem *setting.Problem
 		require.ErrorAs(t, err, &problem)
 	}
-	for _, path := range []string{"-", "messages.jsonl", "/var/log/messages.jsonl"} {
+	for _, path := range []string{"-", "messages.jsonl", "/var/log/messages.jsonl", "{{ id }}", `a/{{ source }}-{{ body.n / 2 }}-{{ "x" }}.jsonl`} {
 		c := file.Defaults()
 		c.Path = path
 		require.NoError(t, c.Validate())
@@ -351,7 +359,8 @@ func TestConfig(t *testing.T) {
 func BenchmarkDeliver(b *testing.B) {
 	c := file.Defaults()
 	c.Path = filepath.Join(b.TempDir(), "messages.jsonl")
-	endpoint := file.New(c, relay.SinkDeps{Name: "file", Log: zap.NewNop()}, nil)
+	endpoint, err := file.New(c, relay.SinkDeps{Name: "file", Log: zap.NewNop()}, nil)
+	require.NoError(b, err)
 	sink, err := endpoint.Bind(nil)
 	require.NoError(b, err)
 	ctx, cancel := context.WithCancel(b.Context())
@@ -385,7 +394,9 @@ func open(t *testing.T, path string, stdout io.Writer) *file.Endpoint {
 	c := file.Defaults()
 	c.Path = path
 	require.NoError(t, c.Validate())
-	return file.New(c, relay.SinkDeps{Name: "file", Instance: "mnsrelay/test (host)", Log: zap.NewNop()}, stdout)
+	endpoint, err := file.New(c, relay.SinkDeps{Name: "file", Instance: "mnsrelay/test (host)", Log: zap.NewNop()}, stdout)
+	require.NoError(t, err)
+	return endpoint
 }
 
 // run runs an endpoint until the test ends.

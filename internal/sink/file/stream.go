@@ -9,7 +9,7 @@ type stream struct {
 	torn bool
 }
 
-func (s *stream) write(lines []byte) error {
+func (s *stream) write(_ string, lines []byte) error {
 	if s.torn {
 		lines = append([]byte{'\n'}, lines...)
 	}
