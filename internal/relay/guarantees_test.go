@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -652,7 +653,7 @@ func TestASecondTryDoesNotMixUpMessages(t *testing.T) {
 							health.Set(relay.Down, "connection lost")
 							time.AfterFunc(time.Second, func() { health.Set(relay.Up, "") })
 						}
-						for i := len(ms) - 1; i >= 0; i-- {
+						for i := range slices.Backward(ms) {
 							done(i, relay.Result{Err: relay.Fail("nack", errors.New("no"))})
 						}
 						return
