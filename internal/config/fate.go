@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"mnsrelay/internal/ledger"
+	"mnsrelay/internal/mns"
+	mnssink "mnsrelay/internal/sink/mns"
 )
 
 // checkFate checks what may become of a message besides its delivery.
@@ -22,6 +24,7 @@ func (d *decoder) checkFate(c *Config, s *Source) {
 		d.checked(at("max_receives"), "has a meaning with a dead_letter only, for without one the queue keeps what fails: write dead_letter too, or remove it")
 	}
 	d.checkDeadLetter(c, s, at("dead_letter"))
+	d.checkRounds(c, s)
 
 	limit := defaultSource("").DeadLetterLimit
 	if s.DeadLetterLimit.Count < 1 {
@@ -64,6 +67,40 @@ func (d *decoder) checkDeadLetter(c *Config, s *Source, path string) {
 	if s.Guarantee == atMostOnce {
 		d.warn(path, "takes only what cannot be decoded or routed: with guarantee: at_most_once a message whose delivery fails is gone by then")
 	}
+}
+
+// checkRounds refuses sinks that send into the queue that the source receives from: what
+// is sent gets a new id and a new count of receives, and would go round for ever.
+func (d *decoder) checkRounds(c *Config, s *Source) {
+	const message = "sends into the queue that the source %s receives from, where messages would go round for ever: write another sink"
+	if sendsTo(c, s.DeadLetter, s) {
+		d.checked(join(join("sources", s.Name), "dead_letter"), message, s.Name)
+	}
+	for _, r := range routesOf(c, s.Name) {
+		for i, t := range r.To {
+			if sendsTo(c, t.Sink, s) {
+				d.checked(join(index(join(r.path, "to"), i), "sink"), message, s.Name)
+			}
+		}
+	}
+}
+
+// sendsTo tells whether the named sink is the queue of a source.
+func sendsTo(c *Config, name string, s *Source) bool {
+	i := slices.IndexFunc(c.Sinks, func(sink Sink) bool { return sink.Name == name })
+	if i < 0 || s.Queue == "" {
+		return false
+	}
+	queue, is := c.Sinks[i].Settings.(*mnssink.Config)
+	if !is || queue.Queue != s.Queue {
+		return false
+	}
+	theirs, err := mns.ParseEndpoint(queue.Endpoint.Reveal())
+	if err != nil {
+		return false
+	}
+	ours, err := mns.ParseEndpoint(s.Endpoint.Reveal())
+	return err == nil && ours.String() == theirs.String()
 }
 
 // checkNoDeadLetter refuses sinks that dead-letter on purpose, by a setting of their own

@@ -97,6 +97,14 @@ func TestProblemsOfRoutes(t *testing.T) {
 		{"a template of a route", routed("to: {sink: events, with: {headers: {a: \"é {{ bdy.x }}\"}}}", "[]"), []string{
 			`6:50: sources.sms.to[0].with.headers.a: there is no variable "bdy": did you mean "body"?`,
 		}},
+		{"a sink that is the source's own queue", strings.Replace(routed("to: [back, other]\n    dead_letter: round", "[]"), "sinks:\n", `sinks:
+  back: &back {type: mns, endpoint: "https://1.mns.cn-hangzhou.aliyuncs.com/", queue: orders, credentials: {type: static, access_key_id: id, access_key_secret: secret}}
+  round: {<<: *back, format: envelope}
+  other: {<<: *back, queue: other}
+`, 1), []string{
+			`6:10: sources.sms.to[0]: sends into the queue that the source sms receives from, where messages would go round for ever: write another sink`,
+			`7:18: sources.sms.dead_letter: sends into the queue that the source sms receives from, where messages would go round for ever: write another sink`,
+		}},
 		{"max_receives without a dead letter", routed("max_receives: 5", all), []string{
 			`6:19: sources.sms.max_receives: has a meaning with a dead_letter only, for without one the queue keeps what fails: write dead_letter too, or remove it`,
 		}},
