@@ -29,12 +29,14 @@ build: ## Build bin/mnsrelay.
 demo: build ## Run the whole way with nothing installed; AMQP_URL=amqp://... delivers to RabbitMQ too.
 	exec $(BIN)/mnsrelay demo $(if $(AMQP_URL),--amqp-url '$(AMQP_URL)') $(DEMOFLAGS)
 
+# One package at a time: brokers, kills and tokens of seconds are timed, and share the cores with nobody.
 # The wrapper is built and then replaces the shell, so that a signal to make reaches it, and it stops its broker.
 .PHONY: test
 test: ## Run every test with -race against a private RabbitMQ; MNSRELAY_TEST_AMQP_URL uses yours.
 	./test/setup
+	go build -race ./...
 	go build -o $(BIN)/withbroker ./test/withbroker
-	exec $(BIN)/withbroker -- go test -race $(TESTFLAGS) $(PKG)
+	exec $(BIN)/withbroker -- go test -race -p 1 $(TESTFLAGS) $(PKG)
 
 .PHONY: lint
 lint: ## Check formatting, lint, go.mod and the shell scripts.
