@@ -62,9 +62,9 @@ type App struct {
 	draining atomic.Bool
 	// failed is why a part of the relay ended that should not have, for Live.
 	failed atomic.Pointer[error]
-	// reloads carries what Reload has prepared to Run; it has no room, so that a
-	// reload is taken up or refused.
-	reloads chan *plan
+	// reloads carries what Reload has read to Run; it has no room, so that a reload is
+	// taken up or refused.
+	reloads chan reload
 	// reloading makes reloads come one after the other.
 	reloading sync.Mutex
 
@@ -92,7 +92,7 @@ func New(cfg *config.Config, deps Deps) (*App, error) {
 	a := &App{
 		deps: deps, log: deps.Log, started: time.Now(), metrics: newMetrics(deps.Registry),
 		shared:  relay.NewRoom(cfg.InFlight.Messages, int64(cfg.InFlight.Bytes)),
-		reloads: make(chan *plan),
+		reloads: make(chan reload),
 		stats:   make(map[string]*relay.Stats),
 		paused:  make(map[string]string),
 		loaded:  loaded{generation: 1, digest: cfg.Digest, at: time.Now()},
@@ -148,8 +148,13 @@ func (a *App) Run(ctx, cut context.Context) (err error) {
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
-		case p := <-a.reloads:
-			a.apply(ctx, work, connected, p)
+		case r := <-a.reloads:
+			// Only here is it sure that the change before has been made.
+			p, err := a.plan(r.cfg)
+			r.planned <- err
+			if err == nil {
+				a.apply(ctx, work, connected, p)
+			}
 		}
 	}
 	err = a.drain(cut, stopWork)

@@ -44,7 +44,7 @@ func (a *App) configuration() httpapi.Configuration {
 func (a *App) Reload(ctx context.Context) (httpapi.Configuration, error) {
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
-	cfg, err := a.reload(ctx)
+	cfg, err := a.change(ctx)
 	a.mu.Lock()
 	a.loaded.tried, a.loaded.err = time.Now(), err
 	if err == nil {
@@ -61,7 +61,14 @@ func (a *App) Reload(ctx context.Context) (httpapi.Configuration, error) {
 	return a.configuration(), err
 }
 
-func (a *App) reload(ctx context.Context) (*config.Config, error) {
+// reload is a configuration that Run is asked to put in force.
+type reload struct {
+	cfg *config.Config
+	// planned takes whether it can be; it has room for the answer.
+	planned chan error
+}
+
+func (a *App) change(ctx context.Context) (*config.Config, error) {
 	if a.deps.Load == nil {
 		return nil, errors.New("this relay was not started from a file")
 	}
@@ -72,13 +79,10 @@ func (a *App) reload(ctx context.Context) (*config.Config, error) {
 	if fixed := fixedChanges(a.present().cfg, cfg); len(fixed) > 0 {
 		return nil, fmt.Errorf("changes of %s need a restart: put them back, or restart the relay", strings.Join(fixed, ", "))
 	}
-	p, err := a.plan(cfg)
-	if err != nil {
-		return nil, err
-	}
+	r := reload{cfg: cfg, planned: make(chan error, 1)}
 	select {
-	case a.reloads <- p:
-		return cfg, nil
+	case a.reloads <- r:
+		return cfg, <-r.planned
 	case <-ctx.Done():
 		return nil, fmt.Errorf("the last reload is still under way: %w", ctx.Err())
 	}

@@ -152,6 +152,36 @@ sinks:
 	require.Zero(t, r.end(syscall.SIGTERM))
 }
 
+// A reload that comes while the one before is still draining builds on its outcome.
+func TestAReloadDuringAReload(t *testing.T) {
+	t.Parallel()
+	hook, asked, release := hangingHook(t)
+	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{})
+	before := strings.Replace(toWebhook(url, queue, hook, "    wait: 5s"), "timeout: 2s", "timeout: 30s", 1)
+	file := newConfigFile(t, before)
+	r := runRelay(t, file.path)
+	send(t, server, queue, 5, 0)
+	eventually(t, 10*time.Second, "all are in flight", func() bool { return asked.Load() == 5 })
+
+	file.write(strings.Replace(before, "wait: 5s", "wait: 6s", 1))
+	require.Equal(t, http.StatusOK, r.post("/api/v1/reload"))
+	file.write(before)
+	require.NoError(t, r.cmd.Process.Signal(syscall.SIGHUP))
+	<-time.After(500 * time.Millisecond)
+	require.NotContains(t, r.log(), `"message":"reloaded"`, "what is in flight holds the first one up")
+	close(release)
+	eventually(t, 10*time.Second, "reloaded twice", func() bool { return strings.Count(r.log(), `"message":"reloaded"`) == 2 })
+	send(t, server, queue, 5, 0)
+	eventually(t, 10*time.Second, "every message is deleted", func() bool { return left(t, server, queue) == 0 })
+	eventually(t, 10*time.Second, "one poll waits", func() bool {
+		stats, _ := server.QueueStats(queue)
+		return stats.Waiting == 1
+	})
+	require.Equal(t, 3, r.status().Configuration.Generation)
+	require.EqualValues(t, "running", r.source().State, "what the status shows is what runs")
+	require.Zero(t, r.end(syscall.SIGTERM))
+}
+
 // Kubernetes swaps a link beside the file of a mounted ConfigMap.
 func TestAChangedConfigMapIsReloaded(t *testing.T) {
 	t.Parallel()
