@@ -66,7 +66,6 @@ func (s *sink) start(connected context.Context, supervise func(part string, err 
 	s.stop = stop
 	var running sync.WaitGroup
 	running.Go(func() { supervise("sink "+s.name, s.endpoint.Run(ctx)) })
-	running.Go(func() { s.watch(ctx) })
 	go func() {
 		defer close(s.ended)
 		defer stop()
@@ -74,18 +73,17 @@ func (s *sink) start(connected context.Context, supervise func(part string, err 
 	}()
 }
 
-// watch notes that the sink has worked once.
-func (s *sink) watch(ctx context.Context) {
-	for {
-		health, changed := s.endpoint.Health()
-		if health.State == relay.Up {
-			s.worked.Store(true)
-			return
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return
-		}
+// hasWorked tells whether the sink has worked once: it has delivered, or it is up and has
+// not failed yet. What has no connection is up before it was asked for anything.
+func (s *sink) hasWorked() bool {
+	if s.worked.Load() {
+		return true
 	}
+	health, _ := s.endpoint.Health()
+	delivered, failed := s.stats.Counts()
+	if delivered > 0 || health.State == relay.Up && len(failed) == 0 {
+		s.worked.Store(true)
+		return true
+	}
+	return false
 }

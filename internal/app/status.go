@@ -99,8 +99,11 @@ func (a *App) Ready() (ok bool, waiting []string) {
 	}
 	now := a.present()
 	for _, s := range now.sinks {
-		if !s.worked.Load() && s.used(now.sources) {
+		if s.used(now.sources) && !s.hasWorked() {
 			health, _ := s.endpoint.Health()
+			if health.State == relay.Up {
+				health.Reason = "nothing that it was sent has been delivered"
+			}
 			waiting = append(waiting, fmt.Sprintf("sink %s has not worked yet: %s", s.name, health.Reason))
 		}
 	}

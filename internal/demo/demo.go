@@ -81,6 +81,7 @@ func Run(ctx, cut context.Context, cfg Config, out, logs io.Writer) error {
 	show.stopping(ctx.Err() != nil)
 	stopRelay()
 	err = errors.Join(err, <-relayEnded)
+	d.awaitArrivals()
 	return errors.Join(err, d.report(out))
 }
 
@@ -199,6 +200,35 @@ func (d *demo) done() bool {
 func (d *demo) queued() (deleted int64, left int) {
 	stats, _ := d.emulator.QueueStats(d.queue)
 	return stats.Deleted, stats.Active + stats.Inactive + stats.Delayed
+}
+
+// awaitArrivals gives what was confirmed a moment to be counted: a broker confirms a
+// message before its consumer has it.
+func (d *demo) awaitArrivals() {
+	deadline := time.NewTimer(arrivalTime)
+	defer deadline.Stop()
+	ticker := time.NewTicker(10 * time.Millisecond)
+	defer ticker.Stop()
+	for d.missing() > 0 {
+		select {
+		case <-ticker.C:
+		case <-deadline.C:
+			return
+		}
+	}
+}
+
+const arrivalTime = 2 * time.Second
+
+// missing is how many messages have left the queue and not arrived everywhere.
+func (d *demo) missing() int {
+	_, left := d.queued()
+	gone, most := d.sender.sent()-left, 0
+	for _, at := range d.destinations() {
+		messages, _ := at.count()
+		most = max(most, gone-messages)
+	}
+	return most
 }
 
 func (d *demo) close() {

@@ -101,17 +101,15 @@ func (s *summary) show() {
 func (d *demo) report(out io.Writer) error {
 	deleted, left := d.queued()
 	sent := d.sender.sent()
-	gone := sent - left
 	_, _ = fmt.Fprintf(out, "\nsent %d, deleted %d, left in the queue %d\n", sent, deleted, left)
-	lost := 0
 	for _, at := range d.destinations() {
 		messages, duplicates := at.count()
 		_, _ = fmt.Fprintf(out, "%-8s  %d arrived, %d of them twice\n", at.name, messages, duplicates)
-		lost = max(lost, gone-messages)
 	}
 	balance := d.relay.Status().Sources[0].Balance
 	_, _ = fmt.Fprintf(out, "balance   received %d = deleted %d + returned %d + lost leases %d + in flight %d\n",
 		balance.Received, balance.Deleted, balance.Returned, balance.LostLeases, balance.InFlight)
+	lost := d.missing()
 	_, _ = fmt.Fprintf(out, "lost      %d\n", lost)
 	if lost > 0 {
 		return fmt.Errorf("%w: %d", ErrLost, lost)

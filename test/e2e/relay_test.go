@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -312,7 +313,7 @@ sinks:
 		binaryBody[i] = byte(rand.IntN(256))
 	}
 	sent := make(map[string]string)
-	for _, body := range []string{string(binaryBody), "a <b> & \"c\" ]]> &amp;", "{\"x\":1}", "\u4e2d\u6587"} {
+	for _, body := range []string{string(binaryBody), "a <b> & \"c\" ]]> &amp;", "{\"x\":1}", "\u4e2d\u6587", ""} {
 		id, err := server.SendBase64(queue, []byte(body))
 		require.NoError(t, err)
 		sent[id] = body
@@ -330,5 +331,15 @@ sinks:
 	require.Zero(t, r.end(syscall.SIGTERM))
 	written, err := os.ReadFile(lines)
 	require.NoError(t, err)
-	require.Equal(t, len(sent), strings.Count(string(written), "\n"))
+	records := strings.Split(strings.TrimSuffix(string(written), "\n"), "\n")
+	require.Len(t, records, len(sent))
+	for _, text := range records {
+		var line struct {
+			ID         string `json:"id"`
+			Body       string `json:"body"`
+			BodyBase64 []byte `json:"body_base64"`
+		}
+		require.NoError(t, json.Unmarshal([]byte(text), &line))
+		require.Equal(t, sent[line.ID], line.Body+string(line.BodyBase64))
+	}
 }
