@@ -85,8 +85,17 @@ const (
 	codeInvalidKey         = "InvalidAccessKeyId"
 	codeSignature          = "SignatureDoesNotMatch"
 	codeInternal           = "InternalError"
+	codeMalformed          = "MalformedXML"
 	codeQPS                = "QpsLimitExceeded"
 )
+
+// RefusesBody tells an error of a send that speaks of what was sent, so that no later try
+// does better (MNS: SendMessage; InvalidArgument for a body above the queue's
+// MaximumMessageSize, MalformedXML). MNS may refuse a whole request for one body.
+func RefusesBody(err error) bool {
+	e, is := errors.AsType[*Error](err)
+	return is && e.Op == OpSend && (e.Code == codeInvalidArgument || e.Code == codeMalformed)
+}
 
 // classify tells the kind of trouble from the status and the code of an answer.
 func classify(status int, code string) relay.Class {
@@ -117,7 +126,7 @@ func codeLabel(status int, code string) string {
 	switch code {
 	case codeMessageNotExist, codeQueueNotExist, codeReceiptHandleError, codeInvalidArgument,
 		codeAccessDenied, codeInvalidKey, codeSignature, codeInternal, codeQPS,
-		"TimeExpired", "MalformedXML", "InvalidDateHeader", "InvalidAuthorizationHeader",
+		"TimeExpired", codeMalformed, "InvalidDateHeader", "InvalidAuthorizationHeader",
 		"InvalidDegist", "InvalidRequestURL", "InvalidQueryString", "MissingAuthorizationHeader",
 		"MissingDateHeader", "MissingVersionHeader", "MissingReceiptHandle",
 		"MissingVisibilityTimeout", "InvalidQueueName", "QueueNameLengthError":

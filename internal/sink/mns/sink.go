@@ -98,7 +98,7 @@ func (s *Sink) send(ctx context.Context, r *request, done func(i int, r relay.Re
 		case cause == nil:
 			results[k] = relay.Result{Outcome: relay.Delivered}
 			delivered = true
-		case isContent(cause):
+		case mns.RefusesBody(cause):
 			results[k] = s.rejected(relay.Fail(reasonRefused, cause))
 		default:
 			theirs, why := e.failure(ctx, cause)
@@ -142,7 +142,7 @@ func (e *Endpoint) send(ctx context.Context, out []mns.Outgoing) ([]mns.Sent, er
 		return nil, ctx.Err()
 	}
 	sent, err := e.request(ctx, out)
-	if !isContent(err) || len(out) == 1 {
+	if !mns.RefusesBody(err) || len(out) == 1 {
 		return sent, err
 	}
 	// MNS may have refused all because of one: alone, each is judged by itself.
@@ -163,14 +163,6 @@ func (e *Endpoint) request(ctx context.Context, out []mns.Outgoing) ([]mns.Sent,
 	sent, err := e.queue.BatchSend(ctx, out)
 	e.refused(keys, err)
 	return sent, err
-}
-
-// isContent tells an error that speaks of what was sent, so that a later try does no
-// better (MNS: InvalidArgument for a body above the queue's MaximumMessageSize,
-// MalformedXML).
-func isContent(err error) bool {
-	answer, is := errors.AsType[*mns.Error](err)
-	return is && (answer.Code == "InvalidArgument" || answer.Code == "MalformedXML")
 }
 
 // failure tells whether the queue is to blame for err, and names its reason.
