@@ -58,6 +58,9 @@ type Config struct {
 const (
 	defaultWait     = 3 * time.Second
 	defaultPatience = time.Minute
+	// defaultLease is the visibility timeout of a queue made without one (MNS:
+	// CreateQueue).
+	defaultLease = 30 * time.Second
 	// longestReturn is how long messages are waited for that are to come back.
 	longestReturn = 2 * time.Minute
 	// giveBackTimeout bounds the return of messages that were received together.
@@ -97,8 +100,11 @@ type Mover struct {
 	// stayed and sent hold ids: of messages that cannot be moved, and of those whose copy
 	// was sent and that are not deleted.
 	stayed, sent map[string]struct{}
-	// back holds until when messages are away that are to come again.
+	// back holds until when messages are away that are to come again; the empty id stands
+	// for those of a receive that got no answer.
 	back map[string]time.Time
+	// lease is how long the leases are.
+	lease time.Duration
 	// next is when the rate allows the next message.
 	next time.Time
 
@@ -121,7 +127,7 @@ func New(cfg Config, deps Deps) *Mover {
 		deps.Stays = func(string, error) {}
 	}
 	m := &Mover{
-		cfg: cfg, deps: deps,
+		cfg: cfg, deps: deps, lease: defaultLease,
 		stayed: map[string]struct{}{}, sent: map[string]struct{}{}, back: map[string]time.Time{},
 		retry: &backoff.ExponentialBackOff{
 			InitialInterval: 200 * time.Millisecond, MaxInterval: 5 * time.Second, Multiplier: 2, RandomizationFactor: 0.3,
@@ -218,7 +224,13 @@ func (m *Mover) receive(stop context.Context, n int, wait time.Duration) ([]rela
 		ds, err := m.deps.From.BatchReceive(stop, n, wait)
 		if err == nil {
 			m.works()
+			if len(ds) > 0 {
+				m.lease = time.Until(ds[0].Deadline) + time.Second // which a deadline leaves out
+			}
 			return ds, nil
+		}
+		if answer, is := errors.AsType[*mns.Error](err); !is || answer.Code == "" {
+			m.back[""] = time.Now().Add(m.lease) // it may have leased some all the same
 		}
 		if err := m.trouble(stop, err); err != nil {
 			return nil, err
@@ -421,8 +433,8 @@ func (m *Mover) remove(stop, work context.Context, letters []letter) error {
 // delete that got no answer, was deleted by that.
 func (m *Mover) removed(letters []letter, results []error, again bool) {
 	for i, l := range letters {
-		err := results[i]
-		if err != nil && !(again && errors.Is(err, relay.ErrLeaseLost) && time.Now().Before(l.Deadline)) {
+		deleted := results[i] == nil || again && errors.Is(results[i], relay.ErrLeaseLost) && time.Now().Before(l.Deadline)
+		if !deleted {
 			m.back[l.ID] = l.Deadline
 			continue
 		}

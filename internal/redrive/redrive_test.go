@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -154,6 +155,7 @@ func (r *rig) requireAll(want map[string]bool) (twice int) {
 }
 
 func TestMovesEverythingAndUnwraps(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, emulator.QueueConfig{}, emulator.QueueConfig{})
 	want := r.fill(100)
 	var last redrive.Progress
@@ -173,6 +175,7 @@ func TestMovesEverythingAndUnwraps(t *testing.T) {
 // A body goes back in the encoding in which it came: a source with body: base64 would
 // reject it otherwise.
 func TestBodiesAreAsTheyWere(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, emulator.QueueConfig{}, emulator.QueueConfig{})
 	big := strings.Repeat("x", 60<<10)
 	for _, m := range []relay.Message{
@@ -197,6 +200,7 @@ func TestBodiesAreAsTheyWere(t *testing.T) {
 }
 
 func TestWhatCannotBeMovedStaysAndIsNamed(t *testing.T) {
+	t.Parallel()
 	// The lease is so short that what stays is received again and again.
 	r := newRig(t, emulator.QueueConfig{VisibilityTimeout: time.Second}, emulator.QueueConfig{MaximumMessageSize: 1024})
 	want := r.fill(40)
@@ -233,6 +237,7 @@ func TestWhatCannotBeMovedStaysAndIsNamed(t *testing.T) {
 }
 
 func TestFaultsLoseNothing(t *testing.T) {
+	t.Parallel()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := newRig(t, emulator.QueueConfig{VisibilityTimeout: 3 * time.Second}, emulator.QueueConfig{})
@@ -260,6 +265,7 @@ func TestFaultsLoseNothing(t *testing.T) {
 
 // What was sent and could not be deleted before its lease ended is not sent again.
 func TestADeleteThatFailsMakesNoSecondCopy(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, emulator.QueueConfig{VisibilityTimeout: 2 * time.Second}, emulator.QueueConfig{})
 	want := r.fill(20)
 	// Longer than the lease: the pauses between the tries add up to seconds.
@@ -274,8 +280,10 @@ func TestADeleteThatFailsMakesNoSecondCopy(t *testing.T) {
 
 // A delete whose answer is lost has deleted.
 func TestADeleteWithoutAnAnswerIsNoTrouble(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{1, 5} {
-		t.Run(fmt.Sprint(n), func(t *testing.T) {
+		t.Run(strconv.Itoa(n), func(t *testing.T) {
+			t.Parallel()
 			r := newRig(t, emulator.QueueConfig{}, emulator.QueueConfig{})
 			want := r.fill(n)
 			r.fault(emulator.Fault{Operation: emulator.OpDelete, Connection: emulator.DropAfter, Count: 1})
@@ -289,6 +297,7 @@ func TestADeleteWithoutAnAnswerIsNoTrouble(t *testing.T) {
 }
 
 func TestAStopLosesNothingAndCopiesNothingTwice(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, emulator.QueueConfig{}, emulator.QueueConfig{})
 	want := r.fill(200)
 	interrupted := errors.New("received the signal interrupt")
@@ -317,6 +326,7 @@ func TestAStopLosesNothingAndCopiesNothingTwice(t *testing.T) {
 
 // A stop while the other queue does not work gives back what is in hand.
 func TestAStopInTrouble(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, emulator.QueueConfig{VisibilityTimeout: time.Hour}, emulator.QueueConfig{})
 	want := r.fill(10)
 	r.fault(emulator.Fault{Operation: emulator.OpSend, Status: http.StatusServiceUnavailable, Code: "InternalError"})
@@ -340,6 +350,7 @@ func TestAStopInTrouble(t *testing.T) {
 // The end of the process at any moment: whatever is under way is cut, nothing is given
 // back, and another process begins anew.
 func TestAKillAtAnyMomentLosesNothing(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, emulator.QueueConfig{VisibilityTimeout: time.Second}, emulator.QueueConfig{})
 	want := r.fill(400)
 	r.fault(emulator.Fault{Operation: emulator.OpSend, AnswerDelay: emulator.Duration(time.Millisecond)})
@@ -365,6 +376,7 @@ func TestAKillAtAnyMomentLosesNothing(t *testing.T) {
 }
 
 func TestMaxAndRate(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, emulator.QueueConfig{}, emulator.QueueConfig{})
 	r.fill(60)
 	p, err := r.run(func(c *redrive.Config, _ *redrive.Deps) { c.Max = 21 })
@@ -390,6 +402,7 @@ func TestMaxAndRate(t *testing.T) {
 }
 
 func TestAQueueThatDoesNotWorkEndsTheMove(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name  string
 		fault emulator.Fault
@@ -404,6 +417,7 @@ func TestAQueueThatDoesNotWorkEndsTheMove(t *testing.T) {
 		{"fails for long at the other end", emulator.Fault{Queue: dead, Status: http.StatusBadGateway, Body: "<html>"}, "give up after 300ms: receive: 502", relay.ClassServer},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			r := newRig(t, emulator.QueueConfig{VisibilityTimeout: time.Hour}, emulator.QueueConfig{})
 			want := r.fill(20)
 			r.fault(c.fault)
@@ -447,6 +461,7 @@ func (h *halfTaken) BatchSend(ctx context.Context, ms []mns.Outgoing) ([]mns.Sen
 }
 
 func TestAPartThatWasTakenIsNotSentAgain(t *testing.T) {
+	t.Parallel()
 	r := newRig(t, emulator.QueueConfig{VisibilityTimeout: 2 * time.Second}, emulator.QueueConfig{})
 	want := r.fill(16)
 	p, err := r.run(func(_ *redrive.Config, d *redrive.Deps) { d.To = &halfTaken{Destination: d.To} })
