@@ -793,3 +793,52 @@ func TestAnOptionalSinkIsNotAskedAgain(t *testing.T) {
 		})
 	}
 }
+
+// A lease that seems to be lost may not be: what every sink has confirmed is deleted all
+// the same where the queue still takes the receipt.
+func TestAConfirmedMessageIsDeletedEvenIfItsLeaseSeemsLost(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1)
+		r.queue.Fault = func(op, _ string) error {
+			if op == "extend" {
+				return relay.ErrLeaseLost
+			}
+			return nil
+		}
+		r.sinks[0].Answer(func(context.Context, relay.Message) relay.Result {
+			<-time.After(20 * time.Second) // past the renewal, inside the lease
+			return relay.Result{Outcome: relay.Delivered}
+		})
+		ids := r.queue.Send("x")
+		r.start()
+		pass(time.Minute)
+		require.Empty(t, r.queue.Left())
+		require.Equal(t, map[string]int{ids[0]: 1}, r.sinks[0].Times())
+		require.Zero(t, r.stats.Counts().LostLeases)
+		r.stop()
+	})
+}
+
+// A source that delivers at most once has messages under way after their delete: a drain
+// that is cut then has given something up.
+func TestWhatIsUnderWayAfterItsDeleteIsCounted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1, func(c *relay.Config, _ *relay.Deps) { c.AtMostOnce = true })
+		r.sinks[0].Answer(func(ctx context.Context, _ relay.Message) relay.Result {
+			<-ctx.Done()
+			return relay.Result{Err: ctx.Err()}
+		})
+		r.queue.Send(bodies(5)...)
+		r.start()
+		pass(time.Second)
+		r.soft()
+		pass(time.Second)
+		require.Equal(t, 5, r.pipeline.UnderWay())
+		r.hard()
+		pass(time.Second)
+		require.Zero(t, r.pipeline.UnderWay())
+		r.stop()
+	})
+}

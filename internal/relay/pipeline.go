@@ -164,9 +164,9 @@ func (p *Pipeline) Resume() {
 	p.gate.resume()
 }
 
-// UnderWay counts the messages that are received and not settled, or on their way to a
-// sink all the same: to an optional one, or after the delete where the source delivers
-// at most once.
+// UnderWay counts, once receiving has ended, the messages that are not settled or are on
+// their way to a sink all the same: to an optional one, or after the delete where the
+// source delivers at most once.
 func (p *Pipeline) UnderWay() int {
 	messages, _ := p.deps.Room.InFlight()
 	optional, _ := p.spare.InFlight()

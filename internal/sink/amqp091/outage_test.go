@@ -239,6 +239,20 @@ func TestBlocked(t *testing.T) {
 	}
 	requireReason(t, "blocked", deliver(t.Context(), t, r.sink, messages("m", 4, 10))[0])
 
+	// The broker answers nothing while it blocks, not even the end of a channel. The
+	// connection is kept all the same: another one would take more messages before it is
+	// blocked as well.
+	deadline := time.Now().Add(8 * time.Second)
+	for time.Now().Before(deadline) {
+		health, changed := r.endpoint.Health()
+		require.Equal(t, relay.Down, health.State)
+		require.Contains(t, health.Reason, "the broker blocks publishers")
+		select {
+		case <-changed:
+		case <-time.After(time.Until(deadline)):
+		}
+	}
+
 	require.NoError(t, b.Unblock(bounded(t)))
 	r.await(relay.Up)
 	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
