@@ -20,7 +20,7 @@ import (
 func newQueue() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "queue",
-		Short: "Send to a queue, look into it, count it",
+		Short: "Send to a queue, look into it, count it, move its messages",
 		Long: `Works on one queue, with the keys of ALIBABA_CLOUD_ACCESS_KEY_ID and _SECRET (and
 ALIBABA_CLOUD_SECURITY_TOKEN), or on a source of a configuration with the credentials it has there.
 For a queue named Alicom-Queue-... without --endpoint, the address is known and a token is fetched.`,
@@ -28,7 +28,7 @@ For a queue named Alicom-Queue-... without --endpoint, the address is known and 
   mnsrelay queue peek --config mnsrelay.yaml --source sms-report`,
 	}
 	group(cmd)
-	cmd.AddCommand(newQueueSend(), newQueuePeek(), newQueueStats())
+	cmd.AddCommand(newQueueSend(), newQueuePeek(), newQueueStats(), newQueueRedrive())
 	return cmd
 }
 
@@ -42,8 +42,13 @@ type queueFlags struct {
 }
 
 func (f *queueFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.endpoint, "endpoint", "", "the `URL` of the MNS server")
 	cmd.Flags().StringVar(&f.queue, "queue", "", "the queue's `NAME`")
+	f.addCommon(cmd)
+}
+
+// addCommon adds all but the name of the queue.
+func (f *queueFlags) addCommon(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.endpoint, "endpoint", "", "the `URL` of the MNS server")
 	cmd.Flags().StringVarP(&f.config, "config", "c", "", "take queue and credentials from this `FILE` of configuration")
 	cmd.Flags().StringVar(&f.source, "source", "", "the `NAME` of the source in it; may be left out where there is one")
 	cmd.Flags().DurationVar(&f.timeout, "timeout", 10*time.Second, "how long one request may take, and the fetching of a token")

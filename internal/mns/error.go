@@ -89,6 +89,12 @@ const (
 	codeQPS                = "QpsLimitExceeded"
 )
 
+// NotAllowed tells that the keys are good and may not do what was asked.
+func NotAllowed(err error) bool {
+	e, is := errors.AsType[*Error](err)
+	return is && (e.Code == codeAccessDenied || errors.Is(err, relay.ErrNotPermitted))
+}
+
 // RefusesBody tells an error of a send that speaks of what was sent, so that no later try
 // does better (MNS: SendMessage; InvalidArgument for a body above the queue's
 // MaximumMessageSize, MalformedXML). MNS may refuse a whole request for one body.

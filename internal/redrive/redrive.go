@@ -158,7 +158,7 @@ func (m *Mover) run(stop, work context.Context) error {
 		if err := sleep(stop, time.Until(m.next)); err != nil {
 			return err
 		}
-		ds, err := m.receive(stop, n, wait)
+		ds, err := m.receive(stop, work, n, wait)
 		if err != nil {
 			return err
 		}
@@ -218,10 +218,15 @@ func (m *Mover) expects() bool {
 	return false
 }
 
-// receive asks until there is an answer.
-func (m *Mover) receive(stop context.Context, n int, wait time.Duration) ([]relay.Delivery, error) {
+// receive asks until there is an answer. A stop ends one that waits; one that does not
+// is soon answered, and cutting it would leave leases to nobody.
+func (m *Mover) receive(stop, work context.Context, n int, wait time.Duration) ([]relay.Delivery, error) {
+	ctx := work
+	if wait > 0 {
+		ctx = stop
+	}
 	for {
-		ds, err := m.deps.From.BatchReceive(stop, n, wait)
+		ds, err := m.deps.From.BatchReceive(ctx, n, wait)
 		if err == nil {
 			m.works()
 			if len(ds) > 0 {

@@ -213,19 +213,13 @@ func (e *Endpoint) check(ctx context.Context) error {
 	keys, _ := e.refresher.Current() // without keys the call says so
 	_, err := e.queue.Attributes(ctx)
 	switch {
-	case err == nil, mayNot(err):
+	case err == nil, mns.NotAllowed(err):
 		return nil
 	case errors.Is(context.Cause(ctx), errTimeout):
 		return fmt.Errorf("attributes: %w", errTimeout)
 	}
 	e.refused(keys, err)
 	return err
-}
-
-// mayNot tells that the keys are good and may not do what was asked.
-func mayNot(err error) bool {
-	answer, is := errors.AsType[*mns.Error](err)
-	return is && (answer.Code == "AccessDenied" || errors.Is(err, relay.ErrNotPermitted))
 }
 
 // refused has other keys fetched if these were refused.
@@ -306,7 +300,7 @@ func (e *Endpoint) set(state relay.State, reason string) {
 func hinted(err error) string {
 	text := err.Error()
 	switch {
-	case mayNot(err):
+	case mns.NotAllowed(err):
 		text += "; allow the keys mns:SendMessage on the queue"
 	case relay.ClassOf(err) == relay.ClassNotFound:
 		text += "; create the queue, or check the endpoint and the name"
