@@ -43,6 +43,8 @@ type Deps struct {
 	// Registry takes the metrics. Each App needs one of its own.
 	Registry *prometheus.Registry
 	Log      *zap.Logger
+	// Level is that of Log, for a reload to change; nil: it stays.
+	Level *zap.AtomicLevel
 	// Load reads the configuration again, for a reload; nil: there is none.
 	Load func() (*config.Config, error)
 }

@@ -28,9 +28,8 @@ type loaded struct {
 func (a *App) configuration() httpapi.Configuration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	out := httpapi.Configuration{Generation: a.loaded.generation, Digest: a.loaded.digest, Loaded: a.loaded.at.UTC()}
-	if !a.loaded.tried.IsZero() {
-		out.LastReload = a.loaded.tried.UTC()
+	out := httpapi.Configuration{
+		Generation: a.loaded.generation, Digest: a.loaded.digest, Loaded: a.loaded.at.UTC(), LastReload: a.loaded.tried.UTC(),
 	}
 	if a.loaded.err != nil {
 		out.LastError = &httpapi.Error{Text: a.loaded.err.Error(), Time: a.loaded.tried.UTC()}
@@ -191,6 +190,9 @@ func (a *App) apply(receive, work, connected context.Context, p *plan) {
 	}
 	for _, s := range p.stopSinks {
 		<-s.ended
+	}
+	if a.deps.Level != nil {
+		_ = a.deps.Level.UnmarshalText([]byte(p.cfg.Log.Level)) // it has been checked
 	}
 	a.shared.SetBounds(p.cfg.InFlight.Messages, int64(p.cfg.InFlight.Bytes))
 	for _, s := range p.startSinks {

@@ -3,7 +3,6 @@ package app
 import (
 	"context"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -64,12 +63,10 @@ func (s *sink) target(route string, with relay.Overrides) (relay.Target, error) 
 func (s *sink) start(connected context.Context, supervise func(part string, err error)) {
 	ctx, stop := context.WithCancel(connected)
 	s.stop = stop
-	var running sync.WaitGroup
-	running.Go(func() { supervise("sink "+s.name, s.endpoint.Run(ctx)) })
 	go func() {
 		defer close(s.ended)
 		defer stop()
-		running.Wait()
+		supervise("sink "+s.name, s.endpoint.Run(ctx))
 	}()
 }
 

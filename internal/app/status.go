@@ -56,9 +56,6 @@ func (s *source) status() httpapi.Source {
 		LastReceive: counts.LastReceive.UTC(),
 		Credential:  s.credential(),
 	}
-	if counts.LastReceive.IsZero() {
-		out.LastReceive = counts.LastReceive
-	}
 	if e := counts.LastError; e != nil {
 		out.LastError = &httpapi.Error{Text: e.Text, Time: e.Since.UTC(), Class: e.Class.String()}
 	}

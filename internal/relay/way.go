@@ -261,15 +261,12 @@ func (p *Pipeline) once(work, settle context.Context, draining <-chan struct{}, 
 		<-b.completed // each was decided on, here or before
 	}
 	p.bury(settle, work, b, all)
-	gone := make([]bool, len(all))
-	for _, i := range p.settle(settle, work, b, all) {
-		gone[i] = planned[i]
-	}
+	p.settle(settle, work, b, all)
 	var deliveries sync.WaitGroup
 	for _, t := range p.targets {
 		var index []int
 		for _, i := range plans[t.index] {
-			if gone[i] {
+			if b.gone[i] {
 				index = append(index, i)
 			}
 		}
