@@ -54,7 +54,8 @@ type Envelope struct {
 	ID     string `json:"id"`
 	Source string `json:"source"`
 	Queue  string `json:"queue,omitempty"`
-	// Body is the body as sinks get it, byte for byte.
+	// Body is the message's, byte for byte: of a dead letter as it was in its queue, of
+	// any other as sinks get it, decoded.
 	Body []byte `json:"body_base64"`
 	// Attributes are relay.Message.Attributes.
 	Attributes map[string]string `json:"attributes,omitempty"`
@@ -113,8 +114,8 @@ func (e Envelope) Text() ([]byte, error) {
 	return bytes.ReplaceAll(text, []byte("\uffff"), []byte(`\uffff`)), nil
 }
 
-// Original gives the message's body as it was in its own queue, but for the
-// notification of a topic, which is not put around it again.
+// Original gives the message's body as it was in its own queue. Where the message is no
+// dead letter, the notification of a topic is not put around it again.
 func (e Envelope) Original() ([]byte, error) {
 	return BodyAuto.Encode(&relay.Message{Body: e.Body, Attributes: e.Attributes})
 }
