@@ -17,6 +17,12 @@ PKG       ?= ./...
 TESTFLAGS ?=
 # How long `make fuzz` tries each target.
 FUZZTIME  ?= 60s
+# make chaos: how long, how many messages (10000 a minute), which schedule (a new one), and
+# a folder for the logs of the relays.
+MINUTES  ?= 5
+MESSAGES ?=
+SEED     ?=
+LOGS     ?=
 # What `make demo` delivers to beside its own webhook receiver, amqp://...; and other flags of the demo.
 AMQP_URL  ?=
 DEMOFLAGS ?=
@@ -37,6 +43,14 @@ test: ## Run every test with -race against a private RabbitMQ; MNSRELAY_TEST_AMQ
 	go build -race ./...
 	go build -o $(BIN)/withbroker ./test/withbroker
 	exec $(BIN)/withbroker -- go test -race -p 1 $(TESTFLAGS) $(PKG)
+
+# The wrapper cleans up after Ctrl-C too; the test starts its own broker, so that it needs no address.
+.PHONY: chaos
+chaos: ## Run the relay through faults at random for MINUTES (5); SEED replays a schedule.
+	./test/setup
+	go build -o $(BIN)/withbroker ./test/withbroker
+	exec env MNSRELAY_TEST_AMQP_URL=none $(BIN)/withbroker -- go test -count=1 -timeout 0 -v ./test/chaos \
+		-minutes $(MINUTES) $(if $(MESSAGES),-messages $(MESSAGES)) $(if $(SEED),-seed $(SEED)) $(if $(LOGS),-logs '$(abspath $(LOGS))')
 
 .PHONY: lint
 lint: ## Check formatting, lint, go.mod and the shell scripts.

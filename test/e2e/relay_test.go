@@ -274,7 +274,7 @@ func TestDrainCutShort(t *testing.T) {
 	send(t, server, queue, 5, 0)
 	r := startRelay(t, strings.Replace(toWebhook(url, queue, hook, ""), "timeout: 2s", "timeout: 30s", 1))
 	eventually(t, 10*time.Second, "all are in flight", func() bool { return asked.Load() == 5 })
-	require.NoError(t, r.cmd.Process.Signal(syscall.SIGTERM))
+	require.NoError(t, r.Signal(syscall.SIGTERM))
 	eventually(t, 5*time.Second, "draining", func() bool { return strings.Contains(r.log(), "draining") })
 	code, _ := r.get("/readyz")
 	require.Equal(t, http.StatusServiceUnavailable, code)

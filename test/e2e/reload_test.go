@@ -25,7 +25,7 @@ func (r *relay) post(path string) int {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, r.api+path, http.NoBody)
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, r.URL()+path, http.NoBody)
 	require.NoError(r.t, err)
 	request.Header.Set("Authorization", "Bearer "+adminToken)
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
@@ -71,7 +71,7 @@ func TestReloadsUnderLoadLoseNothing(t *testing.T) {
 	for n := range 4 {
 		<-time.After(time.Second)
 		file.write(strings.Replace(configuration, "routing_key: sms.report", fmt.Sprintf("routing_key: sms.report.%d", n), 1))
-		require.NoError(t, r.cmd.Process.Signal(syscall.SIGHUP))
+		require.NoError(t, r.Signal(syscall.SIGHUP))
 		eventually(t, 10*time.Second, "reloaded", func() bool { return r.status().Configuration.Generation == n+2 })
 	}
 	sending.Wait()
@@ -166,7 +166,7 @@ func TestAReloadDuringAReload(t *testing.T) {
 	file.write(strings.Replace(before, "wait: 5s", "wait: 6s", 1))
 	require.Equal(t, http.StatusOK, r.post("/api/v1/reload"))
 	file.write(before)
-	require.NoError(t, r.cmd.Process.Signal(syscall.SIGHUP))
+	require.NoError(t, r.Signal(syscall.SIGHUP))
 	<-time.After(500 * time.Millisecond)
 	require.NotContains(t, r.log(), `"message":"reloaded"`, "what is in flight holds the first one up")
 	close(release)

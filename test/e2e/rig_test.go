@@ -3,17 +3,11 @@
 package e2e_test
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -27,6 +21,7 @@ import (
 	"mnsrelay/internal/emulator"
 	"mnsrelay/internal/httpapi"
 	"mnsrelay/internal/setting"
+	"mnsrelay/test/rig"
 )
 
 // binary is the program under test, built once.
@@ -41,11 +36,8 @@ func buildAndRun(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	binary = filepath.Join(dir, "mnsrelay")
-	build := exec.Command("go", "build", "-o", binary, "mnsrelay/cmd/mnsrelay") //nolint:noctx // a build has no time limit of its own
-	build.Stderr = os.Stderr
-	if err := build.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "build the program:", err)
+	if binary, err = rig.Build(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return m.Run()
@@ -73,14 +65,8 @@ func startEmulator(t *testing.T, cfg emulator.Config, queue emulator.QueueConfig
 
 // relay is a running mnsrelay.
 type relay struct {
-	t    *testing.T
-	cmd  *exec.Cmd
-	api  string
-	done chan struct{}
-
-	mu   sync.Mutex
-	logs bytes.Buffer
-	addr chan string
+	*rig.Relay
+	t *testing.T
 }
 
 // startRelay writes the configuration and runs it. The API listens on a free port.
@@ -93,68 +79,32 @@ func startRelay(t *testing.T, configuration string) *relay {
 
 func runRelay(t *testing.T, path string) *relay {
 	t.Helper()
-	r := &relay{t: t, done: make(chan struct{}), addr: make(chan string, 1)}
-	r.cmd = exec.Command(binary, "run", "--config", path) //nolint:noctx // ended by signals below
-	r.cmd.Env = append(os.Environ(), "ALIBABA_CLOUD_ACCESS_KEY_ID="+keyID, "ALIBABA_CLOUD_ACCESS_KEY_SECRET="+keySecret)
-	stderr, err := r.cmd.StderrPipe()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	started, err := rig.Start(ctx, binary, path, "ALIBABA_CLOUD_ACCESS_KEY_ID="+keyID, "ALIBABA_CLOUD_ACCESS_KEY_SECRET="+keySecret)
 	require.NoError(t, err)
-	require.NoError(t, r.cmd.Start())
-	go func() {
-		defer close(r.done)
-		r.read(stderr)
-		_ = r.cmd.Wait()
-	}()
+	r := &relay{Relay: started, t: t}
 	t.Cleanup(func() {
-		_ = r.cmd.Process.Kill()
-		<-r.done
+		_, err := r.End(context.Background(), syscall.SIGKILL)
+		require.NoError(t, err)
 		if t.Failed() {
 			t.Logf("log of the relay:\n%s", r.log())
 		}
 		require.NotContains(t, r.log(), keySecret)
 	})
-	select {
-	case r.api = <-r.addr:
-	case <-r.done:
-		t.Fatalf("the relay ended at its start:\n%s", r.log())
-	case <-time.After(20 * time.Second):
-		t.Fatalf("the relay does not listen:\n%s", r.log())
-	}
 	return r
 }
 
-// read keeps the log and finds the address of the API in it.
-func (r *relay) read(stderr io.Reader) {
-	lines := bufio.NewScanner(stderr)
-	for lines.Scan() {
-		r.mu.Lock()
-		r.logs.Write(lines.Bytes())
-		r.logs.WriteByte('\n')
-		r.mu.Unlock()
-		var line struct{ Message, API string }
-		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Message == "relay started" {
-			r.addr <- "http://" + line.API
-		}
-	}
-}
-
-func (r *relay) log() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.logs.String()
-}
+func (r *relay) log() string { return r.Log() }
 
 // end sends a signal and gives the exit code.
-func (r *relay) end(signals ...syscall.Signal) int {
+func (r *relay) end(s syscall.Signal) int {
 	r.t.Helper()
-	for _, s := range signals {
-		require.NoError(r.t, r.cmd.Process.Signal(s))
-	}
-	select {
-	case <-r.done:
-	case <-time.After(60 * time.Second):
-		r.t.Fatal("the relay does not end")
-	}
-	return r.cmd.ProcessState.ExitCode()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	code, err := r.End(ctx, s)
+	require.NoError(r.t, err)
+	return code
 }
 
 // get asks the API.
@@ -162,24 +112,18 @@ func (r *relay) get(path string) (status int, body string) {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, r.api+path, http.NoBody)
+	status, body, err := r.Get(ctx, path)
 	require.NoError(r.t, err)
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	response, err := client.Do(request)
-	require.NoError(r.t, err)
-	defer func() { _ = response.Body.Close() }()
-	text, err := io.ReadAll(response.Body)
-	require.NoError(r.t, err)
-	require.NotContains(r.t, string(text), keySecret)
-	return response.StatusCode, string(text)
+	require.NotContains(r.t, body, keySecret)
+	return status, body
 }
 
 func (r *relay) status() httpapi.Status {
 	r.t.Helper()
-	code, body := r.get("/api/v1/status")
-	require.Equal(r.t, http.StatusOK, code)
-	var status httpapi.Status
-	require.NoError(r.t, json.Unmarshal([]byte(body), &status))
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	status, err := r.Status(ctx)
+	require.NoError(r.t, err)
 	return status
 }
 

@@ -64,6 +64,21 @@ func (p *Process) Outcome() error {
 	return fmt.Errorf("the process ended: %w", p.err)
 }
 
+// PID is the number of the process.
+func (p *Process) PID() int { return p.pid }
+
+// ExitCode is what the process ended with, -1 where a signal ended it; call it after
+// Done.
+func (p *Process) ExitCode() int {
+	if exit, ok := errors.AsType[*exec.ExitError](p.err); ok {
+		return exit.ExitCode()
+	}
+	if p.err != nil {
+		return -1
+	}
+	return 0
+}
+
 // Signal sends s to the process and those of its group.
 func (p *Process) Signal(s syscall.Signal) error {
 	select {
