@@ -173,6 +173,12 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string) {
 	case *relay.Overrides:
 		d.with[path] = n
 		return
+	case *setting.Value:
+		done() // typed enters it
+		if value := d.typed(n, path); value != nil {
+			*custom = setting.NewValue(value)
+		}
+		return
 	}
 	_, isText := target.(encoding.TextUnmarshaler)
 	switch {
@@ -478,25 +484,20 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 		d.problem(path, "has no value: write %s, or remove the line", wanted(v, ""))
 		return
 	}
-	x, errs := d.env.expand(n.Value, isURL)
-	for _, err := range errs {
-		d.problem(path, "%s", err)
-	}
-	if len(errs) > 0 {
+	x, ok := d.expand(n, path, isURL)
+	if !ok {
 		return
 	}
 	var err error
-	p := d.places[path]
-	p.text = x.text
-	if len(x.from) > 0 {
-		p.origin += ", " + strings.Join(x.from, ", ")
-		d.expanded[path] = x
-	}
-	d.places[path] = p
 	if isText {
 		before := reflect.New(v.Type()).Elem()
 		before.Set(v)
 		err = unmarshaler.UnmarshalText([]byte(x.text))
+		if secret, is := reflect.TypeAssert[*setting.Secret](v.Addr()); is {
+			if file, whole := fileOnly(n.Value); whole {
+				*secret = setting.FileSecret(x.text, file)
+			}
+		}
 		d.shortForm(before, v, path)
 	} else {
 		err = set(v, x.text)
@@ -510,6 +511,25 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 	default:
 		d.problem(path, "%s", err)
 	}
+}
+
+// expand replaces each ${...} in a scalar and notes what it came to.
+func (d *decoder) expand(n *yaml.Node, path string, isURL bool) (expansion, bool) {
+	x, errs := d.env.expand(n.Value, isURL)
+	for _, err := range errs {
+		d.problem(path, "%s", err)
+	}
+	if len(errs) > 0 {
+		return x, false
+	}
+	p := d.places[path]
+	p.text = x.text
+	if len(x.from) > 0 {
+		p.origin += ", " + strings.Join(x.from, ", ")
+		d.expanded[path] = x
+	}
+	d.places[path] = p
+	return x, true
 }
 
 // origins names where the text of x came from.

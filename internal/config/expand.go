@@ -3,19 +3,15 @@ package config
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/url"
 	"os"
 	"regexp"
 	"strings"
 	"sync"
-	"unicode/utf8"
-)
 
-// maxFile bounds what is read from the configuration and from a ${file:...}: as much
-// as Kubernetes lets a ConfigMap or a Secret hold.
-const maxFile = 1 << 20
+	"mnsrelay/internal/setting"
+)
 
 // Environment is what the ${...} of a file are looked up in. Its zero value is the
 // environment and the files of the process.
@@ -36,7 +32,7 @@ func (e Environment) lookup(name string) (string, bool) {
 
 func (e Environment) readFile(path string) ([]byte, error) {
 	if e.ReadFile == nil {
-		return readFile(path)
+		return setting.ReadFile(path)
 	}
 	return e.ReadFile(path)
 }
@@ -79,28 +75,6 @@ func (e Environment) once() Environment {
 			return f.data, f.err
 		},
 	}
-}
-
-var errTooLarge = errors.New("it is larger than 1 MiB")
-
-func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path) //nolint:gosec // the path is the user's own configuration
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }()
-	return readBounded(f)
-}
-
-func readBounded(r io.Reader) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(r, maxFile+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(data) > maxFile {
-		return nil, errTooLarge
-	}
-	return data, nil
 }
 
 // cause is why a file could not be read, without its name, and what to do about it.
@@ -193,12 +167,9 @@ func (e Environment) substitute(inner string) (value, from string, err error) {
 		if err != nil {
 			return "", "", fmt.Errorf("${file:%s}: %s", path, cause(err))
 		}
-		if !utf8.Valid(data) {
-			return "", "", fmt.Errorf("${file:%s}: it is not UTF-8 text", path)
-		}
-		content := strings.TrimSuffix(string(data), "\n")
-		if len(content) < len(data) {
-			content = strings.TrimSuffix(content, "\r")
+		content, err := setting.FileText(data)
+		if err != nil {
+			return "", "", fmt.Errorf("${file:%s}: %w", path, err)
 		}
 		return content, "file " + path, nil
 	}
@@ -215,6 +186,15 @@ func (e Environment) substitute(inner string) (value, from string, err error) {
 		return "", "", fmt.Errorf("the variable %s is not set: set it in the environment, or write ${%s:-default}", name, name)
 	}
 	return value, "environment " + name, nil
+}
+
+// fileOnly gives the path of a text that is one ${file:PATH} and nothing else.
+func fileOnly(text string) (path string, is bool) {
+	if referencePattern.FindString(text) != text {
+		return "", false
+	}
+	path, is = strings.CutPrefix(strings.TrimSuffix(text, "}"), "${file:")
+	return path, is
 }
 
 // endOfUserInfo is the index of the @ that ends the user info in a URL whose ${...}

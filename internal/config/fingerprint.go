@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"hash"
 	"maps"
 	"reflect"
@@ -96,6 +97,9 @@ func (f fingerprint) value(v reflect.Value, path string) {
 	case setting.URL:
 		f.text(value.Reveal())
 		return
+	case setting.Value:
+		f.typed(value.Any())
+		return
 	case relay.Overrides:
 		if settings, found := f.config.settings[path]; found {
 			f.value(reflect.ValueOf(settings).Elem(), path)
@@ -129,5 +133,24 @@ func (f fingerprint) value(v reflect.Value, path string) {
 		for i := range v.Len() {
 			f.value(v.Index(i), index(path, i))
 		}
+	}
+}
+
+// typed takes in what setting.Value holds, types included.
+func (f fingerprint) typed(value any) {
+	switch v := value.(type) {
+	case map[string]any:
+		f.text("mapping", strconv.Itoa(len(v)))
+		for _, key := range slices.Sorted(maps.Keys(v)) {
+			f.text(key)
+			f.typed(v[key])
+		}
+	case []any:
+		f.text("list", strconv.Itoa(len(v)))
+		for i := range v {
+			f.typed(v[i])
+		}
+	default:
+		f.text(fmt.Sprintf("%T %v", v, v))
 	}
 }

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v4"
+
+	"mnsrelay/internal/setting"
 )
 
 // stdin is the path of standard input, and stdinName what problems call it.
@@ -25,9 +27,9 @@ const (
 // Load reads the file at path, or standard input where path is "-", with the
 // environment and the files of the process. The error is always an *Error.
 func Load(path string) (*Config, []Warning, error) {
-	name, read := path, func() ([]byte, error) { return readFile(path) }
+	name, read := path, func() ([]byte, error) { return setting.ReadFile(path) }
 	if path == stdin {
-		name, read = stdinName, func() ([]byte, error) { return readBounded(os.Stdin) }
+		name, read = stdinName, func() ([]byte, error) { return setting.ReadBounded(os.Stdin) }
 	}
 	data, err := read()
 	if err != nil {
@@ -94,8 +96,8 @@ func (d *decoder) root(n *yaml.Node, c *Config) bool {
 // parse reads the one document of data. It gives nil where there is none to decode.
 func (d *decoder) parse() *yaml.Node {
 	data := d.data
-	if len(data) > maxFile {
-		d.problemAt(1, 1, "", "%s: the configuration must not be", errTooLarge)
+	if len(data) > setting.MaxFile {
+		d.problemAt(1, 1, "", "%s: the configuration must not be", setting.ErrTooLarge)
 		return nil
 	}
 	loader, err := yaml.NewLoader(bytes.NewReader(data))

@@ -139,6 +139,9 @@ func (c *Config) value(v reflect.Value, path string) *tree {
 	if v.Kind() == reflect.Pointer {
 		return c.structure(v.Elem(), path, true)
 	}
+	if typed, is := v.Interface().(setting.Value); is {
+		return c.typedTree(typed.Any(), path)
+	}
 	if text, isScalar := scalarText(v); isScalar {
 		if c.isHidden(v, text, path) {
 			text = redacted

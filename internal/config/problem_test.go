@@ -89,7 +89,7 @@ func TestProblems(t *testing.T) {
 			`12:11: sinks.events.urls: must be a list, as in [https://host], not a single value`,
 			`13:14: sinks.events.headers: must be a mapping, as in {name: name}, not a single value`,
 			`14:14: sinks.events.timeout: must be a duration with its unit, as in 5s, not "5"`,
-			`15:10: sinks.events.tls: must be a mapping with the keys ca_file, cert_file, key_file and server_name, not a single value`,
+			`15:10: sinks.events.tls: must be a mapping with the keys ca_file, cert_file, key_file, key_password and server_name, not a single value`,
 			`16:5: sinks.events.mandatory: has no value: write true or false, or remove the line`,
 		}},
 		{"wait of 31s", with("to: events", "wait: 31s\n    to: events"), []string{

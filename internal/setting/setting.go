@@ -34,41 +34,6 @@ func (h hidden) reveal() string {
 	return h.handle.Value()
 }
 
-// Secret is a value that prints as *** in every format. The zero value is unset.
-type Secret struct{ value hidden }
-
-// NewSecret wraps s.
-func NewSecret(s string) Secret { return Secret{value: hide(s)} }
-
-// Reveal gives the value itself: for the wire only, never for an error or a log.
-func (s Secret) Reveal() string { return s.value.reveal() }
-
-// IsZero reports whether the secret is unset.
-func (s Secret) IsZero() bool { return s == Secret{} }
-
-// String gives *** or, unset, nothing.
-func (s Secret) String() string {
-	if s.IsZero() {
-		return ""
-	}
-	return redacted
-}
-
-// GoString keeps %#v from printing the value.
-func (s Secret) GoString() string { return strconv.Quote(s.String()) }
-
-// Format keeps every other verb from printing the value.
-func (s Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(s.String())) }
-
-// MarshalText is what JSON and YAML show.
-func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
-// UnmarshalText sets the value.
-func (s *Secret) UnmarshalText(text []byte) error {
-	*s = NewSecret(string(text))
-	return nil
-}
-
 // URL is an address whose user info and query print as ***. The zero value is unset.
 type URL struct{ raw hidden }
 

@@ -2,14 +2,11 @@ package amqp091
 
 import (
 	"cmp"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"net/url"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -44,7 +41,7 @@ type Config struct {
 	Username string         `yaml:"username"`
 	Password setting.Secret `yaml:"password"`
 	// TLS is for amqps URLs.
-	TLS TLS `yaml:"tls"`
+	TLS setting.TLS `yaml:"tls"`
 
 	Settings `yaml:",inline"`
 }
@@ -129,18 +126,6 @@ const (
 	AcknowledgeReply       Acknowledge = "reply"
 	AcknowledgeNone        Acknowledge = "none"
 )
-
-// TLS says whom to trust and who we are. The files are read on each connect, so
-// that renewed ones are used without a restart.
-type TLS struct {
-	// CAFile holds the certificates to trust, as PEM; none: the system's.
-	CAFile string `yaml:"ca_file"`
-	// CertFile and KeyFile are the client certificate, as PEM.
-	CertFile string `yaml:"cert_file"`
-	KeyFile  string `yaml:"key_file"`
-	// ServerName is the name the broker's certificate must have; none: the URL's.
-	ServerName string `yaml:"server_name"`
-}
 
 // Defaults is a Config with every default set.
 func Defaults() *Config {
@@ -306,8 +291,8 @@ func (c *Config) targets() ([]target, error) {
 	if c.Username != "" && c.Password.IsZero() {
 		problems = append(problems, setting.Problemf("password", "required where username is set"))
 	}
-	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
-		problems = append(problems, setting.Problemf("tls", "cert_file and key_file belong together: write both"))
+	if err := c.TLS.Validate("tls"); err != nil {
+		problems = append(problems, err)
 	}
 
 	secure := false
@@ -329,7 +314,7 @@ func (c *Config) targets() ([]target, error) {
 		}
 		targets = append(targets, t)
 	}
-	if c.TLS != (TLS{}) && !secure && len(targets) == len(entries) && len(entries) > 0 {
+	if c.TLS != (setting.TLS{}) && !secure && len(targets) == len(entries) && len(entries) > 0 {
 		problems = append(problems, setting.Problemf("tls", "no URL is encrypted: write amqps:// or leave tls out"))
 	}
 	if err := errors.Join(problems...); err != nil {
@@ -392,27 +377,4 @@ func readTarget(u setting.URL) (target, error) {
 		t.heartbeat = time.Duration(seconds) * time.Second
 	}
 	return t, nil
-}
-
-// config reads the files.
-func (t *TLS) config(host string) (*tls.Config, error) {
-	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: cmp.Or(t.ServerName, host)}
-	if t.CAFile != "" {
-		pem, err := os.ReadFile(t.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("read tls.ca_file: %w", err)
-		}
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("read tls.ca_file: %s holds no certificate", t.CAFile)
-		}
-	}
-	if t.CertFile != "" {
-		pair, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("read tls.cert_file and tls.key_file: %w", err)
-		}
-		config.Certificates = []tls.Certificate{pair}
-	}
-	return config, nil
 }

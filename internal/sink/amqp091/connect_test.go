@@ -191,26 +191,26 @@ func TestTLS(t *testing.T) {
 
 	for name, c := range map[string]struct {
 		server func(*tls.Config)
-		client amqp091.TLS
+		client setting.TLS
 		down   string // empty: it connects
 	}{
-		"the right authority":   {client: amqp091.TLS{CAFile: caFile}},
-		"the name of a setting": {client: amqp091.TLS{CAFile: caFile, ServerName: "rabbitmq.mq"}},
+		"the right authority":   {client: setting.TLS{CAFile: caFile}},
+		"the name of a setting": {client: setting.TLS{CAFile: caFile, ServerName: "rabbitmq.mq"}},
 		"a client certificate": {
 			server: func(s *tls.Config) { s.ClientAuth, s.ClientCAs = tls.RequireAndVerifyClientCert, pool },
-			client: amqp091.TLS{CAFile: caFile, CertFile: certFile, KeyFile: keyFile},
+			client: setting.TLS{CAFile: caFile, CertFile: certFile, KeyFile: keyFile},
 		},
 		"no client certificate": {
 			server: func(s *tls.Config) { s.ClientAuth, s.ClientCAs = tls.RequireAndVerifyClientCert, pool },
-			client: amqp091.TLS{CAFile: caFile},
+			client: setting.TLS{CAFile: caFile},
 			down:   "certificate",
 		},
 		"the system's authorities": {down: "certificate signed by unknown authority"},
-		"another authority":        {client: amqp091.TLS{CAFile: write("other.pem", other.pem)}, down: "certificate signed by unknown authority"},
-		"another name":             {client: amqp091.TLS{CAFile: caFile, ServerName: "elsewhere"}, down: "not elsewhere"},
-		"TLS 1.1":                  {server: func(s *tls.Config) { s.MaxVersion = tls.VersionTLS11 }, client: amqp091.TLS{CAFile: caFile}, down: "protocol version"},
-		"a missing file":           {client: amqp091.TLS{CAFile: filepath.Join(files, "none")}, down: "read tls.ca_file"},
-		"an empty file":            {client: amqp091.TLS{CAFile: write("empty.pem", nil)}, down: "holds no certificate"},
+		"another authority":        {client: setting.TLS{CAFile: write("other.pem", other.pem)}, down: "certificate signed by unknown authority"},
+		"another name":             {client: setting.TLS{CAFile: caFile, ServerName: "elsewhere"}, down: "not elsewhere"},
+		"TLS 1.1":                  {server: func(s *tls.Config) { s.MaxVersion = tls.VersionTLS11 }, client: setting.TLS{CAFile: caFile}, down: "protocol version"},
+		"a missing file":           {client: setting.TLS{CAFile: filepath.Join(files, "none")}, down: "read tls.ca_file"},
+		"an empty file":            {client: setting.TLS{CAFile: write("empty.pem", nil)}, down: "holds no certificate"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config := ca.server(t)

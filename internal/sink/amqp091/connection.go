@@ -14,6 +14,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
 )
 
 const (
@@ -56,7 +57,7 @@ func (p *plain) Mechanism() string {
 }
 
 func (p *plain) Response() string {
-	return "\x00" + p.target.username + "\x00" + p.target.password.Reveal()
+	return "\x00" + p.target.username + "\x00" + p.target.password.Current()
 }
 
 // loginError is a connection that the broker ended over the login. It does not
@@ -104,7 +105,7 @@ type connection struct {
 }
 
 // dial opens a connection within connectTimeout.
-func dial(ctx context.Context, t target, files *TLS, deps relay.SinkDeps) (_ *connection, err error) {
+func dial(ctx context.Context, t target, files *setting.TLS, deps relay.SinkDeps) (_ *connection, err error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	var dialer net.Dialer
@@ -121,7 +122,7 @@ func dial(ctx context.Context, t target, files *TLS, deps relay.SinkDeps) (_ *co
 		}
 	}()
 	if t.secure {
-		config, err := files.config(t.host)
+		config, err := files.Config(t.host)
 		if err != nil {
 			return nil, err
 		}

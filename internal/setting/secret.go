@@ -1,0 +1,112 @@
+package setting
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// Secret is a value that prints as *** in every format. The zero value is unset.
+type Secret struct {
+	value hidden
+	// file is where the value comes from; empty: it was written out.
+	file string
+}
+
+// NewSecret wraps s.
+func NewSecret(s string) Secret { return Secret{value: hide(s)} }
+
+// FileSecret wraps s, the whole text of the file at path, which Current reads again.
+func FileSecret(s, path string) Secret { return Secret{value: hide(s), file: path} }
+
+// Reveal gives the value itself: for the wire only, never for an error or a log.
+func (s Secret) Reveal() string { return s.value.reveal() }
+
+// Current gives what the secret's file holds now, so that one that was replaced is used
+// with the next connection. A secret without a file, or whose file cannot be read, gives
+// the value it was made with.
+func (s Secret) Current() string {
+	if s.file == "" {
+		return s.Reveal()
+	}
+	data, err := ReadFile(s.file)
+	if err != nil {
+		return s.Reveal()
+	}
+	text, err := FileText(data)
+	if err != nil {
+		return s.Reveal()
+	}
+	return text
+}
+
+// IsZero reports whether the secret is unset.
+func (s Secret) IsZero() bool { return s.value == hidden{} }
+
+// String gives *** or, unset, nothing.
+func (s Secret) String() string {
+	if s.IsZero() {
+		return ""
+	}
+	return redacted
+}
+
+// GoString keeps %#v from printing the value.
+func (s Secret) GoString() string { return strconv.Quote(s.String()) }
+
+// Format keeps every other verb from printing the value.
+func (s Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(s.String())) }
+
+// MarshalText is what JSON and YAML show.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText sets the value.
+func (s *Secret) UnmarshalText(text []byte) error {
+	*s = NewSecret(string(text))
+	return nil
+}
+
+// MaxFile bounds what is read of one file of the configuration: as much as Kubernetes
+// lets a ConfigMap or a Secret hold.
+const MaxFile = 1 << 20
+
+// ErrTooLarge says that there is more than MaxFile.
+var ErrTooLarge = errors.New("it is larger than 1 MiB")
+
+// ReadFile reads a file of up to MaxFile.
+func ReadFile(path string) ([]byte, error) {
+	f, err := os.Open(path) //nolint:gosec // the path is the user's own configuration
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	return ReadBounded(f)
+}
+
+// ReadBounded reads up to MaxFile.
+func ReadBounded(r io.Reader) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, MaxFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > MaxFile {
+		return nil, ErrTooLarge
+	}
+	return data, nil
+}
+
+// FileText gives the content of a file less one line end, which editors put there.
+func FileText(data []byte) (string, error) {
+	if !utf8.Valid(data) {
+		return "", errors.New("it is not UTF-8 text")
+	}
+	text, found := strings.CutSuffix(string(data), "\n")
+	if found {
+		text = strings.TrimSuffix(text, "\r")
+	}
+	return text, nil
+}
