@@ -309,7 +309,7 @@ func TestOverridesGoOverTheSettingsOfTheSink(t *testing.T) {
 
 	var hook webhook.Settings
 	require.NoError(t, to[1].With(&hook))
-	require.Equal(t, webhook.Settings{Headers: map[string]setting.Secret{"authorization": setting.NewSecret("hunter2")}}, hook)
+	require.Equal(t, webhook.Settings{Headers: map[string]setting.Secret{"authorization": setting.FileSecret("hunter2", "/token")}}, hook)
 
 	// What does not fit is an error, whoever asks.
 	require.EqualError(t, to[1].With(&struct {
