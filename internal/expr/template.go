@@ -16,6 +16,8 @@ const opening, closing = "{{", "}}"
 type Template struct {
 	// Each part is text, or the program if there is one.
 	parts []part
+	// only is the program where there is one and no text around it.
+	only *program
 }
 
 type part struct {
@@ -63,6 +65,9 @@ func (t *Template) expression(source string, start, end int) error {
 	}
 	if !hasText(p.result) {
 		return position{source: source, from: from}.problem(0, "a value of type %s has no text%s", shownType(p.result), wrapMend(shownType(p.result)))
+	}
+	if start == len(opening) && end+len(closing) == len(source) {
+		t.only = p
 	}
 	if p.constant != nil {
 		constant, err := appendText(nil, p.constant)
@@ -246,10 +251,13 @@ func (p *program) digits(in *Input) (string, bool) {
 // types of its own: nil, bool, int64, uint64, float64, string, []byte, time.Time,
 // time.Duration. Of any other it gives the text.
 func (t *Template) Value(in *Input) (any, error) {
-	if len(t.parts) == 1 && t.parts[0].program != nil {
-		v, err := t.parts[0].program.eval(in)
-		if err != nil {
-			return nil, err
+	if t.only != nil {
+		v := t.only.constant
+		if v == nil {
+			var err error
+			if v, err = t.only.eval(in); err != nil {
+				return nil, err
+			}
 		}
 		if o, is := v.(*types.Optional); is {
 			if v = types.NullValue; o.HasValue() {

@@ -113,7 +113,7 @@ func TestTypedValues(t *testing.T) {
 		"{{ body.o }}":                    `{"a":1}`,
 		"n={{ body.n }}":                  "n=42",
 		"42":                              "42",
-		"{{ 42 }}":                        "42",
+		"{{ 42 }}":                        int64(42),
 		"":                                "",
 	} {
 		got, err := template(t, source).Value(expr.NewInput(message(body), "q"))
