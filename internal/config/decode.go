@@ -417,7 +417,15 @@ func (d *decoder) list(n *yaml.Node, v reflect.Value, path string) {
 	for i, item := range n.Content {
 		child := index(path, i)
 		d.mark(child, nil, item)
+		setDefaults(v.Index(i))
 		d.value(item, v.Index(i), child)
+	}
+}
+
+// setDefaults gives an item that is not there yet the values that its type has by default.
+func setDefaults(item reflect.Value) {
+	if d, has := reflect.TypeAssert[interface{ SetDefaults() }](item.Addr()); has {
+		d.SetDefaults()
 	}
 }
 
@@ -443,6 +451,7 @@ func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
 		child := join(path, p.key.Value)
 		d.mark(child, p.key, p.value)
 		item := reflect.New(v.Type().Elem()).Elem()
+		setDefaults(item)
 		d.value(p.value, item, child)
 		v.SetMapIndex(reflect.ValueOf(p.key.Value), item)
 	}

@@ -50,7 +50,7 @@ func TestProblems(t *testing.T) {
 			`1:1: sorces: unknown key: did you mean "sources"?`,
 		}},
 		{"unknown key like none", with("exchange: sms.events", "exchange: {name: e, colour: red}"), []string{
-			`11:25: sinks.events.exchange.colour: unknown key: the keys here are name, type, durable and declare`,
+			`11:25: sinks.events.exchange.colour: unknown key: the keys here are name, type, durable, auto_delete, arguments and declare`,
 		}},
 		{"unknown key of a sink", with("exchange: sms.events", "exchange: sms.events\n    routing-key: a"), []string{
 			`12:5: sinks.events.routing-key: unknown key: did you mean "routing_key"?`,
@@ -308,11 +308,9 @@ sinks:
 func TestNotSupportedYet(t *testing.T) {
 	t.Parallel()
 	process := func(line string) string { return line + "\n" + with("sources:", "sources:") }
-	events := func(line string) string { return with("exchange: sms.events", "exchange: e\n    "+line) }
 
 	for text, want := range map[string]string{
 		process(`tracing: {otlp_endpoint: "http://h:4318"}`):                                    `1:26: tracing.otlp_endpoint: tracing is not supported yet`,
-		events(`acknowledge: none`):                                                             `12:18: sinks.events.acknowledge: "none" is not supported yet`,
 		with("type: static, ", "type: ram_role_arn, "):                                          `5:25: sources.sms.credentials.type: ram_role_arn is not supported yet`,
 		with("{type: static, access_key_id: id, access_key_secret: secret}", "{type: default}"): `5:25: sources.sms.credentials.type: default is not supported yet`,
 	} {

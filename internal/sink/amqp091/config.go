@@ -4,10 +4,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,11 +20,6 @@ import (
 // the message, it ends the whole connection.
 const maxShortString = 255
 
-// maxHeaders is how many bytes the names and values of headers may have. They go in
-// one frame, which a broker limits to 128 KiB, and end the connection if they do not
-// fit.
-const maxHeaders = 64 << 10
-
 // Config holds the settings of one sink of type amqp091. Settings may be set
 // otherwise by a route; the rest belongs to the connection that all routes share.
 type Config struct {
@@ -34,14 +27,31 @@ type Config struct {
 	// with special characters is percent-encoded, %2F is the vhost "/", which is
 	// also the default. The query may hold heartbeat=SECONDS. Set URL or URLs.
 	URL setting.URL `yaml:"url"`
-	// URLs are the nodes of one cluster, tried in turn.
+	// URLs are the nodes of one cluster, tried in turn from a random one on.
 	URLs []setting.URL `yaml:"urls"`
+	// Vhost is for all URLs, and sent as it is; a URL may hold one instead.
+	Vhost string `yaml:"vhost"`
 	// Username and Password are sent as they are, so that special characters need
-	// no encoding; a URL may hold them instead.
+	// no encoding; a URL may hold them instead. A password that comes from a file is
+	// read again on each connect.
 	Username string         `yaml:"username"`
 	Password setting.Secret `yaml:"password"`
+	// SASL is how the broker learns who we are.
+	SASL SASL `yaml:"sasl"`
 	// TLS is for amqps URLs.
 	TLS setting.TLS `yaml:"tls"`
+	// ConnectionName is what the broker lists the connection as; empty: the instance
+	// and the sink. At most 255 bytes.
+	ConnectionName string `yaml:"connection_name"`
+	// Heartbeat is asked of the broker: whole seconds, 1s to 5m. A peer that is silent
+	// for 1.5 times as long is taken for dead.
+	Heartbeat time.Duration `yaml:"heartbeat"`
+	// DialTimeout bounds one TCP connection to one address, and ConnectTimeout all of
+	// it, from DNS through TCP and TLS to the opened vhost: more than 0, at most 2m.
+	DialTimeout    time.Duration `yaml:"dial_timeout"`
+	ConnectTimeout time.Duration `yaml:"connect_timeout"`
+	// Queues are made, with their bindings, on each connect.
+	Queues []Queue `yaml:"queues"`
 
 	Settings `yaml:",inline"`
 }
@@ -54,8 +64,12 @@ type Settings struct {
 	// gets longer is rejected.
 	RoutingKey string `yaml:"routing_key"`
 	// Headers are added to those that the relay sends, which begin with x-mnsrelay-.
-	// Values may hold {{ }} templates and are always text.
-	Headers map[string]string `yaml:"headers"`
+	// They have the type they are written with: text, number, bool, timestamp, list or
+	// table. Texts may hold {{ }} templates; one that is a single {{ }} has the type of
+	// its value, and without a value the header is left out.
+	Headers map[string]setting.Value `yaml:"headers"`
+	// Properties are those of AMQP beside the headers.
+	Properties Properties `yaml:"properties"`
 	// Persistent asks the broker to write messages to disk before it confirms
 	// (delivery mode 2).
 	Persistent bool `yaml:"persistent"`
@@ -67,40 +81,12 @@ type Settings struct {
 	Unroutable Unroutable `yaml:"unroutable"`
 	// Acknowledge is what counts as delivered.
 	Acknowledge Acknowledge `yaml:"acknowledge"`
+	// Reply is for acknowledge: reply.
+	Reply Reply `yaml:"reply"`
 	// Timeout is how long the messages that are handed over together may take
 	// until the last of them is confirmed: more than 0, at most 10m.
 	Timeout time.Duration `yaml:"timeout"`
 }
-
-// Exchange names an exchange and says what it is expected to be. In YAML a string
-// is its name.
-type Exchange struct {
-	Name    string  `yaml:"name"`
-	Type    string  `yaml:"type"`
-	Durable bool    `yaml:"durable"`
-	Declare Declare `yaml:"declare"`
-}
-
-// UnmarshalText reads the short form, the name alone; the other settings stay.
-func (e *Exchange) UnmarshalText(text []byte) error {
-	e.Name = string(text)
-	return nil
-}
-
-// Declare is what is done about an exchange on each connect.
-type Declare string
-
-// The values of Declare.
-const (
-	// DeclareNone does nothing: no right but to write is needed.
-	DeclareNone Declare = "none"
-	// DeclarePassive checks that the exchange exists. The broker does not compare
-	// the type.
-	DeclarePassive Declare = "passive"
-	// DeclareActive makes the exchange where it is missing, and fails where it
-	// exists with another type or durability.
-	DeclareActive Declare = "active"
-)
 
 // Unroutable is what becomes of a message that no queue would get.
 type Unroutable string
@@ -121,29 +107,52 @@ type Acknowledge string
 // The values of Acknowledge.
 const (
 	// AcknowledgeConfirm waits for the publisher confirm of each message.
-	AcknowledgeConfirm     Acknowledge = "confirm"
+	AcknowledgeConfirm Acknowledge = "confirm"
+	// AcknowledgeTransaction publishes what is handed over together in a transaction and
+	// waits for its commit: for brokers without confirms. It is no atomicity.
 	AcknowledgeTransaction Acknowledge = "transaction"
-	AcknowledgeReply       Acknowledge = "reply"
-	AcknowledgeNone        Acknowledge = "none"
+	// AcknowledgeReply waits for the answer of the consumer to each message.
+	AcknowledgeReply Acknowledge = "reply"
+	// AcknowledgeNone waits for nothing: what was written to the connection counts as
+	// delivered, and is lost where the broker does not take it.
+	AcknowledgeNone Acknowledge = "none"
+)
+
+// SASL is how the broker learns who we are.
+type SASL string
+
+// The values of SASL.
+const (
+	// SASLPlain sends user name and password.
+	SASLPlain SASL = "plain"
+	// SASLExternal leaves it to the client certificate.
+	SASLExternal SASL = "external"
 )
 
 // Defaults is a Config with every default set.
 func Defaults() *Config {
-	return &Config{Settings: Settings{
-		Exchange:    Exchange{Type: "topic", Durable: true, Declare: DeclarePassive},
-		Persistent:  true,
-		Mandatory:   true,
-		Unroutable:  UnroutableRetry,
-		Acknowledge: AcknowledgeConfirm,
-		Timeout:     10 * time.Second,
-	}}
+	return &Config{
+		SASL:           SASLPlain,
+		Heartbeat:      10 * time.Second,
+		DialTimeout:    5 * time.Second,
+		ConnectTimeout: 10 * time.Second,
+		Settings: Settings{
+			Exchange:    Exchange{Type: "topic", Durable: true, Declare: DeclarePassive},
+			Persistent:  true,
+			Mandatory:   true,
+			Unroutable:  UnroutableRetry,
+			Acknowledge: AcknowledgeConfirm,
+			Reply:       Reply{Timeout: time.Minute, InFlight: 256},
+			Timeout:     10 * time.Second,
+		},
+	}
 }
 
 // Validate reports every problem at once, joined, each a *setting.Problem with a
 // path below the sink.
 func (c *Config) Validate() error {
 	_, problems := c.targets()
-	return errors.Join(problems, c.Settings.Validate())
+	return errors.Join(problems, c.validateConnection(), c.validateQueues(), c.Settings.Validate())
 }
 
 // Open makes the endpoint of a validated Config. It opens no connection and starts
@@ -165,57 +174,18 @@ func (s *Settings) Validate() error {
 	problem := func(path, format string, args ...any) {
 		problems = append(problems, setting.Problemf(path, format, args...))
 	}
-	// sample is the text of a template whose values are empty.
-	sample := func(path, source string) string {
-		template, err := expr.CompileSetting(path, source)
-		if err != nil {
-			problems = append(problems, err)
-			return ""
-		}
-		return template.Sample("")
-	}
 
-	switch name := s.Exchange.Name; {
-	case name == "":
-		problem("exchange", "required: write the name of the exchange to publish to")
-	case len(name) > maxShortString:
-		problem("exchange.name", "%d bytes long: AMQP allows at most %d", len(name), maxShortString)
-	case strings.Contains(name, "{{"):
-		problem("exchange.name", "the same for every message, so {{ }} has no meaning here: write it in routing_key, or a route for each exchange")
+	problems = append(problems, s.Exchange.validate())
+	key, err := expr.CompileSetting("routing_key", s.RoutingKey)
+	if err != nil {
+		problems = append(problems, err)
+	} else if n := len(key.Sample("")); n > maxShortString {
+		problem("routing_key", "%d bytes long: AMQP allows at most %d", n, maxShortString)
 	}
-	switch {
-	case s.Exchange.Type == "":
-		problem("exchange.type", "empty: write topic, direct, fanout, headers or the name of a plugin's type")
-	case len(s.Exchange.Type) > maxShortString:
-		problem("exchange.type", "%d bytes long: AMQP allows at most %d", len(s.Exchange.Type), maxShortString)
-	}
-	switch s.Exchange.Declare {
-	case DeclareNone, DeclarePassive, DeclareActive:
-	default:
-		problem("exchange.declare", "%q is unknown: write none, passive or active", s.Exchange.Declare)
-	}
-
-	if key := sample("routing_key", s.RoutingKey); len(key) > maxShortString {
-		problem("routing_key", "%d bytes long: AMQP allows at most %d", len(key), maxShortString)
-	}
-	size := 0
-	for _, name := range slices.Sorted(maps.Keys(s.Headers)) {
-		path := "headers." + name
-		size += len(name) + len(sample(path, s.Headers[name]))
-		switch {
-		case name == "":
-			problem("headers", "a header has no name")
-		case len(name) > maxShortString:
-			problem("headers", "the name %.20q... is %d bytes long: AMQP allows at most %d", name, len(name), maxShortString)
-		case strings.HasPrefix(strings.ToLower(name), relayHeaders):
-			problem(path, "the relay sets this header itself: choose another name")
-		case strings.EqualFold(name, "CC"), strings.EqualFold(name, "BCC"):
-			problem(path, "the broker takes CC and BCC for lists of routing keys: choose another name")
-		}
-	}
-	if size > maxHeaders {
-		problem("headers", "%d bytes long: at most %d fit", size, maxHeaders)
-	}
+	_, err = compileHeaders(s.Headers)
+	problems = append(problems, err)
+	_, err = s.Properties.compile()
+	problems = append(problems, err)
 
 	switch s.Unroutable {
 	case UnroutableRetry, UnroutableDrop:
@@ -227,9 +197,16 @@ func (s *Settings) Validate() error {
 		problem("unroutable", "%q is unknown: write retry, dead_letter or drop", s.Unroutable)
 	}
 	switch s.Acknowledge {
-	case AcknowledgeConfirm:
-	case AcknowledgeTransaction, AcknowledgeReply, AcknowledgeNone:
-		problems = append(problems, setting.NotSupportedYet("acknowledge", strconv.Quote(string(s.Acknowledge))))
+	case AcknowledgeConfirm, AcknowledgeTransaction:
+	case AcknowledgeReply:
+		problems = append(problems, s.Reply.validate())
+		if s.Properties.CorrelationID != "" {
+			problem("properties.correlation_id", "acknowledge: reply sets it itself, to tell the answers apart: remove it")
+		}
+	case AcknowledgeNone:
+		if s.Unroutable == UnroutableDeadLetter {
+			problem("unroutable", "with acknowledge: none nobody waits to hear of such a message: write retry or drop, or acknowledge: confirm")
+		}
 	default:
 		problem("acknowledge", "%q is unknown: write confirm, transaction, reply or none", s.Acknowledge)
 	}
@@ -238,6 +215,43 @@ func (s *Settings) Validate() error {
 	}
 	return errors.Join(problems...)
 }
+
+// validateConnection looks at what belongs to the connection, but for the URLs.
+func (c *Config) validateConnection() error {
+	var problems []error
+	problem := func(path, format string, args ...any) {
+		problems = append(problems, setting.Problemf(path, format, args...))
+	}
+	switch c.SASL {
+	case SASLPlain:
+	case SASLExternal:
+		if c.TLS.CertFile == "" {
+			problem("sasl", "external takes the user from the client certificate: set tls.cert_file and tls.key_file")
+		}
+	default:
+		problem("sasl", "%q is unknown: write plain or external", c.SASL)
+	}
+	for path, text := range map[string]string{"vhost": c.Vhost, "connection_name": c.ConnectionName} {
+		if len(text) > maxShortString {
+			problem(path, "%d bytes long: at most %d fit", len(text), maxShortString)
+		}
+	}
+	if c.Heartbeat < time.Second || c.Heartbeat > maxHeartbeat || c.Heartbeat%time.Second != 0 {
+		problem("heartbeat", "%v is out of range: write whole seconds from 1s to %v", c.Heartbeat, maxHeartbeat)
+	}
+	for path, d := range map[string]time.Duration{"dial_timeout": c.DialTimeout, "connect_timeout": c.ConnectTimeout} {
+		if d <= 0 || d > maxConnectTimeout {
+			problem(path, "%v is out of range: write more than 0s and at most %v", d, maxConnectTimeout)
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// The longest that may be set.
+const (
+	maxHeartbeat      = 5 * time.Minute
+	maxConnectTimeout = 2 * time.Minute
+)
 
 // DeadLetters names the setting that sends messages to the dead-letter sink of their
 // source on purpose; empty: none does.
@@ -248,15 +262,13 @@ func (s *Settings) DeadLetters() string {
 	return ""
 }
 
-// relayHeaders is how the names of the relay's own headers begin.
-const relayHeaders = "x-mnsrelay-"
-
 // target is one broker address, taken apart.
 type target struct {
 	address   string // host:port, safe to show
 	host      string
 	secure    bool
 	vhost     string
+	sasl      SASL
 	username  string
 	password  setting.Secret
 	heartbeat time.Duration
@@ -303,7 +315,20 @@ func (c *Config) targets() ([]target, error) {
 			continue
 		}
 		secure = secure || t.secure
+		t.sasl = c.SASL
+		t.heartbeat = cmp.Or(t.heartbeat, c.Heartbeat)
+		if c.Vhost != "" && t.vhost != "" {
+			problems = append(problems, setting.Problemf(e.path, "holds a vhost, and vhost is set too: write it in one place"))
+		}
+		t.vhost = cmp.Or(t.vhost, c.Vhost, "/")
 		switch {
+		case c.SASL == SASLExternal:
+			if t.username != "" || c.Username != "" {
+				problems = append(problems, setting.Problemf(e.path, "sasl: external takes the user from the client certificate: remove user name and password"))
+			}
+			if !t.secure {
+				problems = append(problems, setting.Problemf(e.path, "sasl: external needs a client certificate, and so amqps://"))
+			}
 		case c.Username != "" && t.username != "":
 			problems = append(problems, setting.Problemf(e.path, "holds credentials, and username is set too: write them in one place"))
 		case c.Username != "":
@@ -329,7 +354,7 @@ func readTarget(u setting.URL) (target, error) {
 	if err != nil {
 		return target{}, err
 	}
-	t := target{host: parsed.Hostname(), vhost: "/", heartbeat: defaultHeartbeat}
+	t := target{host: parsed.Hostname()}
 	port := parsed.Port()
 	switch parsed.Scheme {
 	case "amqp":
@@ -347,10 +372,8 @@ func readTarget(u setting.URL) (target, error) {
 		return target{}, errors.New("the port must be 1 to 65535")
 	}
 	t.address = net.JoinHostPort(t.host, port)
-	if vhost := strings.TrimPrefix(parsed.Path, "/"); vhost != "" {
-		t.vhost = vhost
-	}
 	// The path "//" and "/%2F" both are the vhost "/"; "/a/b" is the vhost "a/b".
+	t.vhost = strings.TrimPrefix(parsed.Path, "/")
 	if len(t.vhost) > maxShortString {
 		return target{}, fmt.Errorf("the vhost is %d bytes long: AMQP allows at most %d", len(t.vhost), maxShortString)
 	}
@@ -371,7 +394,7 @@ func readTarget(u setting.URL) (target, error) {
 			return target{}, errors.New("the query may hold heartbeat=SECONDS only; certificates belong under tls")
 		}
 		seconds, err := strconv.Atoi(values[len(values)-1])
-		if err != nil || seconds < 1 || seconds > 300 {
+		if err != nil || seconds < 1 || time.Duration(seconds)*time.Second > maxHeartbeat {
 			return target{}, errors.New("heartbeat must be 1 to 300, in seconds")
 		}
 		t.heartbeat = time.Duration(seconds) * time.Second

@@ -20,6 +20,12 @@ func valid() *amqp091.Config {
 	return c
 }
 
+func queue(name string) amqp091.Queue {
+	q := amqp091.Queue{Name: name}
+	q.SetDefaults()
+	return q
+}
+
 func TestDefaults(t *testing.T) {
 	c := amqp091.Defaults()
 	require.Equal(t, amqp091.Exchange{Type: "topic", Durable: true, Declare: amqp091.DeclarePassive}, c.Exchange)
@@ -81,11 +87,11 @@ func TestValidate(t *testing.T) {
 		"a long routing key":          {func(c *amqp091.Config) { c.RoutingKey = long }, []string{"routing_key: 256 bytes"}},
 		"templates": {func(c *amqp091.Config) {
 			c.RoutingKey = `sms.{{ body.success ? "ok" : "failed" }}`
-			c.Headers = map[string]string{"h": "{{ id }}"}
+			c.Headers = headers(map[string]any{"h": "{{ id }}"})
 		}, nil},
 		"templates that are misspelt": {func(c *amqp091.Config) {
 			c.RoutingKey = "{{ bdy.x }}.{{ idd }}"
-			c.Headers = map[string]string{"h": "a{{ id"}
+			c.Headers = headers(map[string]any{"h": "a{{ id"})
 		}, []string{
 			`routing_key: at character 4: there is no variable "bdy"`, `routing_key: at character 16: there is no variable "idd"`,
 			`headers.h: at character 2: "{{" without its "}}"`,
@@ -93,21 +99,82 @@ func TestValidate(t *testing.T) {
 		"a long routing key in a template":    {func(c *amqp091.Config) { c.RoutingKey = long + "{{ id }}" }, []string{"routing_key: 256 bytes"}},
 		"a long routing key in an expression": {func(c *amqp091.Config) { c.RoutingKey = "{{ '" + long + "' }}" }, []string{"routing_key: 256 bytes"}},
 		"a template for the exchange":         {func(c *amqp091.Config) { c.Exchange.Name = "{{ source }}" }, []string{"exchange.name: the same for every message"}},
-		"a nameless header":                   {func(c *amqp091.Config) { c.Headers = map[string]string{"": "v"} }, []string{"headers: a header has no name"}},
-		"a long header name":                  {func(c *amqp091.Config) { c.Headers = map[string]string{long: "v"} }, []string{"headers: the name"}},
-		"a header of our own":                 {func(c *amqp091.Config) { c.Headers = map[string]string{"X-MnsRelay-Source": "v"} }, []string{"headers.X-MnsRelay-Source: the relay sets"}},
-		"a header that is no list":            {func(c *amqp091.Config) { c.Headers = map[string]string{"CC": "v", "BCC": "v"} }, []string{"headers.BCC: the broker takes", "headers.CC: the broker takes"}},
-		"headers that fill a frame":           {func(c *amqp091.Config) { c.Headers = map[string]string{"h": strings.Repeat("v", 64<<10)} }, []string{"headers: 65537 bytes"}},
+		"a nameless header":                   {func(c *amqp091.Config) { c.Headers = headers(map[string]any{"": "v"}) }, []string{"headers: a header has no name"}},
+		"a long header name":                  {func(c *amqp091.Config) { c.Headers = headers(map[string]any{long: "v"}) }, []string{"headers: the name"}},
+		"a header of our own":                 {func(c *amqp091.Config) { c.Headers = headers(map[string]any{"X-MnsRelay-Source": "v"}) }, []string{"headers.X-MnsRelay-Source: the relay sets"}},
+		"a header that is no list":            {func(c *amqp091.Config) { c.Headers = headers(map[string]any{"CC": "v", "BCC": "v"}) }, []string{"headers.BCC: the broker takes", "headers.CC: the broker takes"}},
+		"headers that fill a frame":           {func(c *amqp091.Config) { c.Headers = headers(map[string]any{"h": strings.Repeat("v", 64<<10)}) }, []string{"headers: 65543 bytes"}},
 		"unroutable: drop":                    {func(c *amqp091.Config) { c.Unroutable = "drop" }, nil},
 		"unroutable: dead_letter":             {func(c *amqp091.Config) { c.Unroutable = "dead_letter" }, nil},
 		"dead letters that nobody tells of":   {func(c *amqp091.Config) { c.Unroutable = "dead_letter"; c.Mandatory = false }, []string{"unroutable: without mandatory"}},
 		"unroutable: else":                    {func(c *amqp091.Config) { c.Unroutable = "else" }, []string{`unroutable: "else" is unknown`}},
-		"acknowledge: transaction":            {func(c *amqp091.Config) { c.Acknowledge = "transaction" }, []string{`acknowledge: "transaction" is not supported yet`}},
-		"acknowledge: reply":                  {func(c *amqp091.Config) { c.Acknowledge = "reply" }, []string{`acknowledge: "reply" is not supported yet`}},
-		"acknowledge: none":                   {func(c *amqp091.Config) { c.Acknowledge = "none" }, []string{`acknowledge: "none" is not supported yet`}},
+		"acknowledge: transaction":            {func(c *amqp091.Config) { c.Acknowledge = "transaction" }, nil},
+		"acknowledge: reply":                  {func(c *amqp091.Config) { c.Acknowledge = "reply" }, nil},
+		"acknowledge: none":                   {func(c *amqp091.Config) { c.Acknowledge = "none" }, nil},
 		"acknowledge: else":                   {func(c *amqp091.Config) { c.Acknowledge = "else" }, []string{`acknowledge: "else" is unknown`}},
-		"timeout 0":                           {func(c *amqp091.Config) { c.Timeout = 0 }, []string{"timeout: 0s is out of range"}},
-		"timeout 11m":                         {func(c *amqp091.Config) { c.Timeout = 11 * time.Minute }, []string{"timeout: 11m0s is out of range"}},
+		"dead letters with acknowledge: none": {func(c *amqp091.Config) { c.Acknowledge, c.Unroutable = "none", "dead_letter" }, []string{"unroutable: with acknowledge: none"}},
+		"a reply's own correlation id":        {func(c *amqp091.Config) { c.Acknowledge, c.Properties.CorrelationID = "reply", "{{ id }}" }, []string{"properties.correlation_id: acknowledge: reply sets it"}},
+		"a reply without time":                {func(c *amqp091.Config) { c.Acknowledge, c.Reply = "reply", amqp091.Reply{} }, []string{"reply.timeout: 0s is out", "reply.in_flight: 0 is out"}},
+		"a list of further keys":              {func(c *amqp091.Config) { c.Headers = headers(map[string]any{"CC": []any{"a", "{{ id }}"}}) }, nil},
+		"a list of what are no keys":          {func(c *amqp091.Config) { c.Headers = headers(map[string]any{"CC": []any{"a", 1}}) }, []string{"headers.CC: the broker takes it for more"}},
+		"a table in a header": {func(c *amqp091.Config) {
+			c.Headers = headers(map[string]any{"h": map[string]any{"n": 1, "t": "{{ id }}"}})
+		}, nil},
+		"a long name in a table":     {func(c *amqp091.Config) { c.Headers = headers(map[string]any{"h": map[string]any{long: 1}}) }, []string{"headers.h: a name in it is 256 bytes"}},
+		"a misspelt name in a table": {func(c *amqp091.Config) { c.Headers = headers(map[string]any{"h": map[string]any{"t": "{{ idd }}"}}) }, []string{`headers.h.t: at character 4: there is no variable "idd"`}},
+		"properties": {func(c *amqp091.Config) {
+			c.Properties = amqp091.Properties{
+				ContentType: "text/csv", ContentEncoding: "gzip", Priority: "5", Expiration: "10m", Type: "{{ source }}",
+				AppID: "mnsrelay", UserID: "guest", CorrelationID: "{{ id }}",
+			}
+		}, nil},
+		"properties that cannot be": {func(c *amqp091.Config) {
+			c.Properties = amqp091.Properties{ContentType: long, Priority: "256", Expiration: "-1s", Type: "{{ idd }}"}
+		}, []string{
+			"properties.content_type: 256 bytes", "properties.priority: must be a whole number from 0 to 255", "properties.expiration: must be a duration",
+			`properties.type: at character 4: there is no variable "idd"`,
+		}},
+		"an expiration in words":      {func(c *amqp091.Config) { c.Properties.Expiration = "soon" }, []string{"properties.expiration: must be"}},
+		"an expiration of months":     {func(c *amqp091.Config) { c.Properties.Expiration = "4294967296" }, []string{"properties.expiration: must be"}},
+		"the exchange without a name": {func(c *amqp091.Config) { c.Exchange.Name = amqp091.DefaultExchange }, nil},
+		"made without a name": {func(c *amqp091.Config) { c.Exchange.Name, c.Exchange.Declare = amqp091.DefaultExchange, "active" }, []string{
+			"exchange.declare: the exchange without a name is always there",
+		}},
+		"a vhost of its own":   {func(c *amqp091.Config) { c.Vhost = "a b" }, nil},
+		"a vhost twice":        {func(c *amqp091.Config) { c.Vhost = "a"; c.URL = setting.NewURL("amqp://a/b") }, []string{"url: holds a vhost, and vhost is set too"}},
+		"a long name":          {func(c *amqp091.Config) { c.ConnectionName = long }, []string{"connection_name: 256 bytes"}},
+		"a heartbeat too fast": {func(c *amqp091.Config) { c.Heartbeat = 1500 * time.Millisecond }, []string{"heartbeat: 1.5s is out of range"}},
+		"no time to dial":      {func(c *amqp091.Config) { c.DialTimeout = 0 }, []string{"dial_timeout: 0s is out of range"}},
+		"no time to connect":   {func(c *amqp091.Config) { c.ConnectTimeout = time.Hour }, []string{"connect_timeout: 1h0m0s is out of range"}},
+		"another sasl":         {func(c *amqp091.Config) { c.SASL = "scram" }, []string{`sasl: "scram" is unknown`}},
+		"external": {func(c *amqp091.Config) {
+			c.SASL, c.URL, c.TLS = "external", setting.NewURL("amqps://a"), setting.TLS{CertFile: "c", KeyFile: "k"}
+		}, nil},
+		"external without a certificate": {func(c *amqp091.Config) { c.SASL, c.URL = "external", setting.NewURL("amqps://a") }, []string{"sasl: external takes the user from the client certificate: set"}},
+		"external in the clear": {func(c *amqp091.Config) {
+			c.SASL, c.URL, c.URLs = "external", setting.URL{}, []setting.URL{setting.NewURL("amqp://a"), setting.NewURL("amqps://u:p@a")}
+			c.TLS = setting.TLS{CertFile: "c", KeyFile: "k"}
+		}, []string{"urls[0]: sasl: external needs a client certificate, and so amqps", "urls[1]: sasl: external takes the user from the client certificate: remove"}},
+		"queues": {func(c *amqp091.Config) {
+			q := queue("q")
+			q.MessageTTL, q.MaxLength, q.Overflow, q.DeadLetterExchange, q.DeadLetterRoutingKey = time.Hour, 1000, "reject-publish", "x.dead", "k"
+			q.Arguments = headers(map[string]any{"x-quorum-initial-group-size": 3})
+			q.Bindings = []amqp091.Binding{{RoutingKey: "sms.#"}, {Exchange: "y", Arguments: headers(map[string]any{"x-match": "all"})}}
+			c.Queues = []amqp091.Queue{q, {Name: "r", Type: "classic", AutoDelete: true}}
+		}, nil},
+		"queues that cannot be": {func(c *amqp091.Config) {
+			nameless, twice, wrong := queue(""), queue("q"), queue("w")
+			wrong.Durable, wrong.AutoDelete, wrong.Overflow, wrong.DeadLetterRoutingKey = false, true, "block", "k"
+			wrong.Arguments = headers(map[string]any{"x-queue-type": "classic"})
+			wrong.Bindings = []amqp091.Binding{{Exchange: amqp091.DefaultExchange}}
+			c.Queues = []amqp091.Queue{nameless, twice, twice, wrong, {Name: "t", Type: "tree", DeliveryLimit: 1}}
+		}, []string{
+			"queues[0].name: required", "queues[2].name: \"q\" is written twice", "queues[3].durable: a queue of type quorum", "queues[3].auto_delete: ",
+			"queues[3].overflow: \"block\" is unknown", "queues[3].dead_letter_exchange: required", "queues[3].arguments.x-queue-type: another setting",
+			"queues[3].bindings[0].exchange: every queue", "queues[4].type: \"tree\" is unknown", "queues[4].delivery_limit: only a quorum queue",
+		}},
+		"timeout 0":   {func(c *amqp091.Config) { c.Timeout = 0 }, []string{"timeout: 0s is out of range"}},
+		"timeout 11m": {func(c *amqp091.Config) { c.Timeout = 11 * time.Minute }, []string{"timeout: 11m0s is out of range"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config := valid()

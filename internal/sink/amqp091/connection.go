@@ -1,6 +1,7 @@
 package amqp091
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -14,7 +15,6 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"mnsrelay/internal/relay"
-	"mnsrelay/internal/setting"
 )
 
 const (
@@ -39,41 +39,6 @@ func (c conn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// plain is the SASL mechanism PLAIN (RFC 4616).
-type plain struct {
-	target     target
-	properties amqp.Table
-}
-
-// Mechanism also announces that we understand a refusal that comes as
-// connection.close; without it RabbitMQ hangs up on wrong credentials without a
-// word, after seconds. The library sets the capabilities itself and asks for the
-// mechanism afterwards, so this is where another can be added.
-func (p *plain) Mechanism() string {
-	if capabilities, ok := p.properties["capabilities"].(amqp.Table); ok {
-		capabilities["authentication_failure_close"] = true
-	}
-	return "PLAIN"
-}
-
-func (p *plain) Response() string {
-	return "\x00" + p.target.username + "\x00" + p.target.password.Current()
-}
-
-// loginError is a connection that the broker ended over the login. It does not
-// quote the broker, which may repeat what it was sent.
-type loginError struct {
-	username string
-	named    bool // the broker said that it refuses the credentials
-}
-
-func (e *loginError) Error() string {
-	if e.named {
-		return fmt.Sprintf("the broker refuses the user %q: check username and password", e.username)
-	}
-	return fmt.Sprintf("the broker hung up during the login of the user %q: it is going down, or username and password are wrong", e.username)
-}
-
 // brokerError is an error of the library's in words.
 type brokerError struct{ cause *amqp.Error }
 
@@ -90,6 +55,7 @@ func (e brokerError) Unwrap() error { return e.cause }
 type connection struct {
 	amqp      *amqp.Connection
 	net       net.Conn
+	username  string // empty: the broker took it from our certificate
 	lost      chan *amqp.Error
 	blockings chan amqp.Blocking
 	over      context.Context //nolint:containedctx // Not a caller's: it ends with the connection.
@@ -104,11 +70,11 @@ type connection struct {
 	idle []*channel
 }
 
-// dial opens a connection within connectTimeout.
-func dial(ctx context.Context, t target, files *setting.TLS, deps relay.SinkDeps) (_ *connection, err error) {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+// dial opens a connection within the timeouts of the configuration.
+func dial(ctx context.Context, t target, settings *Config, deps relay.SinkDeps) (_ *connection, err error) {
+	ctx, cancel := context.WithTimeout(ctx, settings.ConnectTimeout)
 	defer cancel()
-	var dialer net.Dialer
+	dialer := net.Dialer{Timeout: settings.DialTimeout}
 	raw, err := dialer.DialContext(ctx, "tcp", t.address)
 	if err != nil {
 		if op := (*net.OpError)(nil); errors.As(err, &op) && op.Op == "dial" {
@@ -122,20 +88,20 @@ func dial(ctx context.Context, t target, files *setting.TLS, deps relay.SinkDeps
 		}
 	}()
 	if t.secure {
-		config, err := files.Config(t.host)
+		config, err := settings.TLS.Config(t.host)
 		if err != nil {
 			return nil, err
 		}
 		secured := tls.Client(raw, config)
 		if err := secured.HandshakeContext(ctx); err != nil {
-			return nil, fmt.Errorf("agree on TLS: %w", err)
+			return nil, fmt.Errorf("agree on TLS: %w", tlsAdvice(err))
 		}
 		raw = secured
 	}
 	// The library's handshake knows no context.
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	properties := amqp.Table{
-		"connection_name": deps.Instance + " " + deps.Name,
+		"connection_name": cmp.Or(settings.ConnectionName, deps.Instance+" "+deps.Name),
 		"product":         "mnsrelay",
 		"platform":        "Go",
 	}
@@ -143,18 +109,19 @@ func dial(ctx context.Context, t target, files *setting.TLS, deps relay.SinkDeps
 		Vhost:      t.vhost,
 		Heartbeat:  t.heartbeat,
 		Properties: properties,
-		SASL:       []amqp.Authentication{&plain{target: t, properties: properties}},
+		SASL:       []amqp.Authentication{&login{target: t, properties: properties}},
 		Locale:     "en_US",
 	})
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
 	if err != nil {
-		return nil, handshakeError(ctx, err, t)
+		return nil, handshakeError(ctx, err, t, settings.ConnectTimeout)
 	}
 	c := &connection{
-		amqp: opened,
-		net:  raw,
+		amqp:     opened,
+		net:      raw,
+		username: t.username,
 		// One error ends it.
 		lost: opened.NotifyClose(make(chan *amqp.Error, 1)),
 		// Room for an alarm that comes and goes while an exchange is declared.
@@ -173,24 +140,6 @@ func dial(ctx context.Context, t target, files *setting.TLS, deps relay.SinkDeps
 	return c, nil
 }
 
-// handshakeError says why the handshake failed.
-func handshakeError(ctx context.Context, err error, t target) error {
-	var refusal *amqp.Error
-	switch {
-	case ctx.Err() != nil:
-		return fmt.Errorf("log in: no answer within %v", connectTimeout)
-	case errors.Is(err, amqp.ErrSASL):
-		return errors.New("log in: the broker does not offer the mechanism PLAIN")
-	case !errors.As(err, &refusal):
-		return fmt.Errorf("log in: %w", err)
-	case refusal.Code == amqp.AccessRefused:
-		return &loginError{username: t.username, named: refusal.Server}
-	case refusal.Code == amqp.NotAllowed, refusal.Code == amqp.InvalidPath:
-		return fmt.Errorf("open vhost %q: %w", t.vhost, brokerError{refusal})
-	}
-	return fmt.Errorf("log in: %w", brokerError{refusal})
-}
-
 // close ends the connection, in order where the broker still answers.
 func (c *connection) close() {
 	_ = c.amqp.CloseDeadline(time.Now().Add(closeTimeout))
@@ -203,7 +152,12 @@ func (c *connection) close() {
 // publishers does not answer on their connections, and is waited for: another connection
 // would be blocked as well, after it has taken more messages.
 func (c *connection) bounded(request func() error) error {
-	cut := time.AfterFunc(answerTimeout, func() {
+	return c.within(answerTimeout, request)
+}
+
+// within is bounded by another limit.
+func (c *connection) within(limit time.Duration, request func() error) error {
+	cut := time.AfterFunc(limit, func() {
 		if !c.blocked.Load() {
 			_ = c.net.Close()
 		}
@@ -212,27 +166,35 @@ func (c *connection) bounded(request func() error) error {
 	return request()
 }
 
-// declare does what x.Declare says, on a channel of its own: a refusal closes it.
-func (c *connection) declare(x Exchange) error {
+// onChannel calls do with a channel of its own, since a refusal closes it.
+func (c *connection) onChannel(do func(ch *amqp.Channel) error) error {
 	return c.bounded(func() error {
 		ch, err := c.amqp.Channel()
 		if err != nil {
 			return err
 		}
-		declare := ch.ExchangeDeclarePassive
-		if x.Declare == DeclareActive {
-			declare = ch.ExchangeDeclare
-		}
-		if err := declare(x.Name, x.Type, x.Durable, false, false, false, nil); err != nil {
+		if err := do(ch); err != nil {
 			return err // and the broker has closed the channel
 		}
 		return ch.Close()
 	})
 }
 
-// channel is in confirm mode, and in the hands of one Deliver at a time.
+// mode is what a channel is for.
+type mode uint8
+
+// In the mode confirming the broker confirms every message, in transactional every
+// commit, in plain nothing.
+const (
+	confirming mode = iota
+	transactional
+	plain
+)
+
+// channel is in the hands of one Deliver at a time.
 type channel struct {
 	amqp    *amqp.Channel
+	mode    mode
 	returns chan amqp.Return
 	closed  chan *amqp.Error
 	cause   *amqp.Error // why the broker closed it
@@ -256,9 +218,28 @@ func (ch *channel) reason() *amqp.Error {
 	return ch.cause
 }
 
-// acquire waits for a channel, best one whose window holds the given number of
-// messages.
-func (c *connection) acquire(ctx context.Context, messages int) (*channel, error) {
+// drain takes what the broker has given back, by message id with the reply code, and adds
+// it to what it took before; nil: nothing.
+func (ch *channel) drain(returned map[string]uint16) map[string]uint16 {
+	for {
+		select {
+		case r, ok := <-ch.returns:
+			if !ok {
+				return returned
+			}
+			if returned == nil {
+				returned = map[string]uint16{}
+			}
+			returned[r.MessageId] = r.ReplyCode
+		default:
+			return returned
+		}
+	}
+}
+
+// acquire waits for a channel of a mode whose window holds the given number of messages,
+// or maxWindow.
+func (c *connection) acquire(ctx context.Context, mode mode, messages int) (*channel, error) {
 	select {
 	case c.slots <- struct{}{}:
 	case <-ctx.Done():
@@ -268,24 +249,36 @@ func (c *connection) acquire(ctx context.Context, messages int) (*channel, error
 	}
 	window := min(maxWindow, max(minWindow, messages))
 	c.mu.Lock()
-	i := slices.IndexFunc(c.idle, func(ch *channel) bool { return cap(ch.returns) >= window })
-	if i < 0 && len(c.idle)+len(c.slots) > cap(c.slots) {
-		i = 0 // no more channels: a smaller window will do
-	}
+	i := slices.IndexFunc(c.idle, func(ch *channel) bool { return ch.mode == mode && cap(ch.returns) >= window })
 	if i >= 0 {
 		ch := c.idle[i]
 		c.idle = slices.Delete(c.idle, i, i+1)
 		c.mu.Unlock()
 		return ch, nil
 	}
+	var unfit *channel // gives its place to a new one
+	if len(c.idle)+len(c.slots) > cap(c.slots) {
+		unfit = c.idle[0]
+		c.idle = slices.Delete(c.idle, 0, 1)
+	}
 	c.mu.Unlock()
+	if unfit != nil {
+		c.discard(unfit)
+	}
 
-	ch := &channel{headers: amqp.Table{}}
+	ch := &channel{mode: mode, headers: amqp.Table{}}
 	err := c.bounded(func() (err error) {
 		if ch.amqp, err = c.amqp.Channel(); err != nil {
 			return err
 		}
-		return ch.amqp.Confirm(false)
+		switch mode {
+		case confirming:
+			return ch.amqp.Confirm(false)
+		case transactional:
+			return ch.amqp.Tx()
+		case plain:
+		}
+		return nil
 	})
 	if err != nil {
 		<-c.slots
@@ -307,8 +300,12 @@ func (c *connection) release(ch *channel, reusable bool) {
 		c.idle = append(c.idle, ch)
 		c.mu.Unlock()
 	} else {
-		ch.stall.Stop()
-		_ = c.bounded(ch.amqp.Close)
+		c.discard(ch)
 	}
 	<-c.slots
+}
+
+func (c *connection) discard(ch *channel) {
+	ch.stall.Stop()
+	_ = c.bounded(ch.amqp.Close)
 }

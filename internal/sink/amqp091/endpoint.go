@@ -35,11 +35,6 @@ import (
 )
 
 const (
-	// defaultHeartbeat is asked of the broker. A peer that is silent for 1.5 times
-	// as long is taken for dead.
-	defaultHeartbeat = 10 * time.Second
-	// connectTimeout bounds dial, TLS and AMQP handshake together.
-	connectTimeout = 10 * time.Second
 	// closeTimeout bounds the orderly end of a connection.
 	closeTimeout = 2 * time.Second
 
@@ -55,7 +50,7 @@ const (
 	// would lock accounts and fill the broker's log.
 	refusedLogin = 30 * time.Second
 
-	// An exchange that cannot be published to is tried again after a time that
+	// An exchange that cannot be published to, or a queue that cannot be declared, is tried again after a time that
 	// doubles from the first to the last.
 	firstRecheck = 250 * time.Millisecond
 	lastRecheck  = 10 * time.Second
@@ -83,23 +78,11 @@ type Endpoint struct {
 
 	mu        sync.Mutex
 	running   bool
-	trouble   string // why there is no connection
-	blocked   string // the broker's reason, while it blocks
-	exchanges map[Exchange]*exchange
+	trouble   string               // why there is no connection
+	blocked   string               // the broker's reason, while it blocks
+	exchanges map[string]*exchange // by key
+	topology  topology
 	workers   sync.WaitGroup
-}
-
-// exchange is one that bound sinks publish to.
-type exchange struct {
-	Exchange
-	// proven says that state is Up; it is written under Endpoint.mu.
-	proven atomic.Bool
-	// The rest is guarded by Endpoint.mu.
-	state    relay.State
-	reason   string
-	failures int
-	due      time.Time // when a Down exchange is tried again
-	probe    bool      // only a message can tell whether it works again
 }
 
 func newEndpoint(c *Config, targets []target, deps relay.SinkDeps) *Endpoint {
@@ -111,7 +94,7 @@ func newEndpoint(c *Config, targets []target, deps relay.SinkDeps) *Endpoint {
 		monitor:   relay.NewMonitor(relay.Down, "not connected yet"),
 		recheck:   make(chan struct{}, 1),
 		trouble:   "not connected yet",
-		exchanges: map[Exchange]*exchange{},
+		exchanges: map[string]*exchange{},
 	}
 }
 
@@ -133,19 +116,6 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 	return newSink(e, settings, e.use(settings.Exchange))
 }
 
-// use finds or adds the exchange.
-func (e *Endpoint) use(x Exchange) *exchange {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	found, ok := e.exchanges[x]
-	if !ok {
-		found = &exchange{Exchange: x, reason: "not checked yet"}
-		e.exchanges[x] = found
-		e.wake()
-	}
-	return found
-}
-
 func (e *Endpoint) wake() {
 	select {
 	case e.recheck <- struct{}{}:
@@ -160,14 +130,15 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	e.running = true
 	if len(e.exchanges) == 0 {
 		// Nothing is bound: report on the sink's own.
-		e.exchanges[e.config.Exchange] = &exchange{Exchange: e.config.Exchange, reason: "not checked yet"}
+		e.exchanges[e.config.Exchange.key()] = newExchange(e.config.Exchange)
 	}
 	e.mu.Unlock()
 	defer e.finish()
 
 	said := make([]string, len(e.targets)) // what was last logged of each target
 	failures, refusals := 0, 0
-	for i := 0; ctx.Err() == nil; i = (i + 1) % len(e.targets) {
+	// From a random one on, so that replicas spread over the nodes.
+	for i := rand.N(len(e.targets)); ctx.Err() == nil; i = (i + 1) % len(e.targets) { //nolint:gosec // No secret.
 		began := time.Now()
 		err := e.session(ctx, e.targets[i], func() {
 			e.log.Info("connected to the broker", zap.String("address", e.targets[i].address))
@@ -229,7 +200,7 @@ func (e *Endpoint) finish() {
 // session is one connection, from dial to end; its error says why it ended.
 // Connected is called when it stands.
 func (e *Endpoint) session(ctx context.Context, t target, connected func()) error {
-	c, err := dial(ctx, t, &e.config.TLS, e.deps)
+	c, err := dial(ctx, t, &e.config, e.deps)
 	if err != nil {
 		return fmt.Errorf("connect to %s: %w", t.address, err)
 	}
@@ -253,11 +224,12 @@ func (e *Endpoint) session(ctx context.Context, t target, connected func()) erro
 	e.mu.Lock()
 	for _, x := range e.exchanges {
 		// What was known of it belongs to the last connection.
-		x.set(relay.Down, "not checked yet")
+		x.set(relay.Down, reasonExchange, "not checked yet")
 		x.due = time.Time{}
 		x.failures = 0
 		x.probe = false
 	}
+	e.topology = topology{}
 	e.mu.Unlock()
 	if err := e.check(c); err != nil {
 		return err
@@ -331,6 +303,9 @@ func (e *Endpoint) report() {
 	case e.blocked != "":
 		e.monitor.Set(relay.Down, e.blocked)
 		return
+	case e.topology.reason != "":
+		e.monitor.Set(relay.Down, e.topology.reason)
+		return
 	}
 	// One exchange that works keeps the endpoint up: the routes to the others get
 	// their results message by message.
@@ -347,11 +322,14 @@ func (e *Endpoint) report() {
 	e.monitor.Set(best, reason)
 }
 
-// nextCheck is how long until an exchange is to be tried again.
+// nextCheck is how long until something is to be tried again.
 func (e *Endpoint) nextCheck() time.Duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	next := time.Hour
+	if len(e.config.Queues) > 0 && e.topology.declared.IsZero() {
+		next = max(0, time.Until(e.topology.due))
+	}
 	for _, x := range e.exchanges {
 		if x.state == relay.Down {
 			next = min(next, max(0, time.Until(x.due)))
@@ -360,105 +338,13 @@ func (e *Endpoint) nextCheck() time.Duration {
 	return next
 }
 
-// check tries the exchanges that are due. An error means that the connection has
-// ended over it.
+// check tries what is due of the exchanges and queues. An error means that the connection
+// has ended over it.
 func (e *Endpoint) check(c *connection) error {
-	e.mu.Lock()
-	var due []*exchange
-	now := time.Now()
-	for _, x := range e.exchanges {
-		switch {
-		case x.state != relay.Down || now.Before(x.due):
-		case x.probe:
-			x.set(relay.Probe, x.reason)
-		case x.Declare == DeclareNone:
-			x.set(relay.Up, "")
-		default:
-			due = append(due, x)
-		}
+	if err := e.checkExchanges(c); err != nil {
+		return err
 	}
-	e.report()
-	e.mu.Unlock()
-
-	for _, x := range due {
-		err := c.declare(x.Exchange)
-		var refusal *amqp.Error
-		switch {
-		case err == nil:
-			e.works(x)
-		case !errors.As(err, &refusal):
-			return fmt.Errorf("declare exchange %q: %w", x.Name, err)
-		case c.amqp.IsClosed():
-			// As a type that the broker does not know ends it.
-			return fmt.Errorf("declare exchange %q of type %q: %w", x.Name, x.Type, brokerError{refusal})
-		case refusal.Code == amqp.AccessRefused && x.Declare == DeclarePassive:
-			// Some brokers want a right for a mere look. A publish will tell.
-			e.log.Info("not allowed to check the exchange, publishing to it unchecked", zap.String("exchange", x.Name))
-			e.works(x)
-		default:
-			e.fails(x, fmt.Errorf("%s: %w", advice(refusal, x.Exchange), brokerError{refusal}), false)
-		}
-	}
-	return nil
-}
-
-// advice says in words what a refusal means and what to do.
-func advice(refusal *amqp.Error, x Exchange) string {
-	switch refusal.Code {
-	case amqp.NotFound:
-		return fmt.Sprintf("exchange %q does not exist: create it, or set exchange.declare to active", x.Name)
-	case amqp.AccessRefused:
-		if x.Declare == DeclareActive {
-			return fmt.Sprintf("not permitted to use exchange %q: grant configure and write, or only write and set exchange.declare to none", x.Name)
-		}
-		return fmt.Sprintf("not permitted to publish to exchange %q: grant write", x.Name)
-	case amqp.PreconditionFailed:
-		return fmt.Sprintf("exchange %q exists with another type or durability: correct exchange.type and exchange.durable", x.Name)
-	}
-	return fmt.Sprintf("exchange %q cannot be used", x.Name)
-}
-
-// works notes that x can be published to.
-func (e *Endpoint) works(x *exchange) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if x.state == relay.Up {
-		return
-	}
-	if x.failures > 0 {
-		e.log.Info("exchange works again", zap.String("exchange", x.Name))
-	}
-	x.failures = 0
-	x.probe = false
-	x.set(relay.Up, "")
-	e.report()
-}
-
-// fails notes that x cannot be published to, and when to try again. With probe only
-// a message can tell whether it works again.
-func (e *Endpoint) fails(x *exchange, err error, probe bool) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if x.state == relay.Down && time.Now().Before(x.due) {
-		return // another batch has said so
-	}
-	if err.Error() != x.reason {
-		e.log.Warn("exchange cannot be used", zap.String("exchange", x.Name), zap.Error(err))
-	}
-	pause := min(firstRecheck<<min(x.failures, 10), lastRecheck)
-	x.failures++
-	x.probe = probe
-	x.due = time.Now().Add(pause/2 + rand.N(pause/2)) //nolint:gosec // Jitter is no secret.
-	x.set(relay.Down, err.Error())
-	e.report()
-	e.wake()
-}
-
-// set is called with Endpoint.mu held.
-func (x *exchange) set(state relay.State, reason string) {
-	x.state = state
-	x.reason = reason
-	x.proven.Store(state == relay.Up)
+	return e.checkQueues(c)
 }
 
 // begin takes part in the present connection; the caller ends it with
@@ -471,8 +357,10 @@ func (e *Endpoint) begin(x *exchange) (*connection, error) {
 		return nil, relay.Fail(reasonNotConnected, fmt.Errorf("%w: %s", relay.ErrSinkDown, e.trouble))
 	case e.blocked != "":
 		return nil, relay.Fail(reasonBlocked, fmt.Errorf("%w: %s", relay.ErrSinkDown, e.blocked))
+	case e.topology.reason != "":
+		return nil, relay.Fail(reasonQueue, fmt.Errorf("%w: %s", relay.ErrSinkDown, e.topology.reason))
 	case x.state == relay.Down:
-		return nil, relay.Fail(reasonExchange, errors.New(x.reason))
+		return nil, relay.Fail(x.cause, errors.New(x.reason))
 	default:
 		e.workers.Add(1)
 		return c, nil

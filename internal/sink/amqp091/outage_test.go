@@ -279,19 +279,28 @@ func TestFlapping(t *testing.T) {
 	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
 }
 
+// The URLs are tried in turn, from any of them on.
 func TestSeveralURLs(t *testing.T) {
 	in := newInbox(t, broker.URL(t))
-	proxy, err := broker.NewProxy(bounded(t), in.url)
-	require.NoError(t, err)
-	t.Cleanup(proxy.Close)
 	c := in.config()
 	c.URL = setting.URL{}
-	c.URLs = []setting.URL{setting.NewURL(proxy.URL()), setting.NewURL(in.url)}
+	nodes := map[string]*broker.Proxy{}
+	for range 3 {
+		proxy, err := broker.NewProxy(bounded(t), in.url)
+		require.NoError(t, err)
+		t.Cleanup(proxy.Close)
+		nodes[address(t, proxy.URL())] = proxy
+		c.URLs = append(c.URLs, setting.NewURL(proxy.URL()))
+	}
 	r := run(t, c)
-	r.await(relay.Up)
-	require.Contains(t, r.logged(), address(t, proxy.URL()))
-	require.NoError(t, proxy.Kill(t.Context()))
-	r.await(relay.Down)
-	r.await(relay.Up)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
+	for len(nodes) > 0 {
+		r.await(relay.Up)
+		requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
+		connected := r.log.FilterMessage("connected to the broker").All()
+		at, _ := connected[len(connected)-1].ContextMap()["address"].(string)
+		require.Contains(t, nodes, at, "one that is up")
+		require.NoError(t, nodes[at].Kill(t.Context()))
+		delete(nodes, at)
+		r.await(relay.Down)
+	}
 }

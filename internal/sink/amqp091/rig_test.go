@@ -208,6 +208,14 @@ func deliver(ctx context.Context, t *testing.T, sink relay.Sink, ms []relay.Mess
 	return results
 }
 
+func headers(of map[string]any) map[string]setting.Value {
+	headers := make(map[string]setting.Value, len(of))
+	for name := range of {
+		headers[name] = setting.NewValue(of[name])
+	}
+	return headers
+}
+
 func messages(prefix string, n, size int) []relay.Message {
 	body := []byte(strings.Repeat("x", size))
 	ms := make([]relay.Message, n)

@@ -16,13 +16,13 @@ func TestTemplates(t *testing.T) {
 	in := newInbox(t, broker.URL(t))
 	c := in.config()
 	c.RoutingKey = `sms.{{ body.success ? "ok" : "failed" }}.{{ queue }}`
-	c.Headers = map[string]string{
+	c.Headers = headers(map[string]any{
 		"x-dedupe-key": "{{ body.biz_id }}",
-		"x-number":     "{{ body.n }}",
+		"x-number":     "n={{ body.n }}",
 		"x-missing":    "{{ body.?missing }}",
 		"x-team":       "billing",
 		"x-braces":     `{{ "{{" }}`,
-	}
+	})
 	r := run(t, c)
 	r.await(relay.Up)
 
@@ -40,16 +40,19 @@ func TestTemplates(t *testing.T) {
 	for _, d := range in.take() {
 		got[d.MessageId] = d
 	}
-	for id, want := range map[string]struct{ key, dedupe, number string }{
+	for id, want := range map[string]struct {
+		key    string
+		dedupe any
+		number string
+	}{
 		"m-0": {"sms.ok.q", "b^1", "12345678901234567890"},
 		"m-1": {"sms.failed.q", "短信\n2", "1.10"},
-		"m-2": {"sms.ok.q", "3", "true"},
+		"m-2": {"sms.ok.q", int64(3), "true"},
 	} {
 		require.Equal(t, want.key, got[id].RoutingKey)
 		require.Equal(t, amqp.Table{
 			"x-dedupe-key":         want.dedupe,
-			"x-number":             want.number,
-			"x-missing":            "",
+			"x-number":             "n=" + want.number,
 			"x-team":               "billing",
 			"x-braces":             "{{",
 			relay.HeaderSource:     "sms",
@@ -66,7 +69,7 @@ func TestTemplatesThatFailRejectTheirMessage(t *testing.T) {
 	in := newInbox(t, broker.URL(t))
 	c := in.config()
 	c.RoutingKey = "sms.{{ body.key }}"
-	c.Headers = map[string]string{"h": "{{ body.header }}", "x-team": "billing"}
+	c.Headers = headers(map[string]any{"h": "{{ body.header }}", "x-team": "billing"})
 	r := run(t, c)
 	r.await(relay.Up)
 
@@ -83,8 +86,8 @@ func TestTemplatesThatFailRejectTheirMessage(t *testing.T) {
 		{`{"key": "` + strings.Repeat("hunter2", 36) + `", "header": ""}`, "invalid_property"},
 		{`{"key": "` + strings.Repeat("h", 251) + `", "header": ""}`, ""}, // 255 bytes
 		{`{"key": "` + strings.Repeat("短", 84) + `", "header": ""}`, "invalid_property"},
-		{`{"key": "", "header": "` + strings.Repeat("h", 64<<10-14) + `"}`, ""},
-		{`{"key": "", "header": "` + strings.Repeat("h", 64<<10-13) + `"}`, "invalid_property"},
+		{`{"key": "", "header": "` + strings.Repeat("h", 64<<10-26) + `"}`, ""},
+		{`{"key": "", "header": "` + strings.Repeat("h", 64<<10-25) + `"}`, "invalid_property"},
 	} {
 		ms[i].Body = []byte(bad.body)
 		want[i] = bad.reason

@@ -1,0 +1,104 @@
+package amqp091
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// login is how we say who we are, by SASL PLAIN (RFC 4616) or EXTERNAL (RFC 4422).
+type login struct {
+	target     target
+	properties amqp.Table
+}
+
+// Mechanism also announces that we understand a refusal that comes as
+// connection.close; without it RabbitMQ hangs up on wrong credentials without a
+// word, after seconds. The library sets the capabilities itself and asks for the
+// mechanism afterwards, so this is where another can be added.
+func (l *login) Mechanism() string {
+	if capabilities, ok := l.properties["capabilities"].(amqp.Table); ok {
+		capabilities["authentication_failure_close"] = true
+	}
+	if l.target.sasl == SASLExternal {
+		return "EXTERNAL"
+	}
+	return "PLAIN"
+}
+
+// Response holds the password as its file has it now.
+func (l *login) Response() string {
+	if l.target.sasl == SASLExternal {
+		return ""
+	}
+	return "\x00" + l.target.username + "\x00" + l.target.password.Current()
+}
+
+// loginError is a connection that the broker ended over the login. It does not
+// quote the broker, which may repeat what it was sent.
+type loginError struct {
+	target target
+	named  bool // the broker said that it refuses the credentials
+}
+
+func (e *loginError) Error() string {
+	switch {
+	case e.target.sasl == SASLExternal && e.named:
+		return "the broker refuses the client certificate: it knows no user of that name"
+	case e.target.sasl == SASLExternal:
+		return "the broker hung up during the login by client certificate: it is going down, or it knows no user of that name"
+	case e.named:
+		return fmt.Sprintf("the broker refuses the user %q: check username and password", e.target.username)
+	}
+	return fmt.Sprintf("the broker hung up during the login of the user %q: it is going down, or username and password are wrong", e.target.username)
+}
+
+// handshakeError says why the handshake failed.
+func handshakeError(ctx context.Context, err error, t target, timeout time.Duration) error {
+	var refusal *amqp.Error
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("log in: no answer within %v", timeout)
+	case errors.Is(err, amqp.ErrSASL):
+		return fmt.Errorf("log in: the broker does not offer the mechanism %s", (&login{target: t}).Mechanism())
+	case !errors.As(err, &refusal):
+		return fmt.Errorf("log in: %w", tlsAdvice(err))
+	case refusal.Code == amqp.AccessRefused:
+		return &loginError{target: t, named: refusal.Server}
+	case refusal.Code == amqp.NotAllowed, refusal.Code == amqp.InvalidPath:
+		return fmt.Errorf("open vhost %q: %w", t.vhost, brokerError{refusal})
+	}
+	return fmt.Errorf("log in: %w", brokerError{refusal})
+}
+
+// The TLS alerts by which a server refuses the client's certificate (RFC 8446: 6.2).
+const (
+	alertBadCertificate      = tls.AlertError(42)
+	alertUnknownCA           = tls.AlertError(48)
+	alertCertificateRequired = tls.AlertError(116)
+)
+
+// tlsAdvice adds to an error of TLS what to do about it.
+func tlsAdvice(err error) error {
+	var (
+		authority x509.UnknownAuthorityError
+		name      x509.HostnameError
+		alert     tls.AlertError
+	)
+	switch {
+	case errors.As(err, &authority):
+		return fmt.Errorf("%w: set tls.ca_file to the authority that issued the broker's certificate", err)
+	case errors.As(err, &name):
+		return fmt.Errorf("%w: correct the host in the URL, or set tls.server_name", err)
+	case errors.As(err, &alert) && alert == alertCertificateRequired:
+		return fmt.Errorf("%w: the broker asks for a client certificate: set tls.cert_file and tls.key_file", err)
+	case errors.As(err, &alert) && (alert == alertBadCertificate || alert == alertUnknownCA):
+		return fmt.Errorf("%w: the broker asks for a client certificate that it trusts: check tls.cert_file and tls.key_file", err)
+	}
+	return err
+}

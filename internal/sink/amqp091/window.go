@@ -1,0 +1,199 @@
+package amqp091
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"mnsrelay/internal/relay"
+)
+
+// The window is how many messages may be unconfirmed on one channel. It follows the
+// size of the batch: a source hands over at most 16 messages at a time.
+const (
+	minWindow = 16
+	maxWindow = 1024
+)
+
+// stallTime is how long the oldest confirm may be late before the younger ones are
+// looked at one by one. Confirms come in order or nearly so.
+const stallTime = 20 * time.Millisecond
+
+// pending is a message that waits for its confirm.
+type pending struct {
+	index   int
+	confirm *amqp.DeferredConfirmation
+}
+
+// confirm sends the messages on one channel, never more than its window ahead of
+// the confirms, until all are confirmed or ctx ends. Where one of them made the broker
+// close the channel, those that fell with it are sent again one by one, so that the one
+// is found and the others arrive.
+func (s *Sink) confirm(ctx context.Context, c *connection, ms []relay.Message, b *batch) {
+	for _, i := range s.window(ctx, c, ms, 0, b) {
+		s.window(ctx, c, ms[i:i+1], i, b)
+	}
+}
+
+// window publishes messages, of which the first has the index base in its batch. It gives
+// the indexes of those to send again alone.
+func (s *Sink) window(ctx context.Context, c *connection, ms []relay.Message, base int, b *batch) (suspects []int) {
+	ch, err := c.acquire(ctx, confirming, len(ms))
+	if err != nil {
+		s.noChannel(ctx, err, b)
+		return nil
+	}
+	w := &window{sink: s, connection: c, channel: ch, messages: ms, base: base, batch: b, pending: ch.pending[:0]}
+	w.run(ctx)
+	owing := len(w.pending) > 0
+	clear(w.pending)
+	ch.pending = w.pending[:0]
+	c.release(ch, !owing)
+	return w.suspects
+}
+
+// noChannel gives every message its result where there is no channel.
+func (s *Sink) noChannel(ctx context.Context, err error, b *batch) {
+	if ctx.Err() == nil {
+		b.finish(relay.Result{Err: relay.Fail(reasonChannelClosed, fmt.Errorf("open a channel: %w", err))})
+	}
+}
+
+// window is what is under way on a channel.
+type window struct {
+	sink       *Sink
+	connection *connection
+	channel    *channel
+	messages   []relay.Message
+	base       int // the index of the first in the batch
+	batch      *batch
+	pending    []pending
+	returned   map[string]uint16 // reply codes by message id; nil while there are none
+	// suspects are messages of which one has made the broker close the channel.
+	suspects []int
+}
+
+// run leaves in pending what was not answered before ctx ended.
+func (w *window) run(ctx context.Context) {
+	for i := range w.messages {
+		key, p, err := w.sink.prepare(w.connection, &w.messages[i], w.channel.headers)
+		if err != nil {
+			w.report(i, relay.Result{Outcome: relay.Rejected, Err: err})
+			continue
+		}
+		for len(w.pending) == cap(w.channel.returns) {
+			if !w.await(ctx) {
+				return
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		confirm, err := w.channel.amqp.PublishWithDeferredConfirm(w.sink.exchange.wire(), key, w.sink.settings.Mandatory, false, p)
+		if err != nil {
+			for j := i; j < len(w.messages); j++ {
+				w.failed(j, err)
+			}
+			break
+		}
+		w.pending = append(w.pending, pending{i, confirm})
+		w.collect()
+	}
+	for len(w.pending) > 0 {
+		if !w.await(ctx) {
+			return
+		}
+	}
+}
+
+// report gives the message its result.
+func (w *window) report(i int, r relay.Result) { w.batch.report(w.base+i, r) }
+
+// await waits for the oldest confirm, for a while, and reports what has come. It
+// is false when ctx has ended.
+func (w *window) await(ctx context.Context) bool {
+	w.channel.stall.Reset(stallTime)
+	select {
+	case <-w.pending[0].confirm.Done():
+		w.collect()
+	case <-w.channel.stall.C:
+		w.sweep()
+	case <-ctx.Done():
+		w.sweep()
+		return len(w.pending) == 0
+	}
+	return true
+}
+
+// collect reports the oldest confirms that have come, up to the first that has not.
+func (w *window) collect() {
+	n := 0
+	for n < len(w.pending) && resolved(w.pending[n].confirm) {
+		w.settle(w.pending[n])
+		n++
+	}
+	if n > 0 {
+		w.pending = w.pending[:copy(w.pending, w.pending[n:])]
+	}
+}
+
+// sweep reports every confirm that has come.
+func (w *window) sweep() {
+	kept := w.pending[:0]
+	for _, p := range w.pending {
+		if resolved(p.confirm) {
+			w.settle(p)
+		} else {
+			kept = append(kept, p)
+		}
+	}
+	w.pending = kept
+}
+
+func resolved(confirm *amqp.DeferredConfirmation) bool {
+	select {
+	case <-confirm.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// settle reports a message whose confirm has come.
+func (w *window) settle(p pending) {
+	// The broker sends a return before the confirm, so it is here by now.
+	w.returned = w.channel.drain(w.returned)
+	code, returned := w.returned[w.messages[p.index].ID]
+	switch {
+	case !p.confirm.Acked():
+		w.failed(p.index, amqp.ErrClosed)
+		return
+	case returned:
+		// The exchange is there, and has taken it.
+		w.sink.works()
+		w.report(p.index, w.sink.unroutable(code))
+	default:
+		w.sink.works()
+		w.report(p.index, relay.Result{Outcome: relay.Delivered})
+	}
+}
+
+// failed reports a message that was not confirmed: by a nack, or since the channel has
+// ended, after which nobody knows what became of it.
+func (w *window) failed(i int, err error) {
+	s := w.sink
+	switch {
+	case !w.channel.amqp.IsClosed():
+		s.works()
+		w.report(i, relay.Result{Err: relay.Fail(reasonNack, fmt.Errorf("publish to exchange %q: the broker refused the message", s.exchange.Name))})
+	case !refusesMessage(w.channel):
+		w.report(i, relay.Result{Err: s.lost(w.connection, w.channel, err)})
+	case len(w.messages) > 1:
+		w.suspects = append(w.suspects, w.base+i)
+	default:
+		w.report(i, relay.Result{Outcome: relay.Rejected, Err: relay.Fail(reasonMessageRefused,
+			fmt.Errorf("publish to exchange %q: %w", s.exchange.Name, brokerError{w.channel.cause}))})
+	}
+}
