@@ -81,7 +81,7 @@ func TestProblemsOfValuesThatKeepTheirType(t *testing.T) {
 	t.Parallel()
 	for line, want := range map[string]string{
 		`headers: {a: }`:                                    "12:15: sinks.events.headers.a: has no value: write one, or remove the line",
-		`headers: {a: {{ id }}}`:                            "12:19: sinks.events.headers.a: YAML takes an unquoted {{ for a mapping",
+		`headers: {a: {{ id }}}`:                            "12:15: sinks.events.headers.a: YAML takes an unquoted {{ for a mapping",
 		`headers: {a: [1, {b: "${NONE}"}]}`:                 "12:26: sinks.events.headers.a[1].b: the variable NONE is not set",
 		`headers: {a: 99999999999999999999}`:                `12:18: sinks.events.headers.a: `,
 		`headers: {a: {b: 1, b: 2}}`:                        "12:25: sinks.events.headers.a.b: is written twice",
