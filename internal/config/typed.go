@@ -1,9 +1,11 @@
 package config
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v4"
@@ -62,7 +64,9 @@ func (d *decoder) typedScalar(n *yaml.Node, path string) any {
 	case "!!int":
 		value, err = scalarAs[int64](n)
 	case "!!float":
-		value, err = scalarAs[float64](n)
+		if value, err = scalarAs[float64](n); strings.Trim(n.Value, "+-_0123456789") == "" {
+			err = errors.New("a whole number that an int64 does not hold")
+		}
 	case "!!timestamp":
 		value, err = scalarAs[time.Time](n)
 	default:

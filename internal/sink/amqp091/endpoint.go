@@ -199,7 +199,7 @@ func (e *Endpoint) finish() {
 
 // session is one connection, from dial to end; its error says why it ended.
 // Connected is called when it stands.
-func (e *Endpoint) session(ctx context.Context, t target, connected func()) error {
+func (e *Endpoint) session(ctx context.Context, t target, connected func()) (err error) {
 	c, err := dial(ctx, t, &e.config, e.deps)
 	if err != nil {
 		return fmt.Errorf("connect to %s: %w", t.address, err)
@@ -213,7 +213,10 @@ func (e *Endpoint) session(ctx context.Context, t target, connected func()) erro
 		c.close()
 	})
 	defer func() {
-		e.connection.CompareAndSwap(c, nil)
+		// Said before the connection is closed, which may take a while.
+		if e.connection.CompareAndSwap(c, nil) {
+			e.disconnected(err)
+		}
 		if stop() {
 			closing.Done()
 			c.close()

@@ -20,6 +20,7 @@ import (
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 	"mnsrelay/internal/sink/amqp091"
+	"mnsrelay/test/broker"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -206,6 +207,16 @@ func deliver(ctx context.Context, t *testing.T, sink relay.Sink, ms []relay.Mess
 		t.Errorf("done was called %d times for %d messages", calls, len(ms))
 	}
 	return results
+}
+
+// node is a RabbitMQ of its own, for what a broker that others use must not be asked.
+func node(t *testing.T, c broker.Config) *broker.Node {
+	t.Helper()
+	c.Dir = t.TempDir()
+	n, err := broker.Start(bounded(t), c)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, n.Close()) })
+	return n
 }
 
 func headers(of map[string]any) map[string]setting.Value {
