@@ -217,6 +217,7 @@ func (s *source) readDepth(ctx context.Context) {
 		return
 	}
 	s.pipeline.SetRetention(attributes.Retention)
+	s.pipeline.SetQueuePolicy(attributes.DeadLetterPolicy.MaxReceives, attributes.DeadLetterPolicy.Queue)
 	if !attributes.Counted {
 		s.depth.Store(nil)
 		return

@@ -170,6 +170,10 @@ type QueueConfig struct {
 	PollingWait time.Duration
 	// LoggingEnabled is kept and given back; it does nothing.
 	LoggingEnabled bool
+	// DeadLetterQueue and MaxReceives are the queue's own dead-letter policy, which is
+	// given back with the attributes and does nothing; 0: there is none.
+	DeadLetterQueue string
+	MaxReceives     int
 }
 
 // Limits of MNS.

@@ -387,6 +387,13 @@ func (s *Server) appendAttributes(b []byte, a queueAttributes) []byte {
 	b = appendNumber(b, "ActiveMessages", int64(a.stats.Active))
 	b = appendNumber(b, "InactiveMessages", int64(a.stats.Inactive))
 	b = appendNumber(b, "DelayMessages", int64(a.stats.Delayed))
+	if a.config.MaxReceives > 0 {
+		b = append(b, "<DlqPolicy>"...)
+		b = appendElement(b, "Enabled", "true")
+		b = appendElement(b, "DeadLetterTargetQueue", a.config.DeadLetterQueue)
+		b = appendNumber(b, "MaxReceiveCount", int64(a.config.MaxReceives))
+		b = append(b, "</DlqPolicy>"...)
+	}
 	logging := "False"
 	if a.config.LoggingEnabled {
 		logging = "True"

@@ -199,7 +199,12 @@ func readAttributes(s *scanner, data []byte) (Attributes, error) {
 			return Attributes{}, err
 		}
 	}
+	policy, err := readPolicy(s, data)
+	if err != nil {
+		return Attributes{}, err
+	}
 	return Attributes{
+		DeadLetterPolicy: policy,
 		Active: values[0], Inactive: values[1], Delayed: values[2],
 		Counted:           fields[0].value != nil && fields[1].value != nil,
 		VisibilityTimeout: time.Duration(values[3]) * time.Second,
@@ -208,6 +213,28 @@ func readAttributes(s *scanner, data []byte) (Attributes, error) {
 		Delay:             time.Duration(values[6]) * time.Second,
 		MaxMessageSize:    values[7],
 	}, nil
+}
+
+// readPolicy reads the dead-letter policy out of a queue's attributes; the zero value: there
+// is none, it is switched off, or the endpoint does not tell.
+func readPolicy(s *scanner, data []byte) (policy DeadLetterPolicy, err error) {
+	s.reset(data)
+	if _, err := s.root(); err != nil {
+		return policy, err
+	}
+	names := []string{"Enabled", "MaxReceiveCount", "DeadLetterTargetQueue"}
+	err = s.children("DlqPolicy", func() error {
+		var fields [3]field
+		if err := s.record(names, fields[:]); err != nil {
+			return err
+		}
+		n, err := fields[1].number()
+		if err == nil && strings.EqualFold(strings.TrimSpace(string(fields[0].value)), "true") {
+			policy = DeadLetterPolicy{MaxReceives: int(n), Queue: clean(string(fields[2].value))}
+		}
+		return err
+	})
+	return policy, err
 }
 
 // readSent reads the answer to a send of one message or of several (MNS: SendMessage,

@@ -172,6 +172,15 @@ func TestAttributesOfTheEmulator(t *testing.T) {
 	require.True(t, a.Counted)
 	require.Equal(t, []int64{1, 1, 1}, []int64{a.Active, a.Inactive, a.Delayed})
 	require.Equal(t, 45*time.Second, a.VisibilityTimeout)
+	require.Zero(t, a.DeadLetterPolicy, "a queue without a policy of its own")
+}
+
+func TestTheQueuesOwnDeadLetterPolicyIsRead(t *testing.T) {
+	_, s := startEmulator(t, emulator.Config{}, emulator.QueueConfig{DeadLetterQueue: "dead", MaxReceives: 5}, nil)
+	a, err := s.Attributes(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, mns.DeadLetterPolicy{MaxReceives: 5, Queue: "dead"}, a.DeadLetterPolicy)
+	require.Equal(t, 30*time.Second, a.VisibilityTimeout)
 }
 
 func TestFaultsLoseNothing(t *testing.T) {

@@ -515,6 +515,18 @@ type Attributes struct {
 	// lease and not visible yet. They mean nothing unless Counted.
 	Active, Inactive, Delayed int64
 	Counted                   bool
+	DeadLetterPolicy          DeadLetterPolicy
+}
+
+// DeadLetterPolicy is that of the queue itself, by which MNS moves messages to another
+// queue. The management API tells of it (mns-open 2022-01-19: GetQueueAttributes, Data.
+// DlqPolicy); where a queue's own endpoint does, it uses the same names. The zero value
+// says that nothing is known of any.
+type DeadLetterPolicy struct {
+	// MaxReceives is after how many receives a message is moved.
+	MaxReceives int
+	// Queue is where to.
+	Queue string
 }
 
 // Attributes reads the queue's attributes. relay.ErrNotPermitted: the keys may only

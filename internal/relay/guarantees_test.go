@@ -607,6 +607,44 @@ func TestOldMessagesAreWarnedOfBeforeTheQueueDropsThem(t *testing.T) {
 	})
 }
 
+// The queue's own dead-letter policy is warned of where it takes messages before the relay
+// gives them up, once, and again only when it changes.
+func TestTheQueuesOwnDeadLetterPolicyIsWarnedOf(t *testing.T) {
+	t.Parallel()
+	const said = "own dead-letter policy comes before"
+	for name, c := range map[string]struct {
+		ours, queues int
+		warned       int
+	}{
+		"the queue has none":       {16, 0, 0},
+		"the relay gives up first": {16, 17, 0},
+		"both at once":             {16, 16, 1},
+		"the queue first":          {16, 3, 1},
+		"the relay never gives up": {0, 100, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, 1, func(cfg *relay.Config, _ *relay.Deps) { cfg.MaxReceives = c.ours })
+				for range 3 {
+					r.pipeline.SetQueuePolicy(c.queues, "dead")
+				}
+				require.Equal(t, c.warned, r.logs.FilterMessageSnippet(said).Len())
+				if c.warned > 0 {
+					context := r.logs.FilterMessageSnippet(said).All()[0].ContextMap()
+					require.EqualValues(t, c.queues, context["queue_max_receives"])
+					require.EqualValues(t, c.ours, context["max_receives"])
+					require.Equal(t, "dead", context["queue_dead_letter"])
+					r.pipeline.SetQueuePolicy(1, "dead")
+					require.Equal(t, 2, r.logs.FilterMessageSnippet(said).Len(), "it has changed")
+				}
+				r.start()
+				r.stop()
+			})
+		})
+	}
+}
+
 // A renewal after the queue has dropped the message is a request for nothing.
 func TestRenewalStopsAtTheRetention(t *testing.T) {
 	t.Parallel()

@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -95,6 +96,8 @@ type Pipeline struct {
 	aged    trouble
 	// undeleted is about deletes that were not confirmed.
 	undeleted trouble
+	// preempted is about the dead-letter policy of the queue itself.
+	preempted trouble
 
 	// retention is how long the queue keeps a message, in nanoseconds; 0: not known.
 	retention atomic.Int64
@@ -123,7 +126,7 @@ func New(cfg Config, deps Deps) *Pipeline {
 		cfg: cfg, deps: deps, phase: SourceStarting,
 		log: deps.Log.With(zap.String("source", cfg.Source)),
 	}
-	p.trouble.log, p.aged.log, p.undeleted.log = p.log, p.log, p.log
+	p.trouble.log, p.aged.log, p.undeleted.log, p.preempted.log = p.log, p.log, p.log, p.log
 	p.keeper = newKeeper(deps.Source, p.log, &p.retention)
 	p.spare = deps.Room.alike()
 	var waitFor []string
@@ -176,6 +179,19 @@ func (p *Pipeline) UnderWay() int {
 // SetRetention tells how long the queue keeps a message, consumed or not. It bounds
 // the renewal of leases, and messages older than half of it are warned of.
 func (p *Pipeline) SetRetention(retention time.Duration) { p.retention.Store(int64(retention)) }
+
+// SetQueuePolicy tells after how many receives the queue itself moves a message to another
+// queue; 0: never, as far as is known. It is warned of where that comes before the relay
+// gives a message up: such a message reaches neither its sinks nor the dead-letter sink.
+func (p *Pipeline) SetQueuePolicy(maxReceives int, queue string) {
+	if maxReceives == 0 || p.cfg.MaxReceives > 0 && p.cfg.MaxReceives < maxReceives {
+		p.preempted.ended("the queue's own dead-letter policy no longer comes before the relay's")
+		return
+	}
+	p.preempted.failed(fmt.Sprint(maxReceives, queue), "the queue's own dead-letter policy comes before the relay's: messages that fail as often are moved past the relay; "+
+		"raise the queue's MaxReceiveCount, or set dead_letter and a max_receives below it",
+		zap.Int("queue_max_receives", maxReceives), zap.String("queue_dead_letter", queue), zap.Int("max_receives", p.cfg.MaxReceives))
+}
 
 // State tells what the pipeline is doing and, where it does not receive, why.
 func (p *Pipeline) State() (state SourceState, reason string) {

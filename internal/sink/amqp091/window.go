@@ -168,8 +168,7 @@ func (w *window) settle(p pending) {
 	code, returned := w.returned[w.messages[p.index].ID]
 	switch {
 	case !p.confirm.Acked():
-		w.failed(p.index, amqp.ErrClosed)
-		return
+		w.nacked(p.index)
 	case returned:
 		// The exchange is there, and has taken it.
 		w.sink.works()
@@ -180,14 +179,22 @@ func (w *window) settle(p pending) {
 	}
 }
 
-// failed reports a message that was not confirmed: by a nack, or since the channel has
-// ended, after which nobody knows what became of it.
+// nacked reports a message whose confirm is negative: the broker said so, or the channel
+// has ended, after which nobody knows what became of the message.
+func (w *window) nacked(i int) {
+	if w.channel.amqp.IsClosed() {
+		w.failed(i, amqp.ErrClosed)
+		return
+	}
+	s := w.sink
+	s.works()
+	w.report(i, relay.Result{Err: relay.Fail(reasonNack, fmt.Errorf("publish to exchange %q: the broker refused the message", s.exchange.Name))})
+}
+
+// failed reports a message that fell with its channel.
 func (w *window) failed(i int, err error) {
 	s := w.sink
 	switch {
-	case !w.channel.amqp.IsClosed():
-		s.works()
-		w.report(i, relay.Result{Err: relay.Fail(reasonNack, fmt.Errorf("publish to exchange %q: the broker refused the message", s.exchange.Name))})
 	case !refusesMessage(w.channel):
 		w.report(i, relay.Result{Err: s.lost(w.connection, w.channel, err)})
 	case len(w.messages) > 1:
