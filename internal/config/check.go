@@ -42,6 +42,7 @@ func (d *decoder) check(c *Config) {
 	for i := range c.Sources {
 		d.checkFate(c, &c.Sources[i])
 	}
+	d.checkRings(c)
 	d.checkLedger(c)
 	d.checkWhole(c)
 }

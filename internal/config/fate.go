@@ -85,6 +85,85 @@ func (d *decoder) checkRounds(c *Config, s *Source) {
 	}
 }
 
+// feed leads from one source to the queue of another, by the setting at path.
+type feed struct {
+	to   int
+	path string
+	// sure says that it takes every message.
+	sure bool
+}
+
+// checkRings looks for queues that feed each other in a ring. Where every message goes
+// round it is refused; where conditions or failures decide, it may be meant, and is warned
+// of.
+func (d *decoder) checkRings(c *Config) {
+	feeds := make([][]feed, len(c.Sources))
+	for from := range c.Sources {
+		s := &c.Sources[from]
+		for to := range c.Sources {
+			if to == from {
+				continue // checkRounds
+			}
+			if sendsTo(c, s.DeadLetter, &c.Sources[to]) {
+				feeds[from] = append(feeds[from], feed{to: to, path: join(join("sources", s.Name), "dead_letter")})
+			}
+			for _, r := range routesOf(c, s.Name) {
+				for i, t := range r.To {
+					if sendsTo(c, t.Sink, &c.Sources[to]) {
+						feeds[from] = append(feeds[from], feed{to: to, path: join(index(join(r.path, "to"), i), "sink"), sure: r.When == ""})
+					}
+				}
+			}
+		}
+	}
+	for first := range c.Sources {
+		for _, sure := range []bool{true, false} {
+			ring := ringFrom(feeds, first, sure)
+			if ring == nil {
+				continue
+			}
+			names := c.Sources[first].Name
+			for _, f := range ring {
+				names += " -> " + c.Sources[f.to].Name
+			}
+			if sure {
+				d.checked(ring[0].path, "the queues feed each other, %s: every message would go round for ever: write another sink, or a condition", names)
+			} else {
+				d.warn(ring[0].path, "the queues feed each other, %s: a message may go round for ever, with a new id each time: make sure that a condition ends it", names)
+			}
+			break
+		}
+	}
+}
+
+// ringFrom gives the shortest way from a source back to itself over later ones, so that
+// each ring is found once; nil: there is none. With sure, only by feeds that take every
+// message.
+func ringFrom(feeds [][]feed, first int, sure bool) []feed {
+	seen := map[int]bool{}
+	ways := [][]feed{nil}
+	for len(ways) > 0 {
+		way := ways[0]
+		ways = ways[1:]
+		at := first
+		if len(way) > 0 {
+			at = way[len(way)-1].to
+		}
+		for _, f := range feeds[at] {
+			if sure && !f.sure || f.to < first || seen[f.to] {
+				continue
+			}
+			next := append(slices.Clone(way), f)
+			if f.to == first {
+				return next
+			}
+			seen[f.to] = true
+			ways = append(ways, next)
+		}
+	}
+	return nil
+}
+
 // sendsTo tells whether the named sink is the queue of a source.
 func sendsTo(c *Config, name string, s *Source) bool {
 	i := slices.IndexFunc(c.Sinks, func(sink Sink) bool { return sink.Name == name })
