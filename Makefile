@@ -49,7 +49,7 @@ test: ## Run every test with -race against a private RabbitMQ; MNSRELAY_TEST_AMQ
 chaos: ## Run the relay through faults at random for MINUTES (5); SEED replays a schedule.
 	./test/setup
 	go build -o $(BIN)/withbroker ./test/withbroker
-	exec env MNSRELAY_TEST_AMQP_URL=none $(BIN)/withbroker -- go test -tags chaos -count=1 -timeout 0 -v ./test/chaos \
+	exec env MNSRELAY_TEST_AMQP_URL=none $(BIN)/withbroker -- go test -count=1 -timeout 0 -v ./test/chaos \
 		-minutes $(MINUTES) $(if $(MESSAGES),-messages $(MESSAGES)) $(if $(SEED),-seed $(SEED)) $(if $(LOGS),-logs '$(abspath $(LOGS))')
 
 .PHONY: lint

@@ -1,5 +1,3 @@
-//go:build chaos
-
 // Package chaos_test runs the built program through a random schedule of faults, between
 // an emulated MNS and a real RabbitMQ with a proxy on either way, and a webhook. It then
 // asks whether every message came to every sink it was routed to, how many came twice,

@@ -1,7 +1,4 @@
-//go:build chaos
-
 package chaos_test
-
 import (
 	"bytes"
 	"context"

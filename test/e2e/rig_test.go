@@ -159,10 +159,12 @@ type inbox struct {
 	reader sync.WaitGroup
 }
 
-// newInbox declares the exchange and the queue, both named after the test.
-func newInbox(t *testing.T, url string) *inbox {
+// newInbox declares the exchange and the queue, both named after the test and what is
+// given to tell several apart.
+func newInbox(t *testing.T, url string, apart ...string) *inbox {
 	t.Helper()
-	b := &inbox{t: t, url: url, exchange: "e2e." + strings.ReplaceAll(t.Name(), "/", "."), bodies: make(map[string]string)}
+	name := strings.Join(append([]string{"e2e", strings.ReplaceAll(t.Name(), "/", ".")}, apart...), ".")
+	b := &inbox{t: t, url: url, exchange: name, bodies: make(map[string]string)}
 	b.with(func(ch *amqp.Channel) {
 		require.NoError(t, ch.ExchangeDeclare(b.exchange, amqp.ExchangeTopic, true, false, false, false, nil))
 		_, err := ch.QueueDeclare(b.exchange, true, false, false, false, nil)

@@ -128,6 +128,9 @@ func (r *Relay) Metric(ctx context.Context, name string) (float64, error) {
 	return 0, fmt.Errorf("there is no metric %s", name)
 }
 
+// PID is the number of the process.
+func (r *Relay) PID() int { return r.process.PID() }
+
 // Files counts the descriptors that the relay has open, which only Linux tells.
 func (r *Relay) Files() (int, error) {
 	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", r.process.PID()))
