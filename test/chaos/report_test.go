@@ -1,4 +1,5 @@
 package chaos_test
+
 import (
 	"fmt"
 	"slices"
