@@ -30,7 +30,9 @@ type target struct {
 	// route and index are its places among the routes and the targets of the pipeline.
 	route, index int
 	trouble      trouble
-	stats        *Stats
+	// refused is about messages that were rejected, of which a delivery says nothing.
+	refused trouble
+	stats   *Stats
 	// probing holds the right to send one message to a sink that is to be found out
 	// about; size 1.
 	probing chan struct{}
@@ -38,7 +40,7 @@ type target struct {
 
 func newTarget(t Target, stats *Stats, log *zap.Logger) *target {
 	log = log.With(zap.String("route", t.Name.Route), zap.String("sink", t.Name.Sink))
-	return &target{Target: t, stats: stats, trouble: trouble{log: log}, probing: make(chan struct{}, 1)}
+	return &target{Target: t, stats: stats, trouble: trouble{log: log}, refused: trouble{log: log}, probing: make(chan struct{}, 1)}
 }
 
 // settleMargin is what a try leaves of a lease for settling.
@@ -331,7 +333,11 @@ func (t *target) failed(m *Message, r Result) {
 	}
 	reason := ReasonOf(r.Err)
 	t.stats.retried(reason)
-	t.trouble.failed(r.Outcome.String()+" "+reason, "delivery failed",
+	of := &t.trouble
+	if r.Outcome == Rejected {
+		of = &t.refused
+	}
+	of.failed(reason, "delivery failed",
 		zap.Stringer("outcome", r.Outcome), zap.String("reason", reason), zap.Error(r.Err),
 		zap.String("message_id", m.ID), zap.Int("attempt", m.Attempt))
 }

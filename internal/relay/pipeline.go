@@ -96,8 +96,12 @@ type Pipeline struct {
 	aged    trouble
 	// undeleted is about deletes that were not confirmed.
 	undeleted trouble
-	// preempted is about the dead-letter policy of the queue itself.
+	// preempted is about the dead-letter policy of the queue itself, policy what it says
+	// where that is so.
 	preempted trouble
+	policy    atomic.Pointer[string]
+	// stayed are messages of which it was said that they were rejected and stay.
+	stayed recent
 
 	// retention is how long the queue keeps a message, in nanoseconds; 0: not known.
 	retention atomic.Int64
@@ -186,14 +190,24 @@ func (p *Pipeline) SetRetention(retention time.Duration) { p.retention.Store(int
 func (p *Pipeline) SetQueuePolicy(maxReceives int, queue string) {
 	if maxReceives == 0 || p.cfg.MaxReceives > 0 && p.cfg.MaxReceives < maxReceives {
 		p.preempted.ended("the queue's own dead-letter policy no longer comes before the relay's")
+		p.policy.Store(nil)
 		return
 	}
-	p.preempted.failed(fmt.Sprint(maxReceives, queue), "the queue's own dead-letter policy comes before the relay's: messages that fail as often are moved past the relay; "+
-		"raise the queue's MaxReceiveCount, or set dead_letter and a max_receives below it",
+	ours := "never"
+	if p.cfg.MaxReceives > 0 {
+		ours = fmt.Sprintf("after %d", p.cfg.MaxReceives)
+	}
+	text := fmt.Sprintf("the queue's own dead-letter policy moves a message to %s after %d receives, the relay gives it up %s: %s", queue, maxReceives, ours, policyHint)
+	p.policy.Store(&text)
+	p.preempted.failed(text, "the queue's own dead-letter policy comes before the relay's: messages that fail as often are moved past the relay; "+policyHint,
 		zap.Int("queue_max_receives", maxReceives), zap.String("queue_dead_letter", queue), zap.Int("max_receives", p.cfg.MaxReceives))
 }
 
-// State tells what the pipeline is doing and, where it does not receive, why.
+// policyHint says what to do about the queue's own dead-letter policy.
+const policyHint = "raise the queue's MaxReceiveCount, or set dead_letter and a max_receives below it"
+
+// State tells what the pipeline is doing and, where it does not receive, why; where it
+// does, what is to be warned of.
 func (p *Pipeline) State() (state SourceState, reason string) {
 	p.mu.Lock()
 	phase := p.phase
@@ -211,7 +225,18 @@ func (p *Pipeline) State() (state SourceState, reason string) {
 	case !counts.Worked:
 		return SourceStarting, ""
 	}
-	return SourceRunning, ""
+	return SourceRunning, p.warning()
+}
+
+// warning is what an operator of a source that runs should know; empty: nothing.
+func (p *Pipeline) warning() string {
+	if text := p.policy.Load(); text != nil {
+		return *text
+	}
+	if p.aged.lasts() {
+		return "messages are older than half the queue's retention; what is not delivered by its end is lost"
+	}
+	return ""
 }
 
 func (p *Pipeline) enter(phase SourceState) {

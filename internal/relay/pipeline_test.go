@@ -270,6 +270,40 @@ func TestTheLeaseIsRenewedUntilSettled(t *testing.T) {
 	})
 }
 
+// A renewal changes the receipt, so a delete waits for the one that is under way and uses
+// what it gives: one of the two would be refused otherwise.
+func TestADeleteWaitsForTheRenewalUnderWay(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1)
+		var calls []string // the lease keeper and the settlement take turns
+		r.queue.Fault = func(op, _ string) error {
+			switch op {
+			case "extend":
+				calls = append(calls, "renewal begins")
+				<-time.After(3 * time.Second)
+				calls = append(calls, "renewal ends")
+			case "delete":
+				calls = append(calls, op)
+			}
+			return nil
+		}
+		r.sinks[0].Answer(func(context.Context, relay.Message) relay.Result {
+			<-time.After(16 * time.Second) // a second after half the lease
+			return relay.Result{Outcome: relay.Delivered}
+		})
+		r.queue.Send("x")
+		r.start()
+		pass(30 * time.Second)
+		require.Equal(t, []string{"renewal begins", "renewal ends", "delete"}, calls)
+		require.Empty(t, r.queue.Left())
+		counts := r.stats.Counts()
+		require.EqualValues(t, 1, counts.Deleted)
+		require.Zero(t, counts.LostLeases)
+		r.stop()
+	})
+}
+
 // A renewal that fails is tried again while the lease lasts.
 func TestAFailedRenewalIsTriedAgain(t *testing.T) {
 	t.Parallel()

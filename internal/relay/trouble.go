@@ -44,3 +44,41 @@ func (t *trouble) ended(message string) {
 	t.kind = ""
 	t.log.Info(message, zap.Duration("after", time.Since(t.since)), zap.Int("failures", t.count))
 }
+
+// lasts tells whether there is trouble.
+func (t *trouble) lasts() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.kind != ""
+}
+
+// recent remembers the last things that were added to it, 4096 of them.
+type recent struct {
+	mu    sync.Mutex
+	known map[string]struct{}
+	order []string
+	next  int
+}
+
+const remembered = 4096
+
+// add reports whether it was not known yet.
+func (r *recent) add(name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, known := r.known[name]; known {
+		return false
+	}
+	if r.known == nil {
+		r.known = make(map[string]struct{})
+	}
+	if len(r.order) < remembered {
+		r.order = append(r.order, name)
+	} else {
+		delete(r.known, r.order[r.next])
+		r.order[r.next] = name
+		r.next = (r.next + 1) % remembered
+	}
+	r.known[name] = struct{}{}
+	return true
+}

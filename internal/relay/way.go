@@ -107,8 +107,6 @@ func (p *Pipeline) decode(b *batch) (accepted []int) {
 // reject decides on a message that no target is asked about.
 func (p *Pipeline) reject(b *batch, i int, err error) {
 	p.deps.Stats.retried(ReasonOf(err))
-	p.log.Warn("message rejected", zap.String("reason", ReasonOf(err)), zap.Error(err),
-		zap.String("message_id", b.messages[i].ID), zap.Int("attempt", b.messages[i].Attempt))
 	b.decide(i, Result{Outcome: Rejected, Err: err})
 }
 
@@ -326,6 +324,9 @@ func (p *Pipeline) settle(ctx, work context.Context, b *batch, index []int) (gon
 		default:
 			// Where the queue did not take the delay, the lease runs out by itself.
 			returned = append(returned, returnReason(work, v))
+			if v.outcome == Rejected {
+				p.stays(&b.messages[settled[k]], v)
+			}
 		}
 	}
 	if deleted > 0 && lost == 0 {
@@ -333,6 +334,16 @@ func (p *Pipeline) settle(ctx, work context.Context, b *batch, index []int) (gon
 	}
 	p.deps.Stats.settled(deleted, lost, returned)
 	return gone
+}
+
+// stays says once of a message that it was rejected and stays in its queue all the same,
+// and not again each time it comes: that would be for as long as the queue keeps it.
+func (p *Pipeline) stays(m *Message, v *verdict) {
+	if !p.stayed.add(m.ID) {
+		return
+	}
+	p.log.Warn("message rejected; it stays in the queue, for later and later", zap.String("message_id", m.ID), zap.String("reason", ReasonOf(v.err)),
+		zap.Error(v.err), zap.String("sink", v.sink), zap.Int("attempt", m.Attempt))
 }
 
 // settlement says what to tell the queue of a message: only Delivered deletes.
