@@ -205,7 +205,7 @@ func readAttributes(s *scanner, data []byte) (Attributes, error) {
 	}
 	return Attributes{
 		DeadLetterPolicy: policy,
-		Active: values[0], Inactive: values[1], Delayed: values[2],
+		Active:           values[0], Inactive: values[1], Delayed: values[2],
 		Counted:           fields[0].value != nil && fields[1].value != nil,
 		VisibilityTimeout: time.Duration(values[3]) * time.Second,
 		PollingWait:       time.Duration(values[4]) * time.Second,
