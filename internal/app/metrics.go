@@ -1,6 +1,8 @@
 package app
 
 import (
+	"strconv"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"mnsrelay/internal/relay"
@@ -57,6 +59,7 @@ type descs struct {
 	ledgerErrors, ledgerEntries                                 *prometheus.Desc
 	inFlight, pollers, fill, oldest, queueMessages              *prometheus.Desc
 	expiry, refreshes, sinkUp                                   *prometheus.Desc
+	generation, hash, reloaded, reloadedAt                      *prometheus.Desc
 }
 
 func newDescs() descs {
@@ -80,6 +83,10 @@ func newDescs() descs {
 		expiry:        desc("credential_expiry_timestamp_seconds", "When the credential ends; absent where it does not.", "source"),
 		refreshes:     desc("credential_refreshes_total", "Attempts to fetch a credential.", "source", "result"),
 		sinkUp:        desc("sink_up", "1 while the sink takes messages.", "sink"),
+		generation:    desc("config_generation", "How many configurations have been in force, the present one included."),
+		hash:          desc("config_hash", "The first 48 bits of the hash of the configuration in force: replicas that differ here differ in it."),
+		reloaded:      desc("config_last_reload_successful", "0 if the last reload was refused and the configuration before it is in force, 1 otherwise."),
+		reloadedAt:    desc("config_last_reload_success_timestamp_seconds", "When the configuration in force was loaded."),
 	}
 }
 
@@ -90,6 +97,7 @@ func (c *collector) Describe(out chan<- *prometheus.Desc) { prometheus.DescribeB
 func (c *collector) Collect(out chan<- prometheus.Metric) {
 	d := newDescs()
 	c.ledger(out, &d)
+	c.configuration(out, &d)
 	now := c.app.present()
 	for _, s := range now.sources {
 		c.source(out, &d, s)
@@ -109,6 +117,24 @@ func (c *collector) ledger(out chan<- prometheus.Metric, d *descs) {
 		out <- prometheus.MustNewConstMetric(d.ledgerErrors, prometheus.CounterValue, float64(n), operation)
 	}
 	out <- prometheus.MustNewConstMetric(d.ledgerEntries, prometheus.GaugeValue, float64(status.Entries))
+}
+
+func (c *collector) configuration(out chan<- prometheus.Metric, d *descs) {
+	loaded := c.app.configuration()
+	gauge := func(desc *prometheus.Desc, v float64) {
+		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v)
+	}
+	gauge(d.generation, float64(loaded.Generation))
+	// A gauge holds 53 bits exactly; the digest is in hexadecimal.
+	if hash, err := strconv.ParseUint(loaded.Digest[:min(len(loaded.Digest), 12)], 16, 64); err == nil {
+		gauge(d.hash, float64(hash))
+	}
+	successful := 1.0
+	if loaded.LastError != nil {
+		successful = 0
+	}
+	gauge(d.reloaded, successful)
+	gauge(d.reloadedAt, float64(loaded.Loaded.UnixMilli())/1000)
 }
 
 func (c *collector) source(out chan<- prometheus.Metric, d *descs, s *source) {

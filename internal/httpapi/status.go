@@ -61,7 +61,8 @@ type Source struct {
 	Queue string `json:"queue"`
 	// State is what the pipeline is doing.
 	State relay.SourceState `json:"state"`
-	// Reason says in words why the state is not running.
+	// Reason says in words why the state is not running or, where it is, what to be
+	// warned of.
 	Reason  string `json:"reason,omitempty"`
 	Pollers int64  `json:"pollers"`
 	// Returned counts messages that were given back to the queue, by reason.

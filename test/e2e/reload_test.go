@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -148,6 +149,16 @@ sinks:
 	_, metrics := r.get("/metrics")
 	require.Contains(t, metrics, `mnsrelay_config_reloads_total{result="failure"} 2`)
 	require.Contains(t, metrics, `mnsrelay_config_reloads_total{result="success"} 1`)
+	require.Contains(t, metrics, "mnsrelay_config_generation 2\n")
+	require.Contains(t, metrics, "mnsrelay_config_last_reload_successful 0\n", "the last one was refused")
+	hash, err := strconv.ParseUint(before.Digest[:12], 16, 64)
+	require.NoError(t, err)
+	shown, err := r.Metric(t.Context(), "mnsrelay_config_hash")
+	require.NoError(t, err)
+	require.InDelta(t, float64(hash), shown, 0)
+	loaded, err := r.Metric(t.Context(), "mnsrelay_config_last_reload_success_timestamp_seconds")
+	require.NoError(t, err)
+	require.InDelta(t, float64(before.Loaded.UnixMilli())/1000, loaded, 0.001)
 	require.Equal(t, http.StatusUnprocessableEntity, r.post("/api/v1/reload"))
 	require.Zero(t, r.end(syscall.SIGTERM))
 }
