@@ -189,6 +189,7 @@ func (w *world) requireRest(t *testing.T, atStart rest) {
 			b := status.Sources[0].Balance
 			return b.Exact && b.InFlight == 0 && b.Received > 0, fmt.Sprintf("%+v", b)
 		})
+		requireBalance(t, r)
 		w.await(t, restWithin, "goroutines and files are as few as at the start", func() (bool, string) {
 			w.hook.server.CloseClientConnections()
 			now, err := needs(t.Context(), r)
@@ -196,6 +197,21 @@ func (w *world) requireRest(t *testing.T, atStart rest) {
 				fmt.Sprintf("%+v, at the start %+v, error %v", now, atStart, err)
 		})
 	}
+}
+
+// requireBalance checks that the metrics of a relay at rest account for every message.
+func requireBalance(t *testing.T, r *rig.Relay) {
+	t.Helper()
+	balance := make(map[string]float64)
+	for _, name := range []string{"messages_received_total", "messages_deleted_total", "messages_lost_leases_total", "in_flight_messages"} {
+		var err error
+		balance[name], err = r.Metric(t.Context(), "mnsrelay_"+name)
+		require.NoError(t, err)
+	}
+	// One that was never returned has no reason to be counted under.
+	returned, _ := r.Metric(t.Context(), "mnsrelay_messages_returned_total")
+	require.InDelta(t, balance["messages_received_total"], balance["messages_deleted_total"]+returned+balance["messages_lost_leases_total"], 0, "%v, returned %v", balance, returned)
+	require.Zero(t, balance["in_flight_messages"])
 }
 
 // connections counts those at the broker.

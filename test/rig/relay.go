@@ -3,7 +3,6 @@
 package rig
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -113,19 +112,29 @@ func (r *Relay) Status(ctx context.Context) (httpapi.Status, error) {
 	return status, nil
 }
 
-// Metric asks for the value of a metric without labels.
+// Metric asks for the value of a metric, the sum over its labels.
 func (r *Relay) Metric(ctx context.Context, name string) (float64, error) {
 	_, body, err := r.Get(ctx, "/metrics")
 	if err != nil {
 		return 0, fmt.Errorf("ask for the metrics: %w", err)
 	}
-	lines := bufio.NewScanner(strings.NewReader(body))
-	for lines.Scan() {
-		if value, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
-			return strconv.ParseFloat(value, 64)
+	sum, found := 0.0, false
+	for line := range strings.Lines(body) {
+		series, value, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if labelled, _, _ := strings.Cut(series, "{"); !ok || labelled != name {
+			continue
 		}
+		// A label of ours holds no space: they are names of the configuration and reasons.
+		v, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			return 0, fmt.Errorf("read the metric %s: %w", name, err)
+		}
+		sum, found = sum+v, true
 	}
-	return 0, fmt.Errorf("there is no metric %s", name)
+	if !found {
+		return 0, fmt.Errorf("there is no metric %s", name)
+	}
+	return sum, nil
 }
 
 // PID is the number of the process.

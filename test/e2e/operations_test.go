@@ -1,0 +1,102 @@
+package e2e_test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"mnsrelay/internal/emulator"
+)
+
+// A secret is replaced in its file and the relay reloaded, under load, and the receiver
+// takes the new one only from then on: no message is lost, and what was refused meanwhile
+// is sent again.
+func TestASecretThatIsReplacedUnderLoadLosesNothing(t *testing.T) {
+	t.Parallel()
+	const messages, secrets = 3000, 4
+	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{})
+	var valid atomic.Pointer[string]
+	change := func(secret string) { valid.Store(&secret) }
+	change("Bearer first-secret-of-the-receiver")
+	var refused, twice atomic.Int64
+	var taken sync.Map
+	hook := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if _, err := io.Copy(io.Discard, req.Body); err != nil {
+			return
+		}
+		if req.Header.Get("authorization") != *valid.Load() {
+			refused.Add(1)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		if _, again := taken.LoadOrStore(req.Header.Get("webhook-id"), true); again {
+			twice.Add(1)
+		}
+		w.WriteHeader(http.StatusNoContent)
+	}))
+	defer hook.Close()
+	secret := filepath.Join(t.TempDir(), "secret")
+	require.NoError(t, os.WriteFile(secret, []byte("first-secret-of-the-receiver\n"), 0o600))
+	configuration := strings.Replace(toWebhook(url, queue, hook.URL, "    redelivery: {initial: 1s, max: 2s}"),
+		"timeout: 2s", fmt.Sprintf(`timeout: 2s, retry: {max_attempts: 1}, headers: {authorization: "Bearer ${file:%s}"}`, secret), 1)
+	file := newConfigFile(t, configuration)
+	r := runRelay(t, file.path)
+	sent := make(chan map[string]string, 1)
+	go func() { sent <- send(t, server, queue, messages, 500) }()
+	for n := range secrets {
+		deleted := r.source().Balance.Deleted
+		eventually(t, 30*time.Second, "messages flow", func() bool { return r.source().Balance.Deleted > deleted+200 })
+		next := fmt.Sprintf("secret-number-%d", n)
+		change("Bearer " + next)
+		before := refused.Load()
+		eventually(t, 10*time.Second, "the receiver refuses the old one", func() bool { return refused.Load() > before })
+		require.NoError(t, os.WriteFile(secret+".next", []byte(next+"\n"), 0o600))
+		require.NoError(t, os.Rename(secret+".next", secret))
+		require.NoError(t, r.Signal(syscall.SIGHUP))
+		eventually(t, 10*time.Second, "reloaded", func() bool { return r.status().Configuration.Generation == n+2 })
+	}
+	ids := <-sent
+	eventually(t, 60*time.Second, "every message is deleted", func() bool { return left(t, server, queue) == 0 })
+	arrived := 0
+	taken.Range(func(any, any) bool { arrived++; return true })
+	require.Equal(t, len(ids), arrived)
+	require.Zero(t, twice.Load())
+	require.True(t, r.source().Balance.Exact)
+	for n := range secrets {
+		require.NotContains(t, r.log(), fmt.Sprintf("secret-number-%d", n))
+	}
+	require.Zero(t, r.end(syscall.SIGTERM))
+}
+
+// What the queue would do on its own is said at once, in the log and in the status, with
+// both numbers and what to do.
+func TestTheQueuesOwnDeadLetterPolicyIsSaid(t *testing.T) {
+	t.Parallel()
+	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{DeadLetterQueue: "theirs", MaxReceives: 5})
+	r := startRelay(t, fmt.Sprintf(`
+sources:
+  sms: {queue: %s, endpoint: %s, credentials: {endpoint: %s}, to: lines, dead_letter: dead, max_receives: 7}
+sinks:
+  lines: {type: file, path: %s/lines}
+  dead: {type: file, path: %[4]s/dead}
+`, queue, url, url, t.TempDir()))
+	eventually(t, 10*time.Second, "said", func() bool { return r.source().Reason != "" && r.source().State == "running" })
+	require.Contains(t, r.source().Reason, "moves a message to theirs after 5 receives, the relay gives it up after 7: raise the queue's MaxReceiveCount")
+	require.Equal(t, 1, strings.Count(r.log(), "dead-letter policy comes before"))
+	require.Contains(t, r.log(), `"queue_max_receives":5`)
+	require.Contains(t, r.log(), `"max_receives":7`)
+	send(t, server, queue, 1, 0)
+	eventually(t, 10*time.Second, "it relays all the same", func() bool { return left(t, server, queue) == 0 })
+	require.Zero(t, r.end(syscall.SIGTERM))
+}
