@@ -5,6 +5,7 @@ package sink
 import (
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/sink/amqp091"
+	"mnsrelay/internal/sink/amqp10"
 	"mnsrelay/internal/sink/file"
 	"mnsrelay/internal/sink/mns"
 	"mnsrelay/internal/sink/webhook"
@@ -25,6 +26,7 @@ type Config interface {
 func Types() map[string]func() Config {
 	return map[string]func() Config{
 		"amqp091": func() Config { return amqp091.Defaults() },
+		"amqp10":  func() Config { return amqp10.Defaults() },
 		"file":    func() Config { return file.Defaults() },
 		"mns":     func() Config { return mns.Defaults() },
 		"webhook": func() Config { return webhook.Defaults() },

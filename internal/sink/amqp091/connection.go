@@ -15,6 +15,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
 )
 
 const (
@@ -94,7 +95,7 @@ func dial(ctx context.Context, t target, settings *Config, deps relay.SinkDeps) 
 		}
 		secured := tls.Client(raw, config)
 		if err := secured.HandshakeContext(ctx); err != nil {
-			return nil, fmt.Errorf("agree on TLS: %w", tlsAdvice(err))
+			return nil, fmt.Errorf("agree on TLS: %w", setting.AdviseTLS(err))
 		}
 		raw = secured
 	}

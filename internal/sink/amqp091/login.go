@@ -2,13 +2,13 @@ package amqp091
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+
+	"mnsrelay/internal/setting"
 )
 
 // login is how we say who we are, by SASL PLAIN (RFC 4616) or EXTERNAL (RFC 4422).
@@ -67,38 +67,11 @@ func handshakeError(ctx context.Context, err error, t target, timeout time.Durat
 	case errors.Is(err, amqp.ErrSASL):
 		return fmt.Errorf("log in: the broker does not offer the mechanism %s", (&login{target: t}).Mechanism())
 	case !errors.As(err, &refusal):
-		return fmt.Errorf("log in: %w", tlsAdvice(err))
+		return fmt.Errorf("log in: %w", setting.AdviseTLS(err))
 	case refusal.Code == amqp.AccessRefused:
 		return &loginError{target: t, named: refusal.Server}
 	case refusal.Code == amqp.NotAllowed, refusal.Code == amqp.InvalidPath:
 		return fmt.Errorf("open vhost %q: %w", t.vhost, brokerError{refusal})
 	}
 	return fmt.Errorf("log in: %w", brokerError{refusal})
-}
-
-// The TLS alerts by which a server refuses the client's certificate (RFC 8446: 6.2).
-const (
-	alertBadCertificate      = tls.AlertError(42)
-	alertUnknownCA           = tls.AlertError(48)
-	alertCertificateRequired = tls.AlertError(116)
-)
-
-// tlsAdvice adds to an error of TLS what to do about it.
-func tlsAdvice(err error) error {
-	var (
-		authority x509.UnknownAuthorityError
-		name      x509.HostnameError
-		alert     tls.AlertError
-	)
-	switch {
-	case errors.As(err, &authority):
-		return fmt.Errorf("%w: set tls.ca_file to the authority that issued the broker's certificate", err)
-	case errors.As(err, &name):
-		return fmt.Errorf("%w: correct the host in the URL, or set tls.server_name", err)
-	case errors.As(err, &alert) && alert == alertCertificateRequired:
-		return fmt.Errorf("%w: the broker asks for a client certificate: set tls.cert_file and tls.key_file", err)
-	case errors.As(err, &alert) && (alert == alertBadCertificate || alert == alertUnknownCA):
-		return fmt.Errorf("%w: the broker asks for a client certificate that it trusts: check tls.cert_file and tls.key_file", err)
-	}
-	return err
 }

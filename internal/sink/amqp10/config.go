@@ -1,0 +1,338 @@
+package amqp10
+
+import (
+	"cmp"
+	"errors"
+	"maps"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"mnsrelay/internal/expr"
+	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
+)
+
+// Config holds the settings of one sink of type amqp10. Settings may be set otherwise by
+// a route; the rest belongs to the connection that all routes share.
+type Config struct {
+	// URL is the broker, as amqp[s]://[user:password@]host[:port]. Set URL or URLs.
+	URL setting.URL `yaml:"url"`
+	// URLs are the hosts of one broker, tried in turn from a random one on.
+	URLs []setting.URL `yaml:"urls"`
+	// Username and Password are sent as they are, so that special characters need no
+	// encoding; a URL may hold them instead. A password that comes from a file is read
+	// again on each connect.
+	Username string         `yaml:"username"`
+	Password setting.Secret `yaml:"password"`
+	// SASL is how the broker learns who we are; empty: plain where there is a user name,
+	// and otherwise anonymous.
+	SASL SASL `yaml:"sasl"`
+	// TLS is for amqps URLs.
+	TLS setting.TLS `yaml:"tls"`
+	// ContainerID is what the broker knows us by (AMQP 1.0: 2.7.1); empty: the instance
+	// and the sink.
+	ContainerID string `yaml:"container_id"`
+	// Hostname is what we ask the broker for; empty: the URL's host. Some take it for
+	// the name of a virtual host: RabbitMQ for one that begins with "vhost:".
+	Hostname string `yaml:"hostname"`
+	// IdleTimeout is how long the broker may be silent: 1s to 10m.
+	IdleTimeout time.Duration `yaml:"idle_timeout"`
+	// DialTimeout bounds one TCP connection to one address, and ConnectTimeout all of
+	// it, from DNS through TCP, TLS and SASL to the opened connection: more than 0, at
+	// most 2m.
+	DialTimeout    time.Duration `yaml:"dial_timeout"`
+	ConnectTimeout time.Duration `yaml:"connect_timeout"`
+
+	Settings `yaml:",inline"`
+}
+
+// Settings are those that a route may set otherwise.
+type Settings struct {
+	// Address is the target that messages are sent to, as the broker names its queues
+	// and topics. It may hold {{ }} templates.
+	Address string `yaml:"address"`
+	// Durable asks the broker to keep messages over a restart (AMQP 1.0: 3.2.1).
+	Durable bool `yaml:"durable"`
+	// Settle says what counts as delivered.
+	Settle Settle `yaml:"settle"`
+	// ApplicationProperties are added to those that the relay sends, which begin with
+	// x-mnsrelay-. They have the type they are written with: text, number, bool or
+	// timestamp. Texts may hold {{ }} templates; one that is a single {{ }} has the type of
+	// its value, and without a value the property is left out.
+	ApplicationProperties map[string]setting.Value `yaml:"application_properties"`
+	// MessageAnnotations are for the broker, such as x-opt-...; names are ASCII. Lists and
+	// mappings are allowed too.
+	MessageAnnotations map[string]setting.Value `yaml:"message_annotations"`
+	// Properties are those of the message beside its id and its time.
+	Properties Properties `yaml:"properties"`
+	// Timeout is how long the messages that are handed over together may take until the
+	// last of them is settled: more than 0, at most 10m.
+	Timeout time.Duration `yaml:"timeout"`
+}
+
+// SASL is how the broker learns who we are.
+type SASL string
+
+// The values of SASL.
+const (
+	SASLPlain     SASL = "plain"
+	SASLExternal  SASL = "external" // by the client certificate
+	SASLAnonymous SASL = "anonymous"
+)
+
+// Settle says what counts as delivered.
+type Settle string
+
+// The values of Settle.
+const (
+	// SettleUnsettled waits until the broker has accepted each message.
+	SettleUnsettled Settle = "unsettled"
+	// SettleSettled sends messages as settled: what was written to the connection
+	// counts as delivered, and is lost where the broker does not take it.
+	SettleSettled Settle = "settled"
+)
+
+// The longest that may be set.
+const (
+	maxIdleTimeout    = 10 * time.Minute
+	maxConnectTimeout = 2 * time.Minute
+	maxTimeout        = 10 * time.Minute
+)
+
+// relayProperties is how the names of the relay's own application properties begin.
+const relayProperties = "x-mnsrelay-"
+
+// Defaults is a Config with every default set.
+func Defaults() *Config {
+	return &Config{
+		IdleTimeout:    30 * time.Second,
+		DialTimeout:    5 * time.Second,
+		ConnectTimeout: 10 * time.Second,
+		Settings: Settings{
+			Durable: true,
+			Settle:  SettleUnsettled,
+			Timeout: 10 * time.Second,
+		},
+	}
+}
+
+// Validate reports every problem at once, joined, each a *setting.Problem with a
+// path below the sink.
+func (c *Config) Validate() error {
+	_, problems := c.targets()
+	return errors.Join(problems, c.validateConnection(), c.Settings.Validate())
+}
+
+// Open makes the endpoint of a validated Config. It opens no connection and starts
+// no goroutine: Endpoint.Run does.
+func (c *Config) Open(deps relay.SinkDeps) (relay.Endpoint, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	targets, err := c.targets()
+	if err != nil {
+		return nil, err
+	}
+	return newEndpoint(c, targets, deps), nil
+}
+
+// validateConnection looks at what belongs to the connection, but for the URLs.
+func (c *Config) validateConnection() error {
+	var problems []error
+	problem := func(path, format string, args ...any) {
+		problems = append(problems, setting.Problemf(path, format, args...))
+	}
+	switch c.SASL {
+	case "", SASLPlain, SASLAnonymous:
+	case SASLExternal:
+		if c.TLS.CertFile == "" {
+			problem("sasl", "external takes the user from the client certificate: set tls.cert_file and tls.key_file")
+		}
+	default:
+		problem("sasl", "%q is unknown: write plain, external or anonymous", c.SASL)
+	}
+	if c.IdleTimeout < time.Second || c.IdleTimeout > maxIdleTimeout {
+		problem("idle_timeout", "%v is out of range: write 1s to %v", c.IdleTimeout, maxIdleTimeout)
+	}
+	if c.DialTimeout <= 0 || c.DialTimeout > maxConnectTimeout {
+		problem("dial_timeout", "%v is out of range: write more than 0s and at most %v", c.DialTimeout, maxConnectTimeout)
+	}
+	if c.ConnectTimeout <= 0 || c.ConnectTimeout > maxConnectTimeout {
+		problem("connect_timeout", "%v is out of range: write more than 0s and at most %v", c.ConnectTimeout, maxConnectTimeout)
+	}
+	return errors.Join(problems...)
+}
+
+// Validate reports every problem at once, as Config.Validate does.
+func (s *Settings) Validate() error {
+	var problems []error
+	problem := func(path, format string, args ...any) {
+		problems = append(problems, setting.Problemf(path, format, args...))
+	}
+	if s.Address == "" {
+		problem("address", "required: write the address of a queue or topic, as the broker names it")
+	} else if _, err := expr.CompileSetting("address", s.Address); err != nil {
+		problems = append(problems, err)
+	}
+	switch s.Settle {
+	case SettleUnsettled, SettleSettled:
+	default:
+		problem("settle", "%q is unknown: write unsettled or settled", s.Settle)
+	}
+	_, err := compileValues("application_properties", s.ApplicationProperties)
+	problems = append(problems, err)
+	for _, name := range slices.Sorted(maps.Keys(s.ApplicationProperties)) {
+		path := "application_properties." + name
+		if strings.HasPrefix(strings.ToLower(name), relayProperties) {
+			problem(path, "the relay sets this property itself: choose another name")
+		}
+		switch s.ApplicationProperties[name].Any().(type) {
+		case []any, map[string]any:
+			problem(path, "AMQP 1.0 allows texts, numbers, booleans and timestamps here, and no lists or mappings")
+		}
+	}
+	_, err = compileValues("message_annotations", s.MessageAnnotations)
+	problems = append(problems, err)
+	for _, name := range slices.Sorted(maps.Keys(s.MessageAnnotations)) {
+		if strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			problem("message_annotations."+name, "the name of an annotation is printable ASCII without spaces")
+		}
+	}
+	_, err = s.Properties.compile()
+	problems = append(problems, err)
+	if s.Timeout <= 0 || s.Timeout > maxTimeout {
+		problem("timeout", "%v is out of range: write more than 0s and at most %v", s.Timeout, maxTimeout)
+	}
+	return errors.Join(problems...)
+}
+
+// clone gives a copy that shares nothing that overrides could write to.
+func (s *Settings) clone() Settings {
+	c := *s
+	c.ApplicationProperties = maps.Clone(s.ApplicationProperties)
+	c.MessageAnnotations = maps.Clone(s.MessageAnnotations)
+	return c
+}
+
+// target is one broker address, taken apart.
+type target struct {
+	address  string // host:port, safe to show
+	host     string
+	secure   bool
+	sasl     SASL
+	username string
+	password setting.Secret
+}
+
+// targets reads the URLs. Its errors are problems and hold no part of a URL's user info.
+func (c *Config) targets() ([]target, error) {
+	var (
+		targets  []target
+		problems []error
+	)
+	problem := func(path, format string, args ...any) {
+		problems = append(problems, setting.Problemf(path, format, args...))
+	}
+	urls, paths := c.URLs, make([]string, len(c.URLs))
+	for i := range urls {
+		paths[i] = "urls[" + strconv.Itoa(i) + "]"
+	}
+	switch {
+	case !c.URL.IsZero() && len(urls) > 0:
+		problem("urls", "url is set too: write one of them")
+	case !c.URL.IsZero():
+		urls, paths = []setting.URL{c.URL}, []string{"url"}
+	case len(urls) == 0:
+		problem("url", "required: write amqp://host:5672 or amqps://host:5671")
+	}
+	if c.Username == "" && !c.Password.IsZero() {
+		problem("username", "required where password is set")
+	}
+	if c.Username != "" && c.Password.IsZero() {
+		problem("password", "required where username is set")
+	}
+	if err := c.TLS.Validate("tls"); err != nil {
+		problems = append(problems, err)
+	}
+	secure := false
+	for i, u := range urls {
+		t, err := readTarget(u)
+		if err != nil {
+			problem(paths[i], "%v", err)
+			continue
+		}
+		secure = secure || t.secure
+		if c.Username != "" && t.username != "" {
+			problem(paths[i], "holds credentials, and username is set too: write them in one place")
+		}
+		if c.Username != "" {
+			t.username, t.password = c.Username, c.Password
+		}
+		t.sasl = cmp.Or(c.SASL, SASLAnonymous)
+		if c.SASL == "" && t.username != "" {
+			t.sasl = SASLPlain
+		}
+		switch {
+		case t.sasl == SASLPlain && t.username == "":
+			problem(paths[i], "sasl: plain needs a user: set username and password")
+		case t.sasl != SASLPlain && t.username != "":
+			problem(paths[i], "sasl: %s takes no user name: remove it and the password, or write sasl: plain", t.sasl)
+		case t.sasl == SASLExternal && !t.secure:
+			problem(paths[i], "sasl: external needs a client certificate, and so amqps://")
+		}
+		targets = append(targets, t)
+	}
+	if c.TLS != (setting.TLS{}) && !secure && len(targets) == len(urls) && len(urls) > 0 {
+		problem("tls", "no URL is encrypted: write amqps:// or leave tls out")
+	}
+	if err := errors.Join(problems...); err != nil {
+		return nil, err
+	}
+	return targets, nil
+}
+
+// readTarget takes u apart. Its errors never quote it.
+func readTarget(u setting.URL) (target, error) {
+	parsed, err := u.Parse()
+	if err != nil {
+		return target{}, err
+	}
+	t := target{host: parsed.Hostname()}
+	port := parsed.Port()
+	switch parsed.Scheme {
+	case "amqp":
+		port = cmp.Or(port, "5672")
+	case "amqps":
+		t.secure = true
+		port = cmp.Or(port, "5671")
+	default:
+		return target{}, errors.New("the scheme must be amqp:// or amqps://")
+	}
+	if t.host == "" {
+		return target{}, errors.New("the host is missing")
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return target{}, errors.New("the port must be 1 to 65535")
+	}
+	t.address = net.JoinHostPort(t.host, port)
+	switch {
+	case parsed.Fragment != "":
+		return target{}, errors.New("there is a # in it: percent-encode it as %23, or use the username and password settings")
+	case strings.Trim(parsed.Path, "/") != "":
+		return target{}, errors.New("there is a path in it: where messages go to belongs into address, and a virtual host into hostname")
+	case parsed.RawQuery != "":
+		return target{}, errors.New("there is a query in it: timeouts and certificates have settings of their own")
+	}
+	if parsed.User != nil {
+		t.username = parsed.User.Username()
+		password, _ := parsed.User.Password()
+		t.password = setting.NewSecret(password)
+		if t.username != "" && password == "" {
+			return target{}, errors.New("there is a user without a password in it: write user:password@, or use the username and password settings")
+		}
+	}
+	return t, nil
+}

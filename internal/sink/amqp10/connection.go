@@ -1,0 +1,334 @@
+package amqp10
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	amqp "github.com/Azure/go-amqp"
+
+	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
+)
+
+const (
+	// writeTimeout is how long one write may wait for a broker that does not read.
+	writeTimeout = 5 * time.Second
+	// answerTimeout is how long a request may wait for its answer.
+	answerTimeout = 5 * time.Second
+	// maxLinks bounds the links of a connection, for addresses that messages decide: the
+	// least recently used one makes place for another.
+	maxLinks = 64
+)
+
+// conn notes how far the client has come in opening the connection, since the library's
+// errors of SASL have no type.
+type conn struct {
+	net.Conn
+
+	last []byte // the protocol header that was written last
+}
+
+// saslHeader and amqpHeader begin the layers of a connection (AMQP 1.0: 5.3.1, 2.2).
+func saslHeader() []byte { return []byte("AMQP\x03\x01\x00\x00") }
+func amqpHeader() []byte { return []byte("AMQP\x00\x01\x00\x00") }
+
+func (c *conn) Write(p []byte) (int, error) {
+	if len(p) == len(amqpHeader()) && bytes.HasPrefix(p, []byte("AMQP")) {
+		c.last = bytes.Clone(p)
+	}
+	return c.Conn.Write(p)
+}
+
+// loginError is a connection that the broker ended over the login. It does not quote the
+// broker, which may repeat what it was sent.
+type loginError struct {
+	target target
+	named  bool // the broker said that it refuses
+}
+
+func (e *loginError) Error() string {
+	who := "an anonymous user"
+	switch e.target.sasl {
+	case SASLPlain:
+		who = fmt.Sprintf("the user %q", e.target.username)
+	case SASLExternal:
+		who = "the user of the client certificate"
+	case SASLAnonymous:
+	}
+	if e.named {
+		return fmt.Sprintf("the broker refuses %s, or does not offer SASL %s: check username, password and sasl", who, e.target.sasl)
+	}
+	return fmt.Sprintf("the broker hung up during the login of %s: it is going down, or username and password are wrong", who)
+}
+
+// dial opens a connection within the timeouts of the configuration.
+func dial(ctx context.Context, t target, c *Config, deps relay.SinkDeps) (_ *connection, err error) {
+	ctx, cancel := context.WithTimeout(ctx, c.ConnectTimeout)
+	defer cancel()
+	dialer := net.Dialer{Timeout: c.DialTimeout}
+	raw, err := dialer.DialContext(ctx, "tcp", t.address)
+	if err != nil {
+		if op := (*net.OpError)(nil); errors.As(err, &op) && op.Op == "dial" {
+			return nil, op.Err // the rest repeats the address
+		}
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = raw.Close()
+		}
+	}()
+	if t.secure {
+		config, err := c.TLS.Config(t.host)
+		if err != nil {
+			return nil, err
+		}
+		secured := tls.Client(raw, config)
+		if err := secured.HandshakeContext(ctx); err != nil {
+			return nil, fmt.Errorf("agree on TLS: %w", setting.AdviseTLS(err))
+		}
+		raw = secured
+	}
+	options := &amqp.ConnOptions{
+		ContainerID:  cmp.Or(c.ContainerID, deps.Instance+" "+deps.Name),
+		HostName:     cmp.Or(c.Hostname, t.host),
+		IdleTimeout:  c.IdleTimeout,
+		WriteTimeout: writeTimeout,
+		Properties:   map[string]any{"product": "mnsrelay", "platform": "Go"},
+	}
+	switch t.sasl {
+	case SASLPlain:
+		options.SASLType = amqp.SASLTypePlain(t.username, t.password.Current())
+	case SASLExternal:
+		options.SASLType = amqp.SASLTypeExternal("")
+	case SASLAnonymous:
+		options.SASLType = amqp.SASLTypeAnonymous()
+	}
+	watched := &conn{Conn: raw}
+	opened, err := amqp.NewConn(ctx, watched, options)
+	if err != nil {
+		return nil, openError(ctx, err, watched.last, t, c.ConnectTimeout)
+	}
+	return &connection{amqp: opened, net: raw, links: map[string]*link{}, freed: make(chan struct{}, 1)}, nil
+}
+
+// openError says why the connection was not opened, after the header that was written last.
+func openError(ctx context.Context, err error, last []byte, t target, timeout time.Duration) error {
+	var network net.Error
+	cut := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &network)
+	switch {
+	case ctx.Err() != nil, errors.As(err, &network) && network.Timeout():
+		return fmt.Errorf("log in: no answer within %v", timeout)
+	case bytes.Equal(last, saslHeader()) && cut:
+		if advised := setting.AdviseTLS(err); advised != err { //nolint:errorlint // Whether it was given back as it is.
+			return fmt.Errorf("log in: %w", advised)
+		}
+		return &loginError{target: t}
+	case bytes.Equal(last, saslHeader()):
+		return &loginError{target: t, named: true}
+	}
+	return fmt.Errorf("open the connection: %w", err)
+}
+
+// connection is one that stands, with its links.
+type connection struct {
+	amqp *amqp.Conn
+	net  net.Conn
+
+	mu    sync.Mutex
+	links map[string]*link // by address
+	// freed tells that a link is no longer in use; size 1.
+	freed chan struct{}
+	// closing are links whose end is waited for.
+	closing sync.WaitGroup
+}
+
+// lost tells whether the connection has ended.
+func (c *connection) lost() bool {
+	select {
+	case <-c.amqp.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// close ends the connection. The library writes a close and does not wait for its answer.
+func (c *connection) close() {
+	cut := time.AfterFunc(closeTimeout, func() { _ = c.net.Close() })
+	defer cut.Stop()
+	_ = c.amqp.Close()
+	<-c.amqp.Done()
+	c.closing.Wait()
+}
+
+// link leads to one address, in a session of its own: some brokers end the session over
+// what is wrong with a link.
+type link struct {
+	address string
+	// turn is held by whoever is sending: without credit a send waits in the library,
+	// which knows no way to wait beside it. Size 1.
+	turn chan struct{}
+	// attached is closed when sender and session, or err, are there.
+	attached chan struct{}
+	session  *amqp.Session
+	sender   *amqp.Sender
+	err      error
+
+	// Guarded by connection.mu.
+	users   int
+	used    time.Time
+	retired bool // nobody is to use it any more
+}
+
+// acquire gives the link to an address, attaching it where there is none, and waits where
+// all links are in use. The caller releases it.
+func (c *connection) acquire(ctx context.Context, address string) (*link, error) {
+	for {
+		l, mine := c.take(address)
+		if l == nil {
+			select {
+			case <-c.freed:
+				continue
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			case <-c.amqp.Done():
+				return nil, c.amqp.Err()
+			}
+		}
+		if mine {
+			l.session, l.sender, l.err = c.attach(ctx, address)
+			close(l.attached)
+		}
+		select {
+		case <-l.attached:
+		case <-ctx.Done():
+			c.release(l, false)
+			return nil, ctx.Err()
+		}
+		if l.err != nil {
+			c.release(l, false)
+			return nil, l.err
+		}
+		return l, nil
+	}
+}
+
+// take gives the link to an address with one user more; mine says that it is to be
+// attached. nil: there is no place for another.
+func (c *connection) take(address string) (l *link, mine bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l, found := c.links[address]
+	if !found {
+		if len(c.links) >= maxLinks && !c.evict() {
+			return nil, false
+		}
+		l = &link{address: address, turn: make(chan struct{}, 1), attached: make(chan struct{})}
+		c.links[address] = l
+	}
+	l.users++
+	l.used = time.Now()
+	return l, !found
+}
+
+// evict closes the least recently used link that nobody uses. It is called with mu held.
+func (c *connection) evict() bool {
+	var oldest *link
+	for _, l := range c.links {
+		if l.users == 0 && (oldest == nil || l.used.Before(oldest.used)) {
+			oldest = l
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	delete(c.links, oldest.address)
+	c.end(oldest)
+	return true
+}
+
+// release gives the link back; one that is not reusable is closed when its last user has
+// released it, and nobody else gets it.
+func (c *connection) release(l *link, reusable bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	l.users--
+	if !reusable && !l.retired {
+		l.retired = true
+		if c.links[l.address] == l {
+			delete(c.links, l.address)
+		}
+	}
+	if l.users > 0 {
+		return
+	}
+	if l.retired {
+		c.end(l)
+	}
+	select {
+	case c.freed <- struct{}{}:
+	default:
+	}
+}
+
+// end closes a link without waiting for it.
+func (c *connection) end(l *link) {
+	if l.session == nil {
+		return
+	}
+	c.closing.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		_ = l.session.Close(ctx)
+	})
+}
+
+// attach opens a session with a link to the address. It goes on when ctx ends: others may
+// be waiting for it.
+func (c *connection) attach(ctx context.Context, address string) (*amqp.Session, *amqp.Sender, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTimeout)
+	defer cancel()
+	session, err := c.amqp.NewSession(ctx, nil)
+	if err != nil {
+		return nil, nil, fmt.Errorf("begin a session: %w", err)
+	}
+	sender, err := session.NewSender(ctx, address, nil)
+	if err != nil {
+		c.closing.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+			defer cancel()
+			_ = session.Close(ctx)
+		})
+		return nil, nil, fmt.Errorf("attach a link: %w", err)
+	}
+	return session, sender, nil
+}
+
+// unhurried is a context without its deadline: the library takes that for the time in which
+// a frame has to be written, and ends the connection over one that was not.
+type unhurried struct{ context.Context } //nolint:containedctx // It is a context.
+
+func (unhurried) Deadline() (time.Time, bool) { return time.Time{}, false }
+
+// send writes a message as soon as there is credit.
+func (l *link) send(ctx context.Context, m *amqp.Message, settled bool) (amqp.SendReceipt, error) {
+	select {
+	case l.turn <- struct{}{}:
+	case <-ctx.Done():
+		return amqp.SendReceipt{}, ctx.Err()
+	}
+	defer func() { <-l.turn }()
+	if settled {
+		return amqp.SendReceipt{}, l.sender.Send(unhurried{ctx}, m, &amqp.SendOptions{Settled: true})
+	}
+	return l.sender.SendWithReceipt(unhurried{ctx}, m, nil)
+}

@@ -1,0 +1,428 @@
+// Package amqp10 delivers to an AMQP 1.0 broker: ActiveMQ Artemis, Azure Service Bus, Qpid,
+// RabbitMQ's plugin.
+//
+// An Endpoint holds one connection, and on it a link for each address, in a session of its
+// own. The messages of one Deliver are sent one after the other without waiting, and each
+// waits for its own outcome: only one that the broker has accepted is Delivered. Rejected,
+// and modified as undeliverable here, mean that the message will never do; released,
+// modified otherwise and settled without an outcome mean that it is tried again. The
+// library's Send takes all but the first of these for success, so SendWithReceipt is used.
+//
+// A broker that grants no credit takes nothing at present: messages wait, within their
+// time, and the address is then down until one message gets through.
+//
+// See docs/adr/0008-no-amqp10-transactions.md for what is not here.
+package amqp10
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/Azure/go-amqp"
+	"go.uber.org/zap"
+
+	"mnsrelay/internal/relay"
+)
+
+const (
+	// closeTimeout bounds the orderly end of a connection or link.
+	closeTimeout = 2 * time.Second
+
+	// Between two tries to connect lies a random time below a bound that doubles
+	// from the first to the last; it starts over after a connection that lasted.
+	firstReconnect = 50 * time.Millisecond
+	lastReconnect  = 800 * time.Millisecond
+	lasted         = 5 * time.Second
+	// silentLogin is the bound after a connection that ended during the login without a
+	// word: wrong credentials or a broker that is going down.
+	silentLogin = 5 * time.Second
+	// refusedLogin lies between two tries with credentials that were refused: more
+	// would lock accounts and fill the broker's log.
+	refusedLogin = 30 * time.Second
+
+	// An address that cannot be sent to is tried again after a time that doubles from the
+	// first to the last.
+	firstRecheck = 250 * time.Millisecond
+	lastRecheck  = 10 * time.Second
+)
+
+var (
+	_ relay.Endpoint = (*Endpoint)(nil)
+	_ relay.Sink     = (*Sink)(nil)
+)
+
+// Endpoint is one broker, of whose hosts it uses one at a time. Its health is Down without
+// a connection, and where none of the addresses in use can be sent to.
+type Endpoint struct {
+	config  Config
+	targets []target
+	deps    relay.SinkDeps
+	log     *zap.Logger
+	monitor *relay.Monitor
+
+	// connection is nil while there is none.
+	connection atomic.Pointer[connection]
+	// recheck wakes the session when an address was added or failed; size 1.
+	recheck chan struct{}
+	// unroutable says that the broker was found to accept what it drops.
+	unroutable sync.Once
+
+	mu        sync.Mutex
+	running   bool
+	trouble   string // why there is no connection
+	addresses map[string]*address
+	// varying says that there are sinks whose messages decide the address.
+	varying bool
+	workers sync.WaitGroup
+}
+
+// address is one that is the same for all messages of a sink. Endpoint.mu guards it.
+type address struct {
+	name     string
+	state    relay.State
+	cause    string // the name of what is wrong with it
+	reason   string // the same in words
+	failures int
+	due      time.Time // when a Down address is tried again
+	probe    bool      // only a message can tell whether it works again
+}
+
+func newEndpoint(c *Config, targets []target, deps relay.SinkDeps) *Endpoint {
+	return &Endpoint{
+		config:    *c,
+		targets:   targets,
+		deps:      deps,
+		log:       deps.Log,
+		monitor:   relay.NewMonitor(relay.Down, "not connected yet"),
+		recheck:   make(chan struct{}, 1),
+		trouble:   "not connected yet",
+		addresses: map[string]*address{},
+	}
+}
+
+// Health tells the present health and gives a channel that is closed when it changes.
+func (e *Endpoint) Health() (relay.Health, <-chan struct{}) { return e.monitor.Health() }
+
+// Bind makes the Sink for one target of a route.
+func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
+	settings := e.config.clone()
+	if with != nil {
+		if err := with(&settings); err != nil {
+			return nil, err
+		}
+	}
+	if err := settings.Validate(); err != nil {
+		return nil, err
+	}
+	return newSink(e, settings)
+}
+
+// use finds or adds an address that is the same for all messages.
+func (e *Endpoint) use(name string) *address {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	found, ok := e.addresses[name]
+	if !ok {
+		found = &address{name: name, cause: reasonAddress, reason: "not checked yet"}
+		e.addresses[name] = found
+		e.wake()
+	}
+	return found
+}
+
+func (e *Endpoint) wake() {
+	select {
+	case e.recheck <- struct{}{}:
+	default:
+	}
+}
+
+// Run keeps a connection up until ctx ends, then closes it and returns nil. The URLs are
+// tried in turn, from a random one on, so that replicas spread over the hosts.
+func (e *Endpoint) Run(ctx context.Context) error {
+	e.mu.Lock()
+	e.running = true
+	e.mu.Unlock()
+	defer e.finish()
+
+	said := make([]string, len(e.targets)) // what was last logged of each target
+	failures, refusals := 0, 0
+	for i := rand.N(len(e.targets)); ctx.Err() == nil; i = (i + 1) % len(e.targets) { //nolint:gosec // No secret.
+		began := time.Now()
+		err := e.session(ctx, e.targets[i], func() {
+			e.log.Info("connected to the broker", zap.String("address", e.targets[i].address))
+			said[i] = ""
+		})
+		if ctx.Err() != nil {
+			break
+		}
+		e.disconnected(err)
+		if text := err.Error(); text != said[i] {
+			said[i] = text
+			e.log.Warn("no connection to the broker", zap.String("address", e.targets[i].address), zap.Error(err))
+		}
+		if time.Since(began) > lasted {
+			failures = 0
+		}
+		bound := min(firstReconnect<<min(failures, 10), lastReconnect)
+		failures++
+		var refused *loginError
+		switch {
+		case !errors.As(err, &refused):
+			refusals = 0
+		case refused.named:
+			// Another host may know the user, so only a whole round counts.
+			if refusals++; refusals >= len(e.targets) {
+				bound = 0
+				wait(ctx, refusedLogin)
+			}
+		default:
+			bound = max(bound, min(firstReconnect<<min(failures, 10), silentLogin))
+		}
+		if bound > 0 {
+			wait(ctx, rand.N(bound)) //nolint:gosec // Jitter is no secret.
+		}
+	}
+	return nil
+}
+
+// wait returns after d, or when ctx ends.
+func wait(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// finish waits for the Delivers that are not done with the last connection.
+func (e *Endpoint) finish() {
+	e.mu.Lock()
+	e.running = false
+	e.trouble = "stopped"
+	e.report()
+	e.mu.Unlock()
+	e.workers.Wait()
+}
+
+// session is one connection, from dial to end; its error says why it ended.
+// Connected is called when it stands.
+func (e *Endpoint) session(ctx context.Context, t target, connected func()) (err error) {
+	c, err := dial(ctx, t, &e.config, e.deps)
+	if err != nil {
+		return fmt.Errorf("connect to %s: %w", t.address, err)
+	}
+	defer func() {
+		// Said before the connection is closed, which may take a while.
+		if e.connection.CompareAndSwap(c, nil) {
+			e.disconnected(err)
+		}
+		c.close()
+	}()
+	e.mu.Lock()
+	for _, a := range e.addresses {
+		// What was known of it belongs to the last connection.
+		*a = address{name: a.name, cause: reasonAddress, reason: "not checked yet"}
+	}
+	e.mu.Unlock()
+	e.check(ctx, c)
+	if c.lost() {
+		return fmt.Errorf("connect to %s: %w", t.address, c.amqp.Err())
+	}
+	connected()
+	e.warnOfUnroutable(c)
+	e.connection.Store(c)
+	e.mu.Lock()
+	e.trouble = ""
+	e.report()
+	e.mu.Unlock()
+
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		timer.Reset(e.nextCheck())
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c.amqp.Done():
+			return fmt.Errorf("lost the connection to %s: %w", t.address, c.amqp.Err())
+		case <-e.recheck:
+		case <-timer.C:
+			e.check(ctx, c)
+		}
+	}
+}
+
+// warnOfUnroutable says once that the broker accepts messages that no queue gets: RabbitMQ
+// does before version 4. It names itself when it opens the connection.
+func (e *Endpoint) warnOfUnroutable(c *connection) {
+	properties := c.amqp.Properties()
+	product, _ := properties["product"].(string)
+	version, _ := properties["version"].(string)
+	major, _, _ := strings.Cut(version, ".")
+	if !strings.EqualFold(product, "RabbitMQ") || len(major) != 1 || major >= "4" {
+		return
+	}
+	e.unroutable.Do(func() {
+		e.log.Warn("this broker accepts messages over AMQP 1.0 that no queue gets, and drops them: "+
+			"send to an address of a queue, as in /amq/queue/NAME, or use a sink of type amqp091", zap.String("product", product), zap.String("version", version))
+	})
+}
+
+// gone reports a connection that has ended, if it is the present one.
+func (e *Endpoint) gone(c *connection) {
+	if e.connection.CompareAndSwap(c, nil) {
+		e.disconnected(fmt.Errorf("lost the connection: %w", c.amqp.Err()))
+	}
+}
+
+func (e *Endpoint) disconnected(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.trouble = err.Error()
+	e.report()
+}
+
+// report works out the health. Call it with mu held.
+func (e *Endpoint) report() {
+	if e.trouble != "" {
+		e.monitor.Set(relay.Down, e.trouble)
+		return
+	}
+	// One address that works keeps the endpoint up: the routes to the others get their
+	// results message by message.
+	best, reason := relay.Down, ""
+	if e.varying || len(e.addresses) == 0 {
+		best = relay.Up
+	}
+	for _, a := range e.addresses {
+		if a.state > best || reason == "" {
+			best = max(best, a.state)
+			reason = a.reason
+		}
+	}
+	if best == relay.Up {
+		reason = ""
+	}
+	e.monitor.Set(best, reason)
+}
+
+// nextCheck is how long until an address is to be tried again.
+func (e *Endpoint) nextCheck() time.Duration {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	next := time.Hour
+	for _, a := range e.addresses {
+		if a.state == relay.Down {
+			next = min(next, max(0, time.Until(a.due)))
+		}
+	}
+	return next
+}
+
+// check tries the addresses that are due.
+func (e *Endpoint) check(ctx context.Context, c *connection) {
+	e.mu.Lock()
+	var due []*address
+	now := time.Now()
+	for _, a := range e.addresses {
+		switch {
+		case a.state != relay.Down || now.Before(a.due):
+		case a.probe:
+			a.state = relay.Probe
+		default:
+			due = append(due, a)
+		}
+	}
+	e.report()
+	e.mu.Unlock()
+	for _, a := range due {
+		l, err := c.acquire(ctx, a.name)
+		switch {
+		case err == nil:
+			c.release(l, true)
+			e.works(a)
+		case c.lost() || ctx.Err() != nil:
+			return
+		default:
+			e.fails(a, reasonAddress, addressError(a.name, err), false)
+		}
+	}
+}
+
+// addressError says in words why there is no link to an address, and what to do.
+func addressError(name string, err error) error {
+	var remote *amqp.Error
+	if !errors.As(err, &remote) {
+		return fmt.Errorf("address %q cannot be used: %w", name, err)
+	}
+	switch remote.Condition {
+	case amqp.ErrCondNotFound, amqp.ErrCondResourceDeleted:
+		return fmt.Errorf("address %q does not exist: create it, or correct address: %s", name, condition(remote))
+	case amqp.ErrCondUnauthorizedAccess, amqp.ErrCondNotAllowed:
+		return fmt.Errorf("not permitted to send to address %q: grant it: %s", name, condition(remote))
+	}
+	return fmt.Errorf("address %q cannot be used: %s", name, condition(remote))
+}
+
+// works notes that the address can be sent to.
+func (e *Endpoint) works(a *address) {
+	if a == nil {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if a.state == relay.Up {
+		return
+	}
+	if a.failures > 0 {
+		e.log.Info("address works again", zap.String("address", a.name))
+	}
+	*a = address{name: a.name, state: relay.Up}
+	e.report()
+}
+
+// fails notes that the address cannot be sent to, and when to try again. With probe only
+// a message can tell whether it works again.
+func (e *Endpoint) fails(a *address, cause string, err error, probe bool) {
+	if a == nil {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if a.state == relay.Down && time.Now().Before(a.due) {
+		return // another batch has said so
+	}
+	if err.Error() != a.reason {
+		e.log.Warn("address cannot be used", zap.String("address", a.name), zap.Error(err))
+	}
+	pause := min(firstRecheck<<min(a.failures, 10), lastRecheck)
+	a.failures++
+	a.due = time.Now().Add(pause/2 + rand.N(pause/2)) //nolint:gosec // Jitter is no secret.
+	a.state, a.cause, a.reason, a.probe = relay.Down, cause, err.Error(), probe
+	e.report()
+	e.wake()
+}
+
+// begin takes part in the present connection; the caller ends it with workers.Done. The
+// error says why there is none. The address is nil where each message has its own.
+func (e *Endpoint) begin(a *address) (*connection, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c := e.connection.Load()
+	switch {
+	case !e.running || c == nil:
+		return nil, relay.Fail(reasonNotConnected, fmt.Errorf("%w: %s", relay.ErrSinkDown, e.trouble))
+	case a != nil && a.state == relay.Down:
+		return nil, relay.Fail(a.cause, errors.New(a.reason))
+	}
+	e.workers.Add(1)
+	return c, nil
+}
