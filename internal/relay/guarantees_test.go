@@ -486,7 +486,7 @@ func TestALostLeaseIsNotSentAgain(t *testing.T) {
 			s.Set(relay.Down, "connection lost")
 			<-time.After(31 * time.Second) // past half the lease, when it is renewed
 			s.Set(relay.Up, "")
-			return relay.Result{Err: errors.New("EOF")}
+			return relay.Result{Err: fmt.Errorf("EOF: %w", relay.ErrSinkDown)} // is held and sent again
 		})
 		r.queue.Send("x")
 		r.start()
@@ -773,20 +773,27 @@ func TestAnOptionalSinkDoesNotUseUpTheDeadLetterLimit(t *testing.T) {
 // What the dead-letter sink did not take was not given up.
 func TestAFailedBurialDoesNotUseUpTheLimit(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		dead := relaytest.NewRecorder()
-		dead.Answer(func(context.Context, relay.Message) relay.Result {
-			return relay.Result{Err: relay.Fail("unroutable", errors.New("no queue"))}
+	for name, answer := range map[string]relay.Result{
+		"fails":   {Err: relay.Fail("unroutable", errors.New("no queue"))},
+		"refuses": {Outcome: relay.Rejected, Err: relay.Fail("too_large", errors.New("no envelope holds it"))},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				dead := relaytest.NewRecorder()
+				dead.Answer(func(context.Context, relay.Message) relay.Result { return answer })
+				r := newRig(t, 1, withDeadLetter(dead, relay.DeadLetterLimit{Count: 10, Per: time.Hour}))
+				r.queue.Send("garbage", "garbage", "garbage")
+				r.start()
+				pass(10 * time.Minute)
+				require.Greater(t, dead.Calls(), 10, "more were tried than the limit allows to be taken")
+				state, _ := r.pipeline.State()
+				require.Equal(t, relay.SourceRunning, state)
+				require.Len(t, r.queue.Left(), 3)
+				r.stop()
+			})
 		})
-		r := newRig(t, 1, withDeadLetter(dead, relay.DeadLetterLimit{Count: 10, Per: 5 * time.Minute}))
-		r.queue.Send("garbage", "garbage", "garbage")
-		r.start()
-		pass(10 * time.Minute)
-		state, _ := r.pipeline.State()
-		require.Equal(t, relay.SourceRunning, state)
-		require.Len(t, r.queue.Left(), 3)
-		r.stop()
-	})
+	}
 }
 
 // The ledger holds for optional sinks too, the slow and the refusing.

@@ -91,8 +91,11 @@ sinks:
   lines: {type: file, path: %s/lines}
   dead: {type: file, path: %[4]s/dead}
 `, queue, url, url, t.TempDir()))
-	eventually(t, 10*time.Second, "said", func() bool { return r.source().Reason != "" && r.source().State == "running" })
-	require.Contains(t, r.source().Reason, "moves a message to theirs after 5 receives, the relay gives it up after 7: raise the queue's MaxReceiveCount")
+	const said = "moves a message to theirs after 5 receives, the relay gives it up after 7: raise the queue's MaxReceiveCount"
+	eventually(t, 10*time.Second, "said in the status", func() bool {
+		s := r.source()
+		return s.State == "running" && strings.Contains(s.Reason, said)
+	})
 	require.Equal(t, 1, strings.Count(r.log(), "dead-letter policy comes before"))
 	require.Contains(t, r.log(), `"queue_max_receives":5`)
 	require.Contains(t, r.log(), `"max_receives":7`)
