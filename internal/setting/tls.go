@@ -114,3 +114,31 @@ func decrypt(key []byte, password Secret) ([]byte, error) {
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
 }
+
+// The TLS alerts by which a server refuses the client's certificate (RFC 8446: 6.2).
+const (
+	alertBadCertificate      = tls.AlertError(42)
+	alertUnknownCA           = tls.AlertError(48)
+	alertCertificateRequired = tls.AlertError(116)
+)
+
+// AdviseTLS adds to an error of TLS with a broker what to do about it, by the settings of
+// TLS.
+func AdviseTLS(err error) error {
+	var (
+		authority x509.UnknownAuthorityError
+		name      x509.HostnameError
+		alert     tls.AlertError
+	)
+	switch {
+	case errors.As(err, &authority):
+		return fmt.Errorf("%w: set tls.ca_file to the authority that issued the broker's certificate", err)
+	case errors.As(err, &name):
+		return fmt.Errorf("%w: correct the host in the URL, or set tls.server_name", err)
+	case errors.As(err, &alert) && alert == alertCertificateRequired:
+		return fmt.Errorf("%w: the broker asks for a client certificate: set tls.cert_file and tls.key_file", err)
+	case errors.As(err, &alert) && (alert == alertBadCertificate || alert == alertUnknownCA):
+		return fmt.Errorf("%w: the broker asks for a client certificate that it trusts: check tls.cert_file and tls.key_file", err)
+	}
+	return err
+}

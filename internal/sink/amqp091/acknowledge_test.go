@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/relaytest"
 	"mnsrelay/internal/setting"
 	"mnsrelay/internal/sink/amqp091"
 	"mnsrelay/test/broker"
@@ -28,21 +29,21 @@ func TestAcknowledge(t *testing.T) {
 			c.Acknowledge = acknowledge
 			c.Headers = headers(map[string]any{"n": "{{ body.n }}"})
 			r := run(t, c)
-			r.await(relay.Up)
+			r.Await(relay.Up)
 			var work sync.WaitGroup
 			for sender := range 8 {
 				work.Go(func() {
 					for round := range 5 {
-						ms := messages(fmt.Sprintf("%d-%d", sender, round), 40, 0)
+						ms := relaytest.Messages(fmt.Sprintf("%d-%d", sender, round), 40, 0)
 						for i := range ms {
 							ms[i].Body = fmt.Appendf(nil, `{"n": %d}`, i)
 						}
-						requireDelivered(t, deliver(t.Context(), t, r.sink, ms))
+						relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, ms))
 					}
 				})
 			}
 			work.Wait()
-			r.end() // what was only written is read by the broker
+			r.End() // what was only written is read by the broker
 			require.Eventually(t, func() bool { return in.count() == 8*5*40 }, patience, 20*time.Millisecond)
 			taken := in.take()
 			require.Len(t, taken, 8*5*40)
@@ -66,18 +67,18 @@ func TestTransactionWithUnroutable(t *testing.T) {
 	c.Acknowledge = amqp091.AcknowledgeTransaction
 	c.RoutingKey = "sms.{{ body.to }}"
 	r := run(t, c)
-	r.await(relay.Up)
-	ms := messages("m", 2500, 0) // more than a window
+	r.Await(relay.Up)
+	ms := relaytest.Messages("m", 2500, 0) // more than a window
 	for i := range ms {
 		ms[i].Body = []byte([]string{`{"to": "ok"}`, `{"to": "nobody"}`, `{}`}[i%3])
 	}
-	for i, result := range deliver(t.Context(), t, r.sink, ms) {
+	for i, result := range relaytest.Deliver(t.Context(), t, r.Sink, ms) {
 		switch i % 3 {
 		case 0:
 			require.NoError(t, result.Err)
 			require.Equal(t, relay.Delivered, result.Outcome)
 		case 1:
-			requireReason(t, "unroutable", result)
+			relaytest.RequireReason(t, "unroutable", result)
 		default:
 			require.Equal(t, relay.Rejected, result.Outcome)
 			require.Equal(t, "expression", relay.ReasonOf(result.Err))
@@ -94,21 +95,21 @@ func TestTransactionThatTheQueueRefuses(t *testing.T) {
 	c := in.config()
 	c.Acknowledge = amqp091.AcknowledgeTransaction
 	r := run(t, c)
-	r.await(relay.Up)
+	r.Await(relay.Up)
 	delivered := 0
 	for range 3 {
-		for _, result := range deliver(t.Context(), t, r.sink, messages("m", 16, 10)) {
+		for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)) {
 			if result.Outcome == relay.Delivered {
 				delivered++
 				continue
 			}
-			requireReason(t, "transaction_failed", result)
+			relaytest.RequireReason(t, "transaction_failed", result)
 		}
 	}
 	require.LessOrEqual(t, delivered, 5)
-	require.Equal(t, relay.Up, r.await(relay.Up).State, "a full queue is no outage of the broker")
+	require.Equal(t, relay.Up, r.Await(relay.Up).State, "a full queue is no outage of the broker")
 	require.GreaterOrEqual(t, len(in.take()), delivered)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("later", 2, 10)))
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("later", 2, 10)))
 }
 
 // A stalled broker keeps a commit from its answer: it ends with the timeout, and the
@@ -120,18 +121,18 @@ func TestTransactionOnAStalledBroker(t *testing.T) {
 	c.Acknowledge = amqp091.AcknowledgeTransaction
 	c.Timeout = time.Second
 	r := run(t, c)
-	r.await(relay.Up)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("warm", 16, 10)))
+	r.Await(relay.Up)
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("warm", 16, 10)))
 	require.NoError(t, b.Pause())
 	began := time.Now()
-	for _, result := range deliver(t.Context(), t, r.sink, messages("m", 16, 10)) {
-		requireReason(t, "confirm_timeout", result)
+	for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)) {
+		relaytest.RequireReason(t, "confirm_timeout", result)
 	}
 	require.Less(t, time.Since(began), c.Timeout+500*time.Millisecond)
-	r.await(relay.Down)
+	r.Await(relay.Down)
 	require.NoError(t, b.Resume())
-	r.await(relay.Up)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
+	r.Await(relay.Up)
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)))
 }
 
 // consumer answers what comes to the queue of an inbox until the test ends. Answer gives
@@ -170,7 +171,7 @@ func TestReply(t *testing.T) {
 	in := newInbox(t, broker.URL(t))
 	in.consumer(func(d amqp.Delivery) []byte { return d.Body })
 	r := run(t, replying(in))
-	r.await(relay.Up)
+	r.Await(relay.Up)
 	cases := []struct {
 		answer  string
 		outcome relay.Outcome
@@ -192,11 +193,11 @@ func TestReply(t *testing.T) {
 		{`{"ok": "yes"}`, relay.Retry, "consumer_failed", 0},
 		{strings.Repeat("long\n", 1000), relay.Retry, "consumer_failed", 0},
 	}
-	ms := messages("m", len(cases), 0)
+	ms := relaytest.Messages("m", len(cases), 0)
 	for i, c := range cases {
 		ms[i].Body = []byte(c.answer)
 	}
-	for i, result := range deliver(t.Context(), t, r.sink, ms) {
+	for i, result := range relaytest.Deliver(t.Context(), t, r.Sink, ms) {
 		c := cases[i]
 		require.Equal(t, c.outcome, result.Outcome, "answer %.40q: %v", c.answer, result.Err)
 		require.Equal(t, c.after, result.RetryAfter, c.answer)
@@ -223,8 +224,8 @@ func TestReplyOfASlowConsumer(t *testing.T) {
 	c.Reply.Timeout = 2 * time.Second
 	c.Reply.InFlight = 100
 	r := run(t, c)
-	r.await(relay.Up)
-	fast, err := r.endpoint.Bind(func(settings any) error {
+	r.Await(relay.Up)
+	fast, err := r.Endpoint.Bind(func(settings any) error {
 		s, ok := settings.(*amqp091.Settings)
 		require.True(t, ok)
 		s.Exchange.Name = other.exchange
@@ -236,18 +237,18 @@ func TestReplyOfASlowConsumer(t *testing.T) {
 	for n := range 6 { // 96 of the 100
 		held.Go(func() {
 			began := time.Now()
-			for _, result := range deliver(t.Context(), t, r.sink, messages(fmt.Sprintf("slow-%d", n), 16, 10)) {
-				requireReason(t, "reply_timeout", result)
+			for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages(fmt.Sprintf("slow-%d", n), 16, 10)) {
+				relaytest.RequireReason(t, "reply_timeout", result)
 			}
 			require.GreaterOrEqual(t, time.Since(began), c.Reply.Timeout)
 		})
 	}
 	began := time.Now()
-	for relay.ReasonOf(deliver(t.Context(), t, fast, messages("first", 1, 10))[0].Err) == "exchange_unavailable" { //nolint:revive // Until it was looked for.
+	for relay.ReasonOf(relaytest.Deliver(t.Context(), t, fast, relaytest.Messages("first", 1, 10))[0].Err) == "exchange_unavailable" { //nolint:revive // Until it was looked for.
 	}
 	for range 20 {
-		requireDelivered(t, deliver(t.Context(), t, fast, messages("fast", 16, 10)))
-		requireDelivered(t, deliver(t.Context(), t, r.sink, messages("answered", 4, 10)))
+		relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, fast, relaytest.Messages("fast", 16, 10)))
+		relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("answered", 4, 10)))
 	}
 	require.Less(t, time.Since(began), c.Reply.Timeout, "none of them waited for the slow ones")
 	held.Wait()
@@ -260,12 +261,12 @@ func TestReplyRoom(t *testing.T) {
 	c := replying(in)
 	c.Reply.InFlight = 5
 	r := run(t, c)
-	r.await(relay.Up)
+	r.Await(relay.Up)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var results []relay.Result
 	var waiting sync.WaitGroup
-	waiting.Go(func() { results = deliver(ctx, t, r.sink, messages("m", 16, 10)) })
+	waiting.Go(func() { results = relaytest.Deliver(ctx, t, r.Sink, relaytest.Messages("m", 16, 10)) })
 	require.Eventually(t, func() bool { return in.count() == 5 }, patience, 20*time.Millisecond)
 	// None but the five, however long one waits.
 	pause := time.NewTimer(300 * time.Millisecond)
@@ -276,7 +277,7 @@ func TestReplyRoom(t *testing.T) {
 	waiting.Wait()
 	require.Less(t, time.Since(began), time.Second)
 	for _, result := range results {
-		requireReason(t, "cancelled", result)
+		relaytest.RequireReason(t, "cancelled", result)
 	}
 }
 
@@ -285,10 +286,10 @@ func TestReplyOfNobody(t *testing.T) {
 	in := newInbox(t, broker.URL(t))
 	in.with(func(ch *amqp.Channel) { require.NoError(t, ch.QueueUnbind(in.queue, "#", in.exchange, nil)) })
 	r := run(t, replying(in))
-	r.await(relay.Up)
+	r.Await(relay.Up)
 	began := time.Now()
-	for _, result := range deliver(t.Context(), t, r.sink, messages("m", 1000, 10)) {
-		requireReason(t, "unroutable", result)
+	for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 1000, 10)) {
+		relaytest.RequireReason(t, "unroutable", result)
 	}
 	require.Less(t, time.Since(began), 20*time.Second)
 }
@@ -311,11 +312,11 @@ func TestReplyOverALostConnection(t *testing.T) {
 	c.URL = setting.NewURL(proxy.URL())
 	r := run(t, c)
 	for range 5 {
-		r.await(relay.Up)
-		ms := messages(time.Now().String(), 16, 10)
+		r.Await(relay.Up)
+		ms := relaytest.Messages(time.Now().String(), 16, 10)
 		var results []relay.Result
 		var waiting sync.WaitGroup
-		waiting.Go(func() { results = deliver(t.Context(), t, r.sink, ms) })
+		waiting.Go(func() { results = relaytest.Deliver(t.Context(), t, r.Sink, ms) })
 		require.Eventually(t, func() bool {
 			_, seen := mute.Load(ms[15].ID)
 			return seen
@@ -323,12 +324,12 @@ func TestReplyOverALostConnection(t *testing.T) {
 		require.NoError(t, proxy.Kill(t.Context()))
 		waiting.Wait()
 		for _, result := range results {
-			requireReason(t, "connection_lost", result)
+			relaytest.RequireReason(t, "connection_lost", result)
 			require.ErrorIs(t, result.Err, relay.ErrSinkDown)
 		}
 		require.NoError(t, proxy.Start(t.Context()))
-		r.await(relay.Up)
-		requireDelivered(t, deliver(t.Context(), t, r.sink, ms))
+		r.Await(relay.Up)
+		relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, ms))
 	}
 }
 
@@ -339,9 +340,9 @@ func TestReplyToAMissingExchange(t *testing.T) {
 	c.Exchange.Name += ".missing"
 	c.Exchange.Declare = amqp091.DeclareNone
 	r := run(t, c)
-	r.await(relay.Up)
-	for _, result := range deliver(t.Context(), t, r.sink, messages("m", 16, 10)) {
-		requireReason(t, "exchange_missing", result)
+	r.Await(relay.Up)
+	for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)) {
+		relaytest.RequireReason(t, "exchange_missing", result)
 	}
-	r.awaitReason(relay.Down, "does not exist")
+	r.AwaitReason(relay.Down, "does not exist")
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/relaytest"
 	"mnsrelay/test/broker"
 )
 
@@ -18,23 +19,23 @@ func BenchmarkDeliver(b *testing.B) {
 		b.Run(fmt.Sprintf("sink/%d", batch), func(b *testing.B) {
 			in := newInbox(b, broker.URL(b))
 			r := run(b, in.config())
-			r.await(relay.Up)
-			ms := messages("m", batch, 1024)
+			r.Await(relay.Up)
+			ms := relaytest.Messages("m", batch, 1024)
 			done := func(_ int, result relay.Result) {
 				if result.Outcome != relay.Delivered {
 					b.Error(result.Err)
 				}
 			}
-			r.sink.Deliver(b.Context(), ms, done)
+			r.Sink.Deliver(b.Context(), ms, done)
 			b.ReportAllocs()
 			b.ResetTimer()
 			for sent := 0; sent < b.N; sent += batch {
-				r.sink.Deliver(b.Context(), ms[:min(batch, b.N-sent)], done)
+				r.Sink.Deliver(b.Context(), ms[:min(batch, b.N-sent)], done)
 			}
 		})
 		b.Run(fmt.Sprintf("bare/%d", batch), func(b *testing.B) {
 			in := newInbox(b, broker.URL(b))
-			ms := messages("m", batch, 1024)
+			ms := relaytest.Messages("m", batch, 1024)
 			in.with(func(ch *amqp.Channel) {
 				require.NoError(b, ch.Confirm(false))
 				confirms := make([]*amqp.DeferredConfirmation, 0, batch)

@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/relaytest"
 	"mnsrelay/internal/setting"
 	"mnsrelay/internal/sink/amqp091"
 	"mnsrelay/test/broker"
@@ -53,9 +54,9 @@ func TestCredentials(t *testing.T) {
 			c := peerConfig(p)
 			set(c, p.address())
 			r := run(t, c)
-			r.await(relay.Up)
+			r.Await(relay.Up)
 			require.Equal(t, []string{"\x00relay:@/\x00" + secret}, p.attempts())
-			require.NotContains(t, r.logged(), secret)
+			require.NotContains(t, r.Logged(), secret)
 		})
 	}
 }
@@ -68,10 +69,10 @@ func TestRefusedByPeer(t *testing.T) {
 	c := peerConfig(p)
 	c.Username, c.Password = "relay", setting.NewSecret(secret)
 	r := run(t, c)
-	health := r.awaitReason(relay.Down, `the broker refuses the user "relay": check username and password`)
+	health := r.AwaitReason(relay.Down, `the broker refuses the user "relay": check username and password`)
 	require.NotContains(t, health.Reason, secret)
-	require.NotContains(t, r.logged(), secret)
-	require.Contains(t, r.logged(), "check username and password")
+	require.NotContains(t, r.Logged(), secret)
+	require.Contains(t, r.Logged(), "check username and password")
 
 	quiet := time.NewTimer(2 * time.Second) // a connection that is down is tried again within 0.8 s
 	defer quiet.Stop()
@@ -95,9 +96,9 @@ func TestHungUpByPeer(t *testing.T) {
 	}
 	r := run(t, peerConfig(p))
 	began := time.Now()
-	r.await(relay.Up)
+	r.Await(relay.Up)
 	require.Less(t, time.Since(began), 5*time.Second)
-	require.Contains(t, r.logged(), "hung up during the login")
+	require.Contains(t, r.Logged(), "hung up during the login")
 }
 
 func TestWrongPassword(t *testing.T) {
@@ -109,11 +110,11 @@ func TestWrongPassword(t *testing.T) {
 	c.URL = setting.NewURL(u.String())
 	r := run(t, c)
 	began := time.Now()
-	health := r.awaitReason(relay.Down, `the broker refuses the user "nobody"`)
+	health := r.AwaitReason(relay.Down, `the broker refuses the user "nobody"`)
 	require.Less(t, time.Since(began), 3*time.Second, "the broker is asked to say so, and not to hang up after a while")
 	require.NotContains(t, health.Reason, secret)
-	require.NotContains(t, r.logged(), secret)
-	requireReason(t, "not_connected", deliver(t.Context(), t, r.sink, messages("m", 1, 1))[0])
+	require.NotContains(t, r.Logged(), secret)
+	relaytest.RequireReason(t, "not_connected", relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 1, 1))[0])
 }
 
 func TestNoSuchVhost(t *testing.T) {
@@ -123,7 +124,7 @@ func TestNoSuchVhost(t *testing.T) {
 	require.NoError(t, err)
 	u.Path = "/no/such"
 	c.URL = setting.NewURL(u.String())
-	run(t, c).awaitReason(relay.Down, `open vhost "no/such"`)
+	run(t, c).AwaitReason(relay.Down, `open vhost "no/such"`)
 }
 
 // A confirm that does not come holds up its own message only.
@@ -134,19 +135,19 @@ func TestHungConfirm(t *testing.T) {
 	c := peerConfig(p)
 	c.Timeout = 2 * time.Second
 	r := run(t, c)
-	r.await(relay.Up)
+	r.Await(relay.Up)
 
 	began := time.Now()
-	ms := messages("m", 40, 10) // and more than the window of a small batch
+	ms := relaytest.Messages("m", 40, 10) // and more than the window of a small batch
 	took := make([]time.Duration, len(ms))
 	results := make([]relay.Result, len(ms))
-	r.sink.Deliver(t.Context(), ms, func(i int, result relay.Result) {
+	r.Sink.Deliver(t.Context(), ms, func(i int, result relay.Result) {
 		took[i] = time.Since(began)
 		results[i] = result
 	})
 	for i := range ms {
 		if i == 0 || i == 6 {
-			requireReason(t, "confirm_timeout", results[i])
+			relaytest.RequireReason(t, "confirm_timeout", results[i])
 			require.Greater(t, took[i], c.Timeout-100*time.Millisecond)
 			continue
 		}
@@ -156,7 +157,7 @@ func TestHungConfirm(t *testing.T) {
 
 	// The channel that owes confirms is not used again.
 	mended.Store(true)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("again", 40, 10)))
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("again", 40, 10)))
 }
 
 // All confirms swallowed while everything else passes.
@@ -166,10 +167,10 @@ func TestNoConfirms(t *testing.T) {
 	c := peerConfig(p)
 	c.Timeout = 200 * time.Millisecond
 	r := run(t, c)
-	r.await(relay.Up)
+	r.Await(relay.Up)
 	for range 20 {
-		for _, result := range deliver(t.Context(), t, r.sink, messages("m", 16, 10)) {
-			requireReason(t, "confirm_timeout", result)
+		for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)) {
+			relaytest.RequireReason(t, "confirm_timeout", result)
 		}
 	}
 }
@@ -225,11 +226,11 @@ func TestTLS(t *testing.T) {
 			settings.TLS = c.client
 			r := run(t, settings)
 			if c.down != "" {
-				r.awaitReason(relay.Down, c.down)
+				r.AwaitReason(relay.Down, c.down)
 				return
 			}
-			r.await(relay.Up)
-			requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 64<<10)))
+			r.Await(relay.Up)
+			relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 64<<10)))
 		})
 	}
 }
@@ -245,9 +246,9 @@ func TestTLSFilesAreReadAgain(t *testing.T) {
 	c.URL = setting.NewURL(u.String())
 	c.TLS.CAFile = filepath.Join(t.TempDir(), "ca.pem")
 	r := run(t, c)
-	r.awaitReason(relay.Down, "read tls.ca_file")
+	r.AwaitReason(relay.Down, "read tls.ca_file")
 	require.NoError(t, os.WriteFile(c.TLS.CAFile, ca.pem, 0o600))
-	r.await(relay.Up)
+	r.Await(relay.Up)
 }
 
 // A port that speaks no TLS, or nothing at all, is an error in bounded time.
@@ -255,7 +256,7 @@ func TestNotTLS(t *testing.T) {
 	in := newInbox(t, broker.URL(t))
 	c := in.config()
 	c.URL = setting.NewURL("amqps://" + address(t, in.url))
-	run(t, c).awaitReason(relay.Down, "agree on TLS")
+	run(t, c).AwaitReason(relay.Down, "agree on TLS")
 }
 
 type authority struct {

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/relaytest"
 	"mnsrelay/internal/setting"
 	"mnsrelay/internal/sink/amqp091"
 	"mnsrelay/test/broker"
@@ -23,13 +24,13 @@ func TestProperties(t *testing.T) {
 			c.Persistent = persistent
 			c.Headers = map[string]setting.Value{"x-team": setting.NewValue("billing"), "x-empty": setting.NewValue("")}
 			r := run(t, c)
-			r.await(relay.Up)
+			r.Await(relay.Up)
 
-			m := messages("m", 1, 0)[0]
+			m := relaytest.Messages("m", 1, 0)[0]
 			m.Body = []byte(`{"success": true}`)
 			m.Attempt = 3
 			m.Attributes = map[string]string{relay.AttributeBody: relay.BodyBase64}
-			requireDelivered(t, deliver(t.Context(), t, r.sink, []relay.Message{m}))
+			relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, []relay.Message{m}))
 
 			taken := in.take()
 			require.Len(t, taken, 1)
@@ -71,28 +72,28 @@ func TestUnroutableBurst(t *testing.T) {
 	c := in.config()
 	c.Timeout = patience
 	r := run(t, c)
-	r.await(relay.Up)
+	r.Await(relay.Up)
 
 	for _, size := range []int{16, 10_000} {
-		for i, result := range deliver(t.Context(), t, r.sink, messages("lost", size, 10)) {
+		for i, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("lost", size, 10)) {
 			require.NotEqual(t, relay.Delivered, result.Outcome, "message %d of %d", i, size)
-			requireReason(t, "unroutable", result)
+			relaytest.RequireReason(t, "unroutable", result)
 		}
 	}
-	require.Equal(t, relay.Up, r.await(relay.Up).State, "the endpoint's health is not the route's")
+	require.Equal(t, relay.Up, r.Await(relay.Up).State, "the endpoint's health is not the route's")
 
 	in.with(func(ch *amqp.Channel) {
 		require.NoError(t, ch.QueueBind(in.queue, "#", in.exchange, false, nil))
 	})
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("lost", 16, 10)))
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("lost", 16, 10)))
 	require.Len(t, in.ids(), 16)
 }
 
 func TestUnroutableOnlyItsOwn(t *testing.T) {
 	in := newInbox(t, broker.URL(t))
 	r := run(t, in.config())
-	r.await(relay.Up)
-	lost, err := r.endpoint.Bind(func(settings any) error {
+	r.Await(relay.Up)
+	lost, err := r.Endpoint.Bind(func(settings any) error {
 		s, ok := settings.(*amqp091.Settings)
 		require.True(t, ok)
 		s.RoutingKey = "nobody"
@@ -107,14 +108,14 @@ func TestUnroutableOnlyItsOwn(t *testing.T) {
 	var work sync.WaitGroup
 	for range 8 {
 		work.Go(func() {
-			for _, result := range deliver(t.Context(), t, lost, messages("lost", 100, 10)) {
+			for _, result := range relaytest.Deliver(t.Context(), t, lost, relaytest.Messages("lost", 100, 10)) {
 				if result.Outcome != relay.Retry {
 					t.Errorf("%v of an unroutable message", result.Outcome)
 				}
 			}
 		})
 		work.Go(func() {
-			for _, result := range deliver(t.Context(), t, r.sink, messages("kept", 100, 10)) {
+			for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("kept", 100, 10)) {
 				if result.Outcome != relay.Delivered {
 					t.Errorf("%v of a routable message: %v", result.Outcome, result.Err)
 				}
@@ -133,8 +134,8 @@ func TestNotMandatory(t *testing.T) {
 	c := in.config()
 	c.Mandatory = false
 	r := run(t, c)
-	r.await(relay.Up)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("gone", 16, 10)))
+	r.Await(relay.Up)
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("gone", 16, 10)))
 }
 
 // A full queue with reject-publish refuses messages one by one.
@@ -155,36 +156,36 @@ func TestNack(t *testing.T) {
 		})
 	})
 	r := run(t, in.config())
-	r.await(relay.Up)
+	r.Await(relay.Up)
 
-	results := deliver(t.Context(), t, r.sink, messages("m", sent, 10))
+	results := relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", sent, 10))
 	accepted := map[string]int{}
 	for i, result := range results {
 		if result.Outcome == relay.Delivered {
-			accepted[messages("m", sent, 0)[i].ID] = 1
+			accepted[relaytest.Messages("m", sent, 0)[i].ID] = 1
 			continue
 		}
-		requireReason(t, "nack", result)
+		relaytest.RequireReason(t, "nack", result)
 	}
 	require.Less(t, len(accepted), sent)
 	require.GreaterOrEqual(t, len(accepted), room)
-	require.Equal(t, relay.Up, r.await(relay.Up).State)
+	require.Equal(t, relay.Up, r.Await(relay.Up).State)
 
 	stored := *in
 	stored.queue = full
 	require.Equal(t, accepted, stored.ids(), "what was said to be delivered is what the queue holds")
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("again", room, 10)))
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("again", room, 10)))
 }
 
 // What the broker would end the connection over is found before it is written.
 func TestInvalidProperty(t *testing.T) {
 	in := newInbox(t, broker.URL(t))
 	r := run(t, in.config())
-	r.await(relay.Up)
-	ms := messages("m", 16, 10)
+	r.Await(relay.Up)
+	ms := relaytest.Messages("m", 16, 10)
 	ms[3].ID = strings.Repeat("i", 256)
 	ms[4].ID = strings.Repeat("i", 255)
-	for i, result := range deliver(t.Context(), t, r.sink, ms) {
+	for i, result := range relaytest.Deliver(t.Context(), t, r.Sink, ms) {
 		if i != 3 {
 			require.Equal(t, relay.Delivered, result.Outcome, "message %d: %v", i, result.Err)
 			continue
@@ -195,7 +196,7 @@ func TestInvalidProperty(t *testing.T) {
 		require.Equal(t, "invalid_property", failure.Reason)
 	}
 	require.Len(t, in.ids(), 15)
-	require.NotContains(t, r.logged(), "no connection")
+	require.NotContains(t, r.Logged(), "no connection")
 }
 
 func TestMissingExchange(t *testing.T) {
@@ -210,18 +211,18 @@ func TestMissingExchange(t *testing.T) {
 			words := "exchange \"" + in.exchange + "\" does not exist: create it"
 			if declare == amqp091.DeclareNone {
 				// Nobody looks before the first message.
-				r.await(relay.Up)
-				results := deliver(t.Context(), t, r.sink, messages("early", 16, 10))
+				r.Await(relay.Up)
+				results := relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("early", 16, 10))
 				for _, result := range results {
-					requireReason(t, "exchange_missing", result)
+					relaytest.RequireReason(t, "exchange_missing", result)
 				}
 			}
-			r.awaitReason(relay.Down, words)
+			r.AwaitReason(relay.Down, words)
 			if declare == amqp091.DeclareNone {
 				// Only a message can tell.
-				r.awaitReason(relay.Probe, words)
-				requireReason(t, "exchange_missing", deliver(t.Context(), t, r.sink, messages("probe", 1, 10))[0])
-				r.awaitReason(relay.Down, words)
+				r.AwaitReason(relay.Probe, words)
+				relaytest.RequireReason(t, "exchange_missing", relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("probe", 1, 10))[0])
+				r.AwaitReason(relay.Down, words)
 			}
 
 			in.with(func(ch *amqp.Channel) {
@@ -229,12 +230,12 @@ func TestMissingExchange(t *testing.T) {
 				require.NoError(t, ch.QueueBind(in.queue, "#", in.exchange, false, nil))
 			})
 			if declare == amqp091.DeclareNone {
-				r.await(relay.Probe)
-				requireDelivered(t, deliver(t.Context(), t, r.sink, messages("probe", 1, 10)))
+				r.Await(relay.Probe)
+				relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("probe", 1, 10)))
 			}
-			r.await(relay.Up)
-			requireDelivered(t, deliver(t.Context(), t, r.sink, messages("late", 16, 10)))
-			require.Equal(t, 1, strings.Count(r.logged(), "exchange cannot be used"), "said once: %s", r.logged())
+			r.Await(relay.Up)
+			relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("late", 16, 10)))
+			require.Equal(t, 1, strings.Count(r.Logged(), "exchange cannot be used"), "said once: %s", r.Logged())
 		})
 	}
 }
@@ -244,18 +245,18 @@ func TestMissingExchange(t *testing.T) {
 func TestExchangeDeleted(t *testing.T) {
 	in := newInbox(t, broker.URL(t))
 	r := run(t, in.config())
-	r.await(relay.Up)
+	r.Await(relay.Up)
 	in.with(func(ch *amqp.Channel) { require.NoError(t, ch.ExchangeDelete(in.exchange, false, false)) })
-	for _, result := range deliver(t.Context(), t, r.sink, messages("m", 16, 10)) {
-		requireReason(t, "exchange_missing", result)
+	for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)) {
+		relaytest.RequireReason(t, "exchange_missing", result)
 	}
-	r.awaitReason(relay.Down, "does not exist")
+	r.AwaitReason(relay.Down, "does not exist")
 	in.with(func(ch *amqp.Channel) {
 		require.NoError(t, ch.ExchangeDeclare(in.exchange, amqp.ExchangeTopic, true, false, false, false, nil))
 		require.NoError(t, ch.QueueBind(in.queue, "#", in.exchange, false, nil))
 	})
-	r.await(relay.Up)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
+	r.Await(relay.Up)
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)))
 }
 
 func TestActiveDeclare(t *testing.T) {
@@ -265,18 +266,18 @@ func TestActiveDeclare(t *testing.T) {
 	c.Exchange.Declare = amqp091.DeclareActive
 	c.Exchange.Type = amqp.ExchangeFanout
 	r := run(t, c)
-	r.await(relay.Up)
+	r.Await(relay.Up)
 	in.with(func(ch *amqp.Channel) {
 		// It is there, as it should be.
 		require.NoError(t, ch.ExchangeDeclare(in.exchange, amqp.ExchangeFanout, true, false, false, false, nil))
 		require.NoError(t, ch.QueueBind(in.queue, "", in.exchange, false, nil))
 	})
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)))
 
 	other := in.config()
 	other.Exchange.Declare = amqp091.DeclareActive
 	other.Exchange.Type = amqp.ExchangeDirect
-	run(t, other).awaitReason(relay.Down, "exists with another type, durability or arguments")
+	run(t, other).AwaitReason(relay.Down, "exists with another type, durability or arguments")
 }
 
 // RabbitMQ ends the connection over a type that it does not know.
@@ -286,15 +287,15 @@ func TestUnknownExchangeType(t *testing.T) {
 	c.Exchange.Name += ".new"
 	c.Exchange.Declare = amqp091.DeclareActive
 	c.Exchange.Type = "topical"
-	run(t, c).awaitReason(relay.Down, `of type "topical"`)
+	run(t, c).AwaitReason(relay.Down, `of type "topical"`)
 }
 
 // One exchange that is missing does not hold up the routes to the others.
 func TestOneExchangeOfSeveral(t *testing.T) {
 	in := newInbox(t, broker.URL(t))
 	r := run(t, in.config())
-	r.await(relay.Up)
-	missing, err := r.endpoint.Bind(func(settings any) error {
+	r.Await(relay.Up)
+	missing, err := r.Endpoint.Bind(func(settings any) error {
 		s, ok := settings.(*amqp091.Settings)
 		require.True(t, ok)
 		s.Exchange.Name += ".missing"
@@ -302,15 +303,15 @@ func TestOneExchangeOfSeveral(t *testing.T) {
 	})
 	require.NoError(t, err)
 	// It is looked for in a moment.
-	for relay.ReasonOf(deliver(t.Context(), t, missing, messages("m", 1, 10))[0].Err) == "exchange_unavailable" { //nolint:revive // Until it was.
+	for relay.ReasonOf(relaytest.Deliver(t.Context(), t, missing, relaytest.Messages("m", 1, 10))[0].Err) == "exchange_unavailable" { //nolint:revive // Until it was.
 	}
 	for range 10 {
-		for _, result := range deliver(t.Context(), t, missing, messages("m", 4, 10)) {
-			requireReason(t, "exchange_missing", result)
+		for _, result := range relaytest.Deliver(t.Context(), t, missing, relaytest.Messages("m", 4, 10)) {
+			relaytest.RequireReason(t, "exchange_missing", result)
 		}
-		requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 4, 10)))
+		relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 4, 10)))
 	}
-	require.Equal(t, relay.Up, r.await(relay.Up).State)
+	require.Equal(t, relay.Up, r.Await(relay.Up).State)
 }
 
 // Overrides of a route leave the sink's own settings alone.

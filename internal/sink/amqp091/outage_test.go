@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/relaytest"
 	"mnsrelay/internal/setting"
 	"mnsrelay/test/broker"
 )
@@ -37,7 +38,7 @@ func TestBrokerGoes(t *testing.T) {
 			b := broker.Private(t)
 			in := newInbox(t, b.URL())
 			r := run(t, in.config())
-			r.await(relay.Up)
+			r.Await(relay.Up)
 
 			var (
 				mu        sync.Mutex
@@ -55,7 +56,7 @@ func TestBrokerGoes(t *testing.T) {
 							return
 						default:
 						}
-						ms := messages(string(rune('a'+sender))+"-"+time.Now().Format("150405.000000000"), 64, 1000)
+						ms := relaytest.Messages(string(rune('a'+sender))+"-"+time.Now().Format("150405.000000000"), 64, 1000)
 						mu.Lock()
 						for _, m := range ms {
 							wanted[m.ID] = true
@@ -63,7 +64,7 @@ func TestBrokerGoes(t *testing.T) {
 						mu.Unlock()
 						for len(ms) > 0 { // as the queue does: again, until it is delivered
 							var left []relay.Message
-							for i, result := range deliver(context.Background(), t, r.sink, ms) {
+							for i, result := range relaytest.Deliver(context.Background(), t, r.Sink, ms) {
 								if result.Outcome != relay.Delivered {
 									left = append(left, ms[i])
 									continue
@@ -73,7 +74,7 @@ func TestBrokerGoes(t *testing.T) {
 								mu.Unlock()
 							}
 							if ms = left; len(left) > 0 {
-								r.await(relay.Up)
+								r.Await(relay.Up)
 							}
 						}
 						if round == 3 {
@@ -87,10 +88,10 @@ func TestBrokerGoes(t *testing.T) {
 			}
 			<-under
 			require.NoError(t, end(b, bounded(t)))
-			r.await(relay.Down)
+			r.Await(relay.Down)
 			require.NoError(t, b.Start(bounded(t)))
 			accepting := time.Now()
-			r.await(relay.Up)
+			r.Await(relay.Up)
 			require.Less(t, time.Since(accepting), time.Second, "from accepting to connected")
 			close(stop)
 			work.Wait()
@@ -110,14 +111,14 @@ func TestStartsBeforeTheBroker(t *testing.T) {
 	in := newInbox(t, b.URL())
 	require.NoError(t, b.Stop(bounded(t)))
 	r := run(t, in.config())
-	r.awaitReason(relay.Down, "connection refused")
-	requireReason(t, "not_connected", deliver(t.Context(), t, r.sink, messages("early", 1, 10))[0])
+	r.AwaitReason(relay.Down, "connection refused")
+	relaytest.RequireReason(t, "not_connected", relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("early", 1, 10))[0])
 
 	require.NoError(t, b.Start(bounded(t)))
 	accepting := time.Now()
-	r.await(relay.Up)
+	r.Await(relay.Up)
 	require.Less(t, time.Since(accepting), time.Second, "from accepting to connected")
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)))
 }
 
 // A broker that stops reading, with the TCP window full. The library alone blocks
@@ -128,10 +129,10 @@ func TestStalledBroker(t *testing.T) {
 	c := in.config()
 	c.Timeout = time.Minute // so that it is not what ends Deliver
 	r := run(t, c)
-	r.await(relay.Up)
+	r.Await(relay.Up)
 
 	// A channel whose window holds all, so that the first publish finds it open.
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("warm", 1000, 10)))
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("warm", 1000, 10)))
 
 	bare, err := amqp.DialConfig(in.url, amqp.Config{Heartbeat: 2 * time.Second})
 	require.NoError(t, err)
@@ -148,11 +149,11 @@ func TestStalledBroker(t *testing.T) {
 	}()
 
 	began := time.Now()
-	for _, result := range deliver(t.Context(), t, r.sink, messages("m", 1000, len(body))) {
-		requireReason(t, "connection_lost", result)
+	for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 1000, len(body))) {
+		relaytest.RequireReason(t, "connection_lost", result)
 	}
 	require.Less(t, time.Since(began), writeDeadline+time.Second)
-	r.await(relay.Down)
+	r.Await(relay.Down)
 	select {
 	case <-bareEnded:
 		require.Fail(t, "the library alone does not block any more: the write deadline can go")
@@ -160,8 +161,8 @@ func TestStalledBroker(t *testing.T) {
 	}
 
 	require.NoError(t, b.Resume())
-	r.await(relay.Up)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
+	r.Await(relay.Up)
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)))
 	require.NoError(t, b.Kill(bounded(t)))
 	<-bareEnded
 	_ = bare.CloseDeadline(time.Now().Add(time.Second))
@@ -174,16 +175,16 @@ func TestStalledBrokerTimeout(t *testing.T) {
 	c := in.config()
 	c.Timeout = time.Second
 	r := run(t, c)
-	r.await(relay.Up)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("warm", 1000, 10)))
+	r.Await(relay.Up)
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("warm", 1000, 10)))
 	require.NoError(t, b.Pause())
 	began := time.Now()
-	for _, result := range deliver(t.Context(), t, r.sink, messages("m", 1000, 64<<10)) {
-		requireReason(t, "confirm_timeout", result)
+	for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 1000, 64<<10)) {
+		relaytest.RequireReason(t, "confirm_timeout", result)
 	}
 	require.Less(t, time.Since(began), c.Timeout+500*time.Millisecond)
 	began = time.Now()
-	r.end()
+	r.End()
 	require.Less(t, time.Since(began), writeDeadline+time.Second, "the end of Run")
 	require.NoError(t, b.Resume())
 }
@@ -195,15 +196,15 @@ func TestStalledBrokerAtFirst(t *testing.T) {
 	c := in.config()
 	c.Timeout = time.Minute
 	r := run(t, c)
-	r.await(relay.Up)
+	r.Await(relay.Up)
 	require.NoError(t, b.Pause())
 	began := time.Now()
-	for _, result := range deliver(t.Context(), t, r.sink, messages("m", 16, 10)) {
-		requireReason(t, "channel_closed", result)
+	for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)) {
+		relaytest.RequireReason(t, "channel_closed", result)
 	}
 	require.Less(t, time.Since(began), writeDeadline+time.Second)
 	require.NoError(t, b.Resume())
-	r.await(relay.Up)
+	r.Await(relay.Up)
 }
 
 // A broker that goes silent while nothing is sent is found by the heartbeat.
@@ -213,13 +214,13 @@ func TestStalledIdle(t *testing.T) {
 	c := in.config()
 	c.URL = setting.NewURL(in.url + "?heartbeat=2")
 	r := run(t, c)
-	r.await(relay.Up)
+	r.Await(relay.Up)
 	require.NoError(t, b.Pause())
 	began := time.Now()
-	r.await(relay.Down)
+	r.Await(relay.Down)
 	require.Less(t, time.Since(began), 4*time.Second, "1.5 heartbeats and a margin")
 	require.NoError(t, b.Resume())
-	r.await(relay.Up)
+	r.Await(relay.Up)
 }
 
 func TestBlocked(t *testing.T) {
@@ -228,23 +229,23 @@ func TestBlocked(t *testing.T) {
 	c := in.config()
 	c.Timeout = 2 * time.Second
 	r := run(t, c)
-	r.await(relay.Up)
+	r.Await(relay.Up)
 
 	require.NoError(t, b.Block(bounded(t)))
 	// RabbitMQ tells a connection when it publishes.
-	sent := deliver(t.Context(), t, r.sink, messages("m", 4, 10))
-	r.awaitReason(relay.Down, "the broker blocks publishers: low on memory")
+	sent := relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 4, 10))
+	r.AwaitReason(relay.Down, "the broker blocks publishers: low on memory")
 	for _, result := range sent {
 		require.Equal(t, relay.Retry, result.Outcome)
 	}
-	requireReason(t, "blocked", deliver(t.Context(), t, r.sink, messages("m", 4, 10))[0])
+	relaytest.RequireReason(t, "blocked", relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 4, 10))[0])
 
 	// The broker answers nothing while it blocks, not even the end of a channel. The
 	// connection is kept all the same: another one would take more messages before it is
 	// blocked as well.
 	deadline := time.Now().Add(8 * time.Second)
 	for time.Now().Before(deadline) {
-		health, changed := r.endpoint.Health()
+		health, changed := r.Endpoint.Health()
 		require.Equal(t, relay.Down, health.State)
 		require.Contains(t, health.Reason, "the broker blocks publishers")
 		select {
@@ -254,8 +255,8 @@ func TestBlocked(t *testing.T) {
 	}
 
 	require.NoError(t, b.Unblock(bounded(t)))
-	r.await(relay.Up)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
+	r.Await(relay.Up)
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)))
 	require.Len(t, in.ids(), 16)
 }
 
@@ -269,14 +270,14 @@ func TestFlapping(t *testing.T) {
 	c.URL = setting.NewURL(proxy.URL())
 	r := run(t, c)
 	for range 10 {
-		r.await(relay.Up)
-		deliver(t.Context(), t, r.sink, messages("m", 16, 10))
+		r.Await(relay.Up)
+		relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10))
 		require.NoError(t, proxy.Kill(t.Context()))
-		r.await(relay.Down)
+		r.Await(relay.Down)
 		require.NoError(t, proxy.Start(t.Context()))
 	}
-	r.await(relay.Up)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
+	r.Await(relay.Up)
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)))
 }
 
 // The URLs are tried in turn, from any of them on.
@@ -294,13 +295,13 @@ func TestSeveralURLs(t *testing.T) {
 	}
 	r := run(t, c)
 	for len(nodes) > 0 {
-		r.await(relay.Up)
-		requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
-		connected := r.log.FilterMessage("connected to the broker").All()
+		r.Await(relay.Up)
+		relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)))
+		connected := r.Log.FilterMessage("connected to the broker").All()
 		at, _ := connected[len(connected)-1].ContextMap()["address"].(string)
 		require.Contains(t, nodes, at, "one that is up")
 		require.NoError(t, nodes[at].Kill(t.Context()))
 		delete(nodes, at)
-		r.await(relay.Down)
+		r.Await(relay.Down)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/relaytest"
 	"mnsrelay/internal/setting"
 	"mnsrelay/internal/sink/amqp091"
 	"mnsrelay/test/broker"
@@ -58,10 +59,10 @@ func TestTypedHeadersAndProperties(t *testing.T) {
 		Type: "sms.{{ source }}", AppID: "mnsrelay", UserID: u.User.Username(), CorrelationID: "{{ body.biz_id }}",
 	}
 	r := run(t, c)
-	r.await(relay.Up)
-	m := messages("m", 1, 0)[0]
+	r.Await(relay.Up)
+	m := relaytest.Messages("m", 1, 0)[0]
 	m.Body = []byte(`{"n": 7, "at": "2026-03-01T09:30:00Z", "ttl": "10m", "biz_id": "b^1", "huge": 12345678901234567890}`)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, []relay.Message{m}))
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, []relay.Message{m}))
 	d := in.take()[0]
 	for name := range d.Headers {
 		if strings.HasPrefix(name, "x-mnsrelay-") {
@@ -109,8 +110,8 @@ func TestInvalidPropertiesRejectTheirMessage(t *testing.T) {
 			c := in.config()
 			set(c)
 			r := run(t, c)
-			r.await(relay.Up)
-			other, err := r.endpoint.Bind(nil)
+			r.Await(relay.Up)
+			other, err := r.Endpoint.Bind(nil)
 			require.NoError(t, err)
 			filler := long
 			if name == "headers" {
@@ -119,12 +120,12 @@ func TestInvalidPropertiesRejectTheirMessage(t *testing.T) {
 			var work sync.WaitGroup
 			for n := range 4 {
 				work.Go(func() {
-					sink := []relay.Sink{r.sink, other}[n%2]
-					ms := messages(fmt.Sprintf("%s-%d", name, n), 64, 0)
+					sink := []relay.Sink{r.Sink, other}[n%2]
+					ms := relaytest.Messages(fmt.Sprintf("%s-%d", name, n), 64, 0)
 					for i := range ms {
 						ms[i].Body = fmt.Appendf(nil, `{"bad": %t, "filler": "%s"}`, i%8 == 3, filler)
 					}
-					for i, result := range deliver(t.Context(), t, sink, ms) {
+					for i, result := range relaytest.Deliver(t.Context(), t, sink, ms) {
 						if i%8 != 3 {
 							require.NoError(t, result.Err, "message %d", i)
 							require.Equal(t, relay.Delivered, result.Outcome)
@@ -138,7 +139,7 @@ func TestInvalidPropertiesRejectTheirMessage(t *testing.T) {
 				})
 			}
 			work.Wait()
-			require.Equal(t, 1, r.log.FilterMessage("connected to the broker").Len(), "the connection stood: %s", r.logged())
+			require.Equal(t, 1, r.Log.FilterMessage("connected to the broker").Len(), "the connection stood: %s", r.Logged())
 		})
 	}
 }
@@ -154,18 +155,18 @@ func TestMessageTooLargeForTheBroker(t *testing.T) {
 			c := in.config()
 			c.Acknowledge = acknowledge
 			r := run(t, c)
-			r.await(relay.Up)
+			r.Await(relay.Up)
 			for _, at := range []int{0, 7, 15} {
-				ms := messages(fmt.Sprintf("m-%d", at), 16, 100)
+				ms := relaytest.Messages(fmt.Sprintf("m-%d", at), 16, 100)
 				ms[at].Body = make([]byte, 10_001)
-				for i, result := range deliver(t.Context(), t, r.sink, ms) {
+				for i, result := range relaytest.Deliver(t.Context(), t, r.Sink, ms) {
 					switch {
 					case i != at:
 						require.NoError(t, result.Err, "message %d beside %d", i, at)
 						require.Equal(t, relay.Delivered, result.Outcome)
 					case acknowledge == amqp091.AcknowledgeTransaction:
 						// Why a commit fails cannot be told.
-						requireReason(t, "transaction_failed", result)
+						relaytest.RequireReason(t, "transaction_failed", result)
 					default:
 						require.Equal(t, relay.Rejected, result.Outcome)
 						require.Equal(t, "message_refused", relay.ReasonOf(result.Err))
@@ -175,8 +176,8 @@ func TestMessageTooLargeForTheBroker(t *testing.T) {
 			}
 			ids := in.ids()
 			require.Len(t, ids, 45)
-			require.Equal(t, relay.Up, r.await(relay.Up).State)
-			require.Equal(t, 1, r.log.FilterMessage("connected to the broker").Len())
+			require.Equal(t, relay.Up, r.Await(relay.Up).State)
+			require.Equal(t, 1, r.Log.FilterMessage("connected to the broker").Len())
 		})
 	}
 }
@@ -189,10 +190,10 @@ func TestHeadersThatDoNotFitAFrame(t *testing.T) {
 	c := in.config()
 	c.Headers = headers(map[string]any{"h": "{{ text }}"})
 	r := run(t, c)
-	r.await(relay.Up)
-	ms := messages("m", 16, 100)
+	r.Await(relay.Up)
+	ms := relaytest.Messages("m", 16, 100)
 	ms[5].Body = []byte(strings.Repeat("h", 8192))
-	for i, result := range deliver(t.Context(), t, r.sink, ms) {
+	for i, result := range relaytest.Deliver(t.Context(), t, r.Sink, ms) {
 		if i == 5 {
 			require.Equal(t, relay.Rejected, result.Outcome)
 			require.Equal(t, "invalid_property", relay.ReasonOf(result.Err))
@@ -200,7 +201,7 @@ func TestHeadersThatDoNotFitAFrame(t *testing.T) {
 		}
 		require.Equal(t, relay.Delivered, result.Outcome, "%v", result.Err)
 	}
-	require.Equal(t, 1, r.log.FilterMessage("connected to the broker").Len())
+	require.Equal(t, 1, r.Log.FilterMessage("connected to the broker").Len())
 }
 
 // Each refusal has a reason of its own, and no neighbour falls with it.
@@ -208,18 +209,18 @@ func TestQueueFullIsANack(t *testing.T) {
 	in := newInbox(t, broker.URL(t))
 	in.limit(4)
 	r := run(t, in.config())
-	r.await(relay.Up)
+	r.Await(relay.Up)
 	delivered := 0
-	for _, result := range deliver(t.Context(), t, r.sink, messages("m", 64, 10)) {
+	for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 64, 10)) {
 		if result.Outcome == relay.Delivered {
 			delivered++
 			continue
 		}
-		requireReason(t, "nack", result)
+		relaytest.RequireReason(t, "nack", result)
 	}
 	require.Positive(t, delivered)
 	require.Len(t, in.ids(), delivered, "what was refused is not there, and what was taken is")
-	require.Equal(t, relay.Up, r.await(relay.Up).State)
+	require.Equal(t, relay.Up, r.Await(relay.Up).State)
 }
 
 func TestExchangeRefusedAndMismatch(t *testing.T) {
@@ -236,22 +237,22 @@ func TestExchangeRefusedAndMismatch(t *testing.T) {
 	u.User = url.UserPassword("reader", "reader")
 	reader.URL = setting.NewURL(u.String())
 	r := run(t, reader)
-	r.await(relay.Up)
-	for _, result := range deliver(t.Context(), t, r.sink, messages("m", 16, 10)) {
-		requireReason(t, "exchange_refused", result)
+	r.Await(relay.Up)
+	for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)) {
+		relaytest.RequireReason(t, "exchange_refused", result)
 	}
-	r.awaitReason(relay.Down, "not permitted to publish to exchange")
+	r.AwaitReason(relay.Down, "not permitted to publish to exchange")
 
 	other := in.config()
 	other.Exchange.Declare, other.Exchange.Type = amqp091.DeclareActive, amqp.ExchangeDirect
 	o := run(t, other)
-	o.awaitReason(relay.Down, "exists with another type")
-	requireReason(t, "exchange_mismatch", deliver(t.Context(), t, o.sink, messages("m", 1, 10))[0])
+	o.AwaitReason(relay.Down, "exists with another type")
+	relaytest.RequireReason(t, "exchange_mismatch", relaytest.Deliver(t.Context(), t, o.Sink, relaytest.Messages("m", 1, 10))[0])
 
 	// A permission that is given back is used without a restart.
 	_, err = b.Ctl(bounded(t), "set_permissions", "reader", ".*", ".*", ".*")
 	require.NoError(t, err)
-	r.await(relay.Probe)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
-	r.await(relay.Up)
+	r.Await(relay.Probe)
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)))
+	r.Await(relay.Up)
 }

@@ -1,12 +1,10 @@
 package amqp091_test
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/url"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -14,10 +12,9 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
-	"go.uber.org/zap/zaptest/observer"
 
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/relaytest"
 	"mnsrelay/internal/setting"
 	"mnsrelay/internal/sink/amqp091"
 	"mnsrelay/test/broker"
@@ -25,10 +22,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds what has to happen and takes no set time.
-const patience = 30 * time.Second
-
-const routingKey = "sms.report"
+const (
+	patience   = relaytest.Patience
+	routingKey = "sms.report"
+)
 
 // inbox is an exchange with a durable queue bound to it, on a broker.
 type inbox struct {
@@ -123,90 +120,9 @@ func deps(tb testing.TB) relay.SinkDeps {
 	return relay.SinkDeps{Name: "events", Instance: "mnsrelay/test (here)", Log: zap.NewNop()}
 }
 
-// running is an endpoint that runs until the test ends, or end is called.
-type running struct {
-	t        testing.TB
-	endpoint relay.Endpoint
-	sink     relay.Sink
-	log      *observer.ObservedLogs
-	end      func()
-}
-
-func run(tb testing.TB, c *amqp091.Config) *running {
+func run(tb testing.TB, c *amqp091.Config) *relaytest.Running {
 	tb.Helper()
-	core, log := observer.New(zapcore.DebugLevel)
-	d := deps(tb)
-	d.Log = zap.New(core)
-	endpoint, err := c.Open(d)
-	require.NoError(tb, err)
-	sink, err := endpoint.Bind(nil)
-	require.NoError(tb, err)
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- endpoint.Run(ctx) }()
-	end := sync.OnceFunc(func() {
-		cancel()
-		select {
-		case err := <-ended:
-			require.NoError(tb, err)
-		case <-time.After(patience):
-			require.FailNow(tb, "Run did not end")
-		}
-	})
-	tb.Cleanup(end)
-	return &running{t: tb, endpoint: endpoint, sink: sink, log: log, end: end}
-}
-
-// await waits for a state and gives its health.
-func (r *running) await(state relay.State) relay.Health {
-	r.t.Helper()
-	return r.awaitReason(state, "")
-}
-
-// awaitReason waits for a state whose reason holds the text.
-func (r *running) awaitReason(state relay.State, text string) relay.Health {
-	r.t.Helper()
-	timeout := time.After(patience)
-	for {
-		health, changed := r.endpoint.Health()
-		if health.State == state && strings.Contains(health.Reason, text) {
-			return health
-		}
-		select {
-		case <-changed:
-		case <-timeout:
-			require.FailNow(r.t, "wrong health", "want %v %q, have %v: %s", state, text, health.State, health.Reason)
-		}
-	}
-}
-
-// logged is everything that was logged, as text.
-func (r *running) logged() string {
-	var b strings.Builder
-	for _, entry := range r.log.All() {
-		fmt.Fprintf(&b, "%s %v\n", entry.Message, entry.ContextMap())
-	}
-	return b.String()
-}
-
-// deliver gives the results of messages, one for each.
-func deliver(ctx context.Context, t *testing.T, sink relay.Sink, ms []relay.Message) []relay.Result {
-	t.Helper()
-	var mu sync.Mutex
-	results := make([]relay.Result, len(ms))
-	calls := 0
-	sink.Deliver(ctx, ms, func(i int, r relay.Result) {
-		mu.Lock()
-		defer mu.Unlock()
-		results[i] = r
-		calls++
-	})
-	mu.Lock()
-	defer mu.Unlock()
-	if calls != len(ms) {
-		t.Errorf("done was called %d times for %d messages", calls, len(ms))
-	}
-	return results
+	return relaytest.Run(tb, c.Open)
 }
 
 // node is a RabbitMQ of its own, for what a broker that others use must not be asked.
@@ -225,37 +141,6 @@ func headers(of map[string]any) map[string]setting.Value {
 		headers[name] = setting.NewValue(of[name])
 	}
 	return headers
-}
-
-func messages(prefix string, n, size int) []relay.Message {
-	body := []byte(strings.Repeat("x", size))
-	ms := make([]relay.Message, n)
-	for i := range ms {
-		ms[i] = relay.Message{
-			ID:         fmt.Sprintf("%s-%d", prefix, i),
-			Source:     "sms",
-			Body:       body,
-			EnqueuedAt: time.Date(2026, time.March, 1, 9, 30, 0, 45e6, time.UTC),
-			Attempt:    1,
-		}
-	}
-	return ms
-}
-
-func requireReason(t *testing.T, reason string, r relay.Result) {
-	t.Helper()
-	require.Equal(t, relay.Retry, r.Outcome, "error: %v", r.Err)
-	var failure *relay.Failure
-	require.ErrorAs(t, r.Err, &failure)
-	require.Equal(t, reason, failure.Reason, "error: %v", r.Err)
-}
-
-func requireDelivered(t *testing.T, results []relay.Result) {
-	t.Helper()
-	for i, r := range results {
-		require.NoError(t, r.Err, "message %d", i)
-		require.Equal(t, relay.Delivered, r.Outcome, "message %d", i)
-	}
 }
 
 // address is the host and port of a URL.

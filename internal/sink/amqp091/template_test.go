@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/relaytest"
 	"mnsrelay/internal/sink/amqp091"
 	"mnsrelay/test/broker"
 )
@@ -24,9 +25,9 @@ func TestTemplates(t *testing.T) {
 		"x-braces":     `{{ "{{" }}`,
 	})
 	r := run(t, c)
-	r.await(relay.Up)
+	r.Await(relay.Up)
 
-	ms := messages("m", 3, 0)
+	ms := relaytest.Messages("m", 3, 0)
 	for i, body := range []string{
 		`{"success": true, "biz_id": "b^1", "n": 12345678901234567890}`,
 		`{"success": false, "biz_id": "短信\n2", "n": 1.10}`,
@@ -34,7 +35,7 @@ func TestTemplates(t *testing.T) {
 	} {
 		ms[i].Body, ms[i].Queue = []byte(body), "q"
 	}
-	requireDelivered(t, deliver(t.Context(), t, r.sink, ms))
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, ms))
 
 	got := map[string]amqp.Delivery{}
 	for _, d := range in.take() {
@@ -71,9 +72,9 @@ func TestTemplatesThatFailRejectTheirMessage(t *testing.T) {
 	c.RoutingKey = "sms.{{ body.key }}"
 	c.Headers = headers(map[string]any{"h": "{{ body.header }}", "x-team": "billing"})
 	r := run(t, c)
-	r.await(relay.Up)
+	r.Await(relay.Up)
 
-	ms := messages("m", 16, 0)
+	ms := relaytest.Messages("m", 16, 0)
 	for i := range ms {
 		ms[i].Body = []byte(`{"key": "k", "header": "v"}`)
 	}
@@ -92,7 +93,7 @@ func TestTemplatesThatFailRejectTheirMessage(t *testing.T) {
 		ms[i].Body = []byte(bad.body)
 		want[i] = bad.reason
 	}
-	for i, result := range deliver(t.Context(), t, r.sink, ms) {
+	for i, result := range relaytest.Deliver(t.Context(), t, r.Sink, ms) {
 		if want[i] == "" {
 			require.NoError(t, result.Err, "message %d", i)
 			require.Equal(t, relay.Delivered, result.Outcome)
@@ -102,9 +103,9 @@ func TestTemplatesThatFailRejectTheirMessage(t *testing.T) {
 		require.Equal(t, want[i], relay.ReasonOf(result.Err))
 		require.NotContains(t, result.Err.Error(), "hunter2")
 	}
-	require.Equal(t, relay.Up, r.await(relay.Up).State)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, ms[15:]))
-	require.NotContains(t, r.logged(), "hunter2")
+	require.Equal(t, relay.Up, r.Await(relay.Up).State)
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, ms[15:]))
+	require.NotContains(t, r.Logged(), "hunter2")
 }
 
 func TestUnroutablePolicies(t *testing.T) {
@@ -126,12 +127,12 @@ func TestUnroutablePolicies(t *testing.T) {
 			c.RoutingKey = "sms.{{ body.to }}"
 			c.Unroutable = policy
 			r := run(t, c)
-			r.await(relay.Up)
-			ms := messages("m", 100, 0)
+			r.Await(relay.Up)
+			ms := relaytest.Messages("m", 100, 0)
 			for i := range ms {
 				ms[i].Body = []byte([]string{`{"to": "ok"}`, `{"to": "hunter2"}`}[i%2])
 			}
-			for i, result := range deliver(t.Context(), t, r.sink, ms) {
+			for i, result := range relaytest.Deliver(t.Context(), t, r.Sink, ms) {
 				if i%2 == 0 || want.reason == "" {
 					require.NoError(t, result.Err)
 					require.Equal(t, relay.Delivered, result.Outcome)
@@ -142,9 +143,9 @@ func TestUnroutablePolicies(t *testing.T) {
 				require.NotContains(t, result.Err.Error(), "hunter2")
 			}
 			require.Len(t, in.ids(), 50)
-			require.Equal(t, relay.Up, r.await(relay.Up).State)
+			require.Equal(t, relay.Up, r.Await(relay.Up).State)
 
-			said := r.log.FilterMessageSnippet("dropped").All()
+			said := r.Log.FilterMessageSnippet("dropped").All()
 			if policy != amqp091.UnroutableDrop {
 				require.Empty(t, said)
 				return

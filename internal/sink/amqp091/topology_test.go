@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/relaytest"
 	"mnsrelay/internal/sink/amqp091"
 	"mnsrelay/test/broker"
 )
@@ -41,8 +42,8 @@ func TestTopologyIsDeclared(t *testing.T) {
 	in := newInbox(t, b.URL())
 	c := topology(in)
 	r := run(t, c)
-	r.await(relay.Up)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
+	r.Await(relay.Up)
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)))
 
 	reports := &inbox{t: t, url: in.url, exchange: c.Exchange.Name, queue: c.Queues[0].Name}
 	require.Len(t, reports.ids(), 16)
@@ -61,9 +62,9 @@ func TestTopologyIsDeclared(t *testing.T) {
 	in.with(func(ch *amqp.Channel) { require.NoError(t, ch.ExchangeDelete(c.Exchange.Name, false, false)) })
 	_, err = b.Ctl(bounded(t), "close_all_connections", "test")
 	require.NoError(t, err)
-	r.await(relay.Down)
-	r.await(relay.Up)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("again", 16, 10)))
+	r.Await(relay.Down)
+	r.Await(relay.Up)
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("again", 16, 10)))
 	require.Len(t, reports.ids(), 16)
 }
 
@@ -78,16 +79,16 @@ func TestTopologyIsDeclaredAgainForAnUnroutable(t *testing.T) {
 		in.with(func(ch *amqp.Channel) { require.NoError(t, ch.ExchangeDelete(c.Exchange.Name, false, false)) })
 	})
 	r := run(t, c)
-	r.await(relay.Up)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
+	r.Await(relay.Up)
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)))
 	in.deleteQueue(c.Queues[0].Name)
 	delivered := 0
 	require.Eventually(t, func() bool {
-		for _, result := range deliver(t.Context(), t, r.sink, messages("m", 1, 10)) {
+		for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 1, 10)) {
 			if result.Outcome == relay.Delivered {
 				delivered++
 			} else {
-				requireReason(t, "unroutable", result)
+				relaytest.RequireReason(t, "unroutable", result)
 			}
 		}
 		return delivered > 0
@@ -104,15 +105,15 @@ func TestTopologyMismatch(t *testing.T) {
 	q := queue(in.queue) // there already, as a classic one
 	c.Queues = []amqp091.Queue{q}
 	r := run(t, c)
-	r.awaitReason(relay.Down, "exists otherwise, or does not allow these settings")
-	result := deliver(t.Context(), t, r.sink, messages("m", 1, 10))[0]
-	requireReason(t, "queue_unavailable", result)
+	r.AwaitReason(relay.Down, "exists otherwise, or does not allow these settings")
+	result := relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 1, 10))[0]
+	relaytest.RequireReason(t, "queue_unavailable", result)
 	require.ErrorIs(t, result.Err, relay.ErrSinkDown)
 	require.Zero(t, in.count())
 
 	in.deleteQueue(in.queue)
-	r.await(relay.Up)
-	require.Contains(t, r.logged(), "as they should be again")
+	r.Await(relay.Up)
+	require.Contains(t, r.Logged(), "as they should be again")
 }
 
 func TestTopologyOfAMissingExchange(t *testing.T) {
@@ -120,7 +121,7 @@ func TestTopologyOfAMissingExchange(t *testing.T) {
 	c := in.config()
 	q := amqp091.Queue{Name: in.queue, Type: amqp091.QueueClassic, Durable: true, Bindings: []amqp091.Binding{{Exchange: "nowhere"}}}
 	c.Queues = []amqp091.Queue{q}
-	run(t, c).awaitReason(relay.Down, "does not exist: create it, or correct bindings")
+	run(t, c).AwaitReason(relay.Down, "does not exist: create it, or correct bindings")
 }
 
 // The kinds of exchange that there are, a plugin's among them, with arguments.
@@ -145,8 +146,8 @@ func TestExchangeTypes(t *testing.T) {
 			q.Bindings = []amqp091.Binding{binding}
 			c.Queues = []amqp091.Queue{q}
 			r := run(t, c)
-			r.await(relay.Up)
-			requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
+			r.Await(relay.Up)
+			relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)))
 			require.Len(t, (&inbox{t: t, url: in.url, queue: q.Name}).ids(), 16)
 			require.Zero(t, in.count(), "the alternate exchange was not needed")
 		})
@@ -160,7 +161,7 @@ func TestDefaultExchange(t *testing.T) {
 	c.Exchange.Name = amqp091.DefaultExchange
 	c.RoutingKey = in.queue
 	r := run(t, c)
-	r.await(relay.Up)
-	requireDelivered(t, deliver(t.Context(), t, r.sink, messages("m", 16, 10)))
+	r.Await(relay.Up)
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)))
 	require.Len(t, in.ids(), 16)
 }
