@@ -122,10 +122,11 @@ func (d *decoder) checkRings(c *Config) {
 			if ring == nil {
 				continue
 			}
-			names := c.Sources[first].Name
+			around := []string{c.Sources[first].Name}
 			for _, f := range ring {
-				names += " -> " + c.Sources[f.to].Name
+				around = append(around, c.Sources[f.to].Name)
 			}
+			names := strings.Join(around, " -> ")
 			if sure {
 				d.checked(ring[0].path, "the queues feed each other, %s: every message would go round for ever: write another sink, or a condition", names)
 			} else {

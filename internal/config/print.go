@@ -139,7 +139,7 @@ func (c *Config) value(v reflect.Value, path string) *tree {
 	if v.Kind() == reflect.Pointer {
 		return c.structure(v.Elem(), path, true)
 	}
-	if typed, is := v.Interface().(setting.Value); is {
+	if typed, is := reflect.TypeAssert[setting.Value](v); is {
 		return c.typedTree(typed.Any(), path)
 	}
 	if text, isScalar := scalarText(v); isScalar {

@@ -207,6 +207,37 @@ func TestTheLeaseKeeperPlansDeliveriesInsideTheFirstLease(t *testing.T) {
 	})
 }
 
+// A confirm that comes after the lease has run out: the message has come again by then, and
+// is delivered twice. The delete with the dead receipt is counted, and the next receive
+// finds that it was confirmed: there is no loop.
+func TestAConfirmAfterTheLeaseHasRunOut(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1, withLedger(relaytest.NewLedger()))
+		r.queue.Fault = func(op, _ string) error {
+			if op == "extend" {
+				return relay.ErrLeaseLost
+			}
+			return nil
+		}
+		r.sinks[0].Answer(func(context.Context, relay.Message) relay.Result {
+			<-time.After(40 * time.Second) // the lease has 30 s, each time
+			return relay.Result{Outcome: relay.Delivered}
+		})
+		ids := r.queue.Send("x")
+		r.start()
+		pass(10 * time.Minute)
+		require.Empty(t, r.queue.Left())
+		require.Equal(t, 2, r.sinks[0].Times()[ids[0]], "one duplicate")
+		counts := r.stats.Counts()
+		require.EqualValues(t, 3, counts.Received)
+		require.EqualValues(t, 2, counts.LostLeases)
+		require.EqualValues(t, 1, counts.Deleted)
+		require.Equal(t, map[string]uint64{"s0": 1}, counts.Skipped)
+		r.stop()
+	})
+}
+
 // Bytes bound what is in flight as messages do, of the source and of all together.
 func TestBackpressureCountsBytes(t *testing.T) {
 	t.Parallel()

@@ -52,8 +52,9 @@ func TestASecretThatIsReplacedUnderLoadLosesNothing(t *testing.T) {
 		"timeout: 2s", fmt.Sprintf(`timeout: 2s, retry: {max_attempts: 1}, headers: {authorization: "Bearer ${file:%s}"}`, secret), 1)
 	file := newConfigFile(t, configuration)
 	r := runRelay(t, file.path)
-	sent := make(chan map[string]string, 1)
-	go func() { sent <- send(t, server, queue, messages, 500) }()
+	var sent map[string]string
+	var sending sync.WaitGroup
+	sending.Go(func() { sent = send(t, server, queue, messages, 500) })
 	for n := range secrets {
 		deleted := r.source().Balance.Deleted
 		eventually(t, 30*time.Second, "messages flow", func() bool { return r.source().Balance.Deleted > deleted+200 })
@@ -66,11 +67,11 @@ func TestASecretThatIsReplacedUnderLoadLosesNothing(t *testing.T) {
 		require.NoError(t, r.Signal(syscall.SIGHUP))
 		eventually(t, 10*time.Second, "reloaded", func() bool { return r.status().Configuration.Generation == n+2 })
 	}
-	ids := <-sent
+	sending.Wait()
 	eventually(t, 60*time.Second, "every message is deleted", func() bool { return left(t, server, queue) == 0 })
 	arrived := 0
 	taken.Range(func(any, any) bool { arrived++; return true })
-	require.Equal(t, len(ids), arrived)
+	require.Equal(t, len(sent), arrived)
 	require.Zero(t, twice.Load())
 	require.True(t, r.source().Balance.Exact)
 	for n := range secrets {
