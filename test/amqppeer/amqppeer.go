@@ -120,7 +120,7 @@ func (p *Peer) command() (*exec.Cmd, error) {
 		if err := exec.Command(python, "-c", "import proton").Run(); err != nil { //nolint:noctx // It ends at once.
 			return nil, fmt.Errorf("python3-qpid-proton is not installed: run test/setup (%w)", err)
 		}
-		return exec.Command(python, script("proton.py"), port), nil //nolint:noctx,gosec // It lives until Kill.
+		return exec.Command(python, script("proton_peer.py"), port), nil //nolint:noctx,gosec // It lives until Kill.
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -130,7 +130,7 @@ func (p *Peer) command() (*exec.Cmd, error) {
 	if _, err := os.Stat(filepath.Join(modules, "rhea")); err != nil {
 		return nil, fmt.Errorf("rhea is not installed: run test/setup (%w)", err)
 	}
-	cmd := exec.Command("node", script("rhea.js"), port) //nolint:noctx,gosec // It lives until Kill.
+	cmd := exec.Command("node", script("rhea_peer.js"), port) //nolint:noctx,gosec // It lives until Kill.
 	cmd.Env = append(os.Environ(), "NODE_PATH="+modules)
 	return cmd, nil
 }

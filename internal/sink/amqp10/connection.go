@@ -70,7 +70,7 @@ func (e *loginError) Error() string {
 }
 
 // dial opens a connection within the timeouts of the configuration.
-func dial(ctx context.Context, t target, c *Config, deps relay.SinkDeps) (_ *connection, err error) {
+func dial(ctx context.Context, t target, c *Config, deps relay.SinkDeps, workers *sync.WaitGroup) (_ *connection, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.ConnectTimeout)
 	defer cancel()
 	dialer := net.Dialer{Timeout: c.DialTimeout}
@@ -117,7 +117,7 @@ func dial(ctx context.Context, t target, c *Config, deps relay.SinkDeps) (_ *con
 	if err != nil {
 		return nil, openError(ctx, err, watched.last, t, c.ConnectTimeout)
 	}
-	return &connection{amqp: opened, net: raw, links: map[string]*link{}, freed: make(chan struct{}, 1)}, nil
+	return &connection{amqp: opened, net: raw, workers: workers, links: map[string]*link{}, freed: make(chan struct{}, 1)}, nil
 }
 
 // openError says why the connection was not opened, after the header that was written last.
@@ -147,8 +147,8 @@ type connection struct {
 	links map[string]*link // by address
 	// freed tells that a link is no longer in use; size 1.
 	freed chan struct{}
-	// closing are links whose end is waited for.
-	closing sync.WaitGroup
+	// workers are whom Run waits for: those who use links, and so end some.
+	workers *sync.WaitGroup
 }
 
 // lost tells whether the connection has ended.
@@ -161,13 +161,20 @@ func (c *connection) lost() bool {
 	}
 }
 
+// cause says why the connection has ended; the library has no word for an end in order.
+func (c *connection) cause() error {
+	if err := c.amqp.Err(); err != nil {
+		return bounded(err)
+	}
+	return errors.New("the connection was closed")
+}
+
 // close ends the connection. The library writes a close and does not wait for its answer.
 func (c *connection) close() {
 	cut := time.AfterFunc(closeTimeout, func() { _ = c.net.Close() })
 	defer cut.Stop()
 	_ = c.amqp.Close()
 	<-c.amqp.Done()
-	c.closing.Wait()
 }
 
 // link leads to one address, in a session of its own: some brokers end the session over
@@ -201,7 +208,7 @@ func (c *connection) acquire(ctx context.Context, address string) (*link, error)
 			case <-ctx.Done():
 				return nil, ctx.Err()
 			case <-c.amqp.Done():
-				return nil, c.amqp.Err()
+				return nil, c.cause()
 			}
 		}
 		if mine {
@@ -282,13 +289,16 @@ func (c *connection) release(l *link, reusable bool) {
 
 // end closes a link without waiting for it.
 func (c *connection) end(l *link) {
-	if l.session == nil {
-		return
+	if l.session != nil {
+		c.endSession(l.session)
 	}
-	c.closing.Go(func() {
+}
+
+func (c *connection) endSession(session *amqp.Session) {
+	c.workers.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
-		_ = l.session.Close(ctx)
+		_ = session.Close(ctx)
 	})
 }
 
@@ -303,11 +313,7 @@ func (c *connection) attach(ctx context.Context, address string) (*amqp.Session,
 	}
 	sender, err := session.NewSender(ctx, address, nil)
 	if err != nil {
-		c.closing.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-			defer cancel()
-			_ = session.Close(ctx)
-		})
+		c.endSession(session)
 		return nil, nil, fmt.Errorf("attach a link: %w", err)
 	}
 	return session, sender, nil

@@ -215,7 +215,7 @@ func (e *Endpoint) finish() {
 // session is one connection, from dial to end; its error says why it ended.
 // Connected is called when it stands.
 func (e *Endpoint) session(ctx context.Context, t target, connected func()) (err error) {
-	c, err := dial(ctx, t, &e.config, e.deps)
+	c, err := dial(ctx, t, &e.config, e.deps, &e.workers)
 	if err != nil {
 		return fmt.Errorf("connect to %s: %w", t.address, err)
 	}
@@ -234,7 +234,7 @@ func (e *Endpoint) session(ctx context.Context, t target, connected func()) (err
 	e.mu.Unlock()
 	e.check(ctx, c)
 	if c.lost() {
-		return fmt.Errorf("connect to %s: %w", t.address, c.amqp.Err())
+		return fmt.Errorf("connect to %s: %w", t.address, c.cause())
 	}
 	connected()
 	e.warnOfUnroutable(c)
@@ -252,7 +252,7 @@ func (e *Endpoint) session(ctx context.Context, t target, connected func()) (err
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-c.amqp.Done():
-			return fmt.Errorf("lost the connection to %s: %w", t.address, c.amqp.Err())
+			return fmt.Errorf("lost the connection to %s: %w", t.address, c.cause())
 		case <-e.recheck:
 		case <-timer.C:
 			e.check(ctx, c)
@@ -279,7 +279,7 @@ func (e *Endpoint) warnOfUnroutable(c *connection) {
 // gone reports a connection that has ended, if it is the present one.
 func (e *Endpoint) gone(c *connection) {
 	if e.connection.CompareAndSwap(c, nil) {
-		e.disconnected(fmt.Errorf("lost the connection: %w", c.amqp.Err()))
+		e.disconnected(fmt.Errorf("lost the connection: %w", c.cause()))
 	}
 }
 

@@ -291,7 +291,7 @@ func (s *Sink) lost(ctx context.Context, c *connection, err error) error {
 		// Run may not have noticed yet, or have another connection already: what follows
 		// are the results of a sink that was down, not failed tries.
 		s.endpoint.gone(c)
-		return relay.Fail(reasonConnectionLost, fmt.Errorf("send to %q: %w: %w", s.settings.Address, relay.ErrSinkDown, c.amqp.Err()))
+		return relay.Fail(reasonConnectionLost, fmt.Errorf("send to %q: %w: %w", s.settings.Address, relay.ErrSinkDown, c.cause()))
 	case ctx.Err() != nil:
 		return s.late(context.Background()).Err
 	case errors.As(err, &link), errors.As(err, &session):

@@ -1,6 +1,6 @@
 // An AMQP 1.0 peer on rhea: what becomes of a message is in the name of its address.
 //
-// rhea.js PORT listens on 127.0.0.1 and writes a line of JSON for every message and event.
+// rhea_peer.js PORT listens on 127.0.0.1 and writes a line of JSON for every message and event.
 // NODE_PATH leads to rhea.
 'use strict';
 
@@ -35,7 +35,7 @@ container.on('receiver_open', (context) => {
   const address = receiver.target && receiver.target.address || '';
   receiver.set_target({address});
   if (address.startsWith('refuse')) {
-    receiver.set_target(null);
+    receiver.local.attach.target = undefined;
     receiver.close({condition: 'amqp:not-found', description: 'no such node'});
     return;
   }

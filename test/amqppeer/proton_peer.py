@@ -1,6 +1,6 @@
 """An AMQP 1.0 peer on Qpid Proton: what becomes of a message is in the name of its address.
 
-proton.py PORT listens on 127.0.0.1 and writes a line of JSON for every message and event.
+proton_peer.py PORT listens on 127.0.0.1 and writes a line of JSON for every message and event.
 """
 
 import base64
@@ -58,15 +58,19 @@ class Peer(MessagingHandler):
         link.rcv_settle_mode = link.remote_rcv_settle_mode
         link.snd_settle_mode = link.remote_snd_settle_mode
         if address.startswith("refuse"):
+            # A target of no type, and then a detach, say so (AMQP 1.0: 2.6.3).
             link.target.type = 0
-            link.condition = Condition("amqp:not-found", "no such node")
-            link.open()
-            link.close()
             return
         say(event="attached", address=address)
 
     def on_link_opened(self, event):
-        if event.receiver and not event.link.target.address.startswith("nocredit"):
+        if not event.receiver:
+            return
+        address = event.link.remote_target.address
+        if address.startswith("refuse"):
+            event.link.condition = Condition("amqp:not-found", "no such node")
+            event.link.close()
+        elif not address.startswith("nocredit"):
             event.receiver.flow(CREDIT)
 
     def on_message(self, event):
