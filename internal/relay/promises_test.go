@@ -127,6 +127,43 @@ func TestTheWorstAnswerDecides(t *testing.T) {
 	}
 }
 
+// farAway leases at the server, and takes a while to bring the answer.
+type farAway struct{ relay.Source }
+
+func (f *farAway) Receive(ctx context.Context, limit int, wait bool) ([]relay.Delivery, error) {
+	ds, err := f.Source.Receive(ctx, limit, wait)
+	select {
+	case <-time.After(50 * time.Millisecond):
+		return ds, err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// A drain takes what is on its way from the queue, which would be leased for nothing
+// otherwise; a poll that waits is ended at once.
+func TestADrainTakesWhatIsOnItsWay(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1, func(_ *relay.Config, d *relay.Deps) { d.Source = &farAway{d.Source} })
+		r.queue.Send(bodies(16)...)
+		r.start()
+		pass(20 * time.Millisecond)
+		begun := time.Now()
+		r.stop()
+		require.Equal(t, 30*time.Millisecond, time.Since(begun))
+		require.Empty(t, r.queue.Left())
+	})
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1, func(_ *relay.Config, d *relay.Deps) { d.Source = &farAway{d.Source} })
+		r.start()
+		pass(10 * time.Second)
+		begun := time.Now()
+		r.stop()
+		require.Zero(t, time.Since(begun))
+	})
+}
+
 // One receipt a message: a delete waits for the renewal under way, whose receipt it needs,
 // and a renewal that comes due while the delete is under way is not made.
 func TestTheLeaseKeeperRenewsAndDeletesOneAfterTheOther(t *testing.T) {
@@ -477,6 +514,7 @@ func TestWarningsAreInTheStatusOfARunningSource(t *testing.T) {
 
 		r.pipeline.SetRetention(4 * 24 * time.Hour)
 		r.pipeline.Pause("an operator")
+		synctest.Wait()
 		r.queue.Send("y")
 		pass(49 * time.Hour)
 		r.pipeline.Resume()

@@ -35,7 +35,9 @@ func (p *Pipeline) receive(receive, work, settle context.Context, wait bool) (*b
 		return nil, fmt.Errorf("%w: %w", errShut, err)
 	}
 
-	ds, err := p.deps.Source.Receive(ctx, asked, wait)
+	poll, done := answered(ctx)
+	ds, err := p.deps.Source.Receive(poll, asked, wait)
+	done()
 	b := newBatch(ds, len(p.targets), p.confirmed)
 	p.deps.Room.Give(asked-len(ds), reserved-b.size)
 	if err != nil {
@@ -52,6 +54,26 @@ func (p *Pipeline) receive(receive, work, settle context.Context, wait bool) (*b
 	p.deps.Shared.Charge(len(ds), b.size)
 	p.batches.Go(func() { p.carry(work, settle, receive.Done(), b) })
 	return b, nil
+}
+
+// answerWithin is how old a poll may be that is still let be answered when receiving is
+// stopped. One that is older waits at the server and is ended at once; of a younger one
+// the answer may be on its way, with messages that would be leased for nothing.
+const answerWithin = 250 * time.Millisecond
+
+// answered gives a context for a poll that begins now: it ends with ctx, but not before
+// the poll is answerWithin old.
+func answered(ctx context.Context) (poll context.Context, done func()) {
+	begun := time.Now()
+	poll, end := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.AfterFunc(time.Until(begun.Add(answerWithin)), end)
+		context.AfterFunc(poll, func() { timer.Stop() })
+	})
+	return poll, func() {
+		stop()
+		end()
+	}
 }
 
 // carry takes a batch from its receive to its settlement.
