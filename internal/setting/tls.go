@@ -7,7 +7,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"reflect"
 
 	"github.com/youmark/pkcs8"
 )
@@ -117,28 +119,42 @@ func decrypt(key []byte, password Secret) ([]byte, error) {
 
 // The TLS alerts by which a server refuses the client's certificate (RFC 8446: 6.2).
 const (
-	alertBadCertificate      = tls.AlertError(42)
-	alertUnknownCA           = tls.AlertError(48)
-	alertCertificateRequired = tls.AlertError(116)
+	alertBadCertificate      = 42
+	alertUnknownCA           = 48
+	alertCertificateRequired = 116
 )
 
-// AdviseTLS adds to an error of TLS with a broker what to do about it, by the settings of
-// TLS.
+// AdviseTLS adds to an error of TLS with a server what to do about it, by the settings of
+// TLS. Any other error it gives as it is.
 func AdviseTLS(err error) error {
 	var (
 		authority x509.UnknownAuthorityError
 		name      x509.HostnameError
-		alert     tls.AlertError
 	)
+	alert, alerted := alertOf(err)
 	switch {
 	case errors.As(err, &authority):
-		return fmt.Errorf("%w: set tls.ca_file to the authority that issued the broker's certificate", err)
+		return fmt.Errorf("%w: set tls.ca_file to the authority that issued the server's certificate", err)
 	case errors.As(err, &name):
 		return fmt.Errorf("%w: correct the host in the URL, or set tls.server_name", err)
-	case errors.As(err, &alert) && alert == alertCertificateRequired:
-		return fmt.Errorf("%w: the broker asks for a client certificate: set tls.cert_file and tls.key_file", err)
-	case errors.As(err, &alert) && (alert == alertBadCertificate || alert == alertUnknownCA):
-		return fmt.Errorf("%w: the broker asks for a client certificate that it trusts: check tls.cert_file and tls.key_file", err)
+	case alerted && alert == alertCertificateRequired:
+		return fmt.Errorf("%w: the server asks for a client certificate: set tls.cert_file and tls.key_file", err)
+	case alerted && (alert == alertBadCertificate || alert == alertUnknownCA):
+		return fmt.Errorf("%w: the server asks for a client certificate that it trusts: check tls.cert_file and tls.key_file", err)
 	}
 	return err
+}
+
+// alertOf gives the number of the alert that the other side has sent. crypto/tls has no
+// exported type for it outside of QUIC, only an integer of its own in a net.OpError.
+func alertOf(err error) (alert uint64, found bool) {
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Op != "remote error" {
+		return 0, false
+	}
+	v := reflect.ValueOf(op.Err)
+	if v.Kind() != reflect.Uint8 {
+		return 0, false
+	}
+	return v.Uint(), true
 }

@@ -9,11 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"mnsrelay/test/certs"
 	"mnsrelay/test/process"
 )
 
@@ -36,6 +38,9 @@ type Config struct {
 	Plugins []string
 	// Conf is appended to rabbitmq.conf.
 	Conf string
+	// TLS, if not nil, adds a listener at TLSURL that asks for a client certificate. The
+	// mechanism EXTERNAL takes its common name for the user.
+	TLS *certs.Files
 }
 
 // Node is a RabbitMQ node of our own: on loopback, on free ports, with its own
@@ -44,6 +49,7 @@ type Config struct {
 type Node struct {
 	dir         string
 	port        int
+	tlsPort     int
 	environment []string
 	epmd        *process.Process
 	beam        *process.Process
@@ -64,10 +70,11 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 			err = errors.Join(err, n.Close())
 		}
 	}()
-	ports, err := process.FreePorts(ctx, 3)
+	ports, err := process.FreePorts(ctx, 4)
 	if err != nil {
 		return nil, err
 	}
+	n.tlsPort = ports[3]
 	if err := n.configure(cfg, ports[0], ports[1], ports[2]); err != nil {
 		return nil, fmt.Errorf("configure the broker: %w", err)
 	}
@@ -89,6 +96,23 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 
 func (n *Node) configure(cfg Config, port, dist, epmd int) error {
 	n.port = port
+	if cfg.TLS != nil {
+		cfg.Plugins = append(slices.Clone(cfg.Plugins), "rabbitmq_auth_mechanism_ssl")
+		cfg.Conf += fmt.Sprintf(`
+listeners.ssl.1 = 127.0.0.1:%d
+ssl_options.cacertfile = %s
+ssl_options.certfile = %s
+ssl_options.keyfile = %s
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
+ssl_options.versions.1 = tlsv1.3
+ssl_options.versions.2 = tlsv1.2
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = AMQPLAIN
+auth_mechanisms.3 = EXTERNAL
+ssl_cert_login_from = common_name
+`, n.tlsPort, cfg.TLS.CA, cfg.TLS.ServerCert, cfg.TLS.ServerKey)
+	}
 	in := func(name string) string { return filepath.Join(n.dir, name) }
 	onLoopback := "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
 	n.environment = []string{
@@ -162,6 +186,9 @@ func (n *Node) Start(ctx context.Context) error {
 
 // URL is where the node listens, as the user guest, who may do everything.
 func (n *Node) URL() string { return fmt.Sprintf("amqp://guest:guest@127.0.0.1:%d/", n.port) }
+
+// TLSURL is where the node listens for TLS, without a user.
+func (n *Node) TLSURL() string { return fmt.Sprintf("amqps://127.0.0.1:%d/", n.tlsPort) }
 
 // Stop ends the node in order.
 func (n *Node) Stop(ctx context.Context) error { return n.beam.End(ctx, syscall.SIGTERM) }

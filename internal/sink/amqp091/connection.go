@@ -31,9 +31,20 @@ const (
 // stopped reading blocks for ever, and the library's heartbeat with it.
 type conn struct {
 	net.Conn
+
+	// failed is the first error of a read, of which the library keeps the text only.
+	failed atomic.Pointer[error]
 }
 
-func (c conn) Write(p []byte) (int, error) {
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil {
+		c.failed.CompareAndSwap(nil, &err)
+	}
+	return n, err
+}
+
+func (c *conn) Write(p []byte) (int, error) {
 	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return 0, err
 	}
@@ -106,7 +117,8 @@ func dial(ctx context.Context, t target, settings *Config, deps relay.SinkDeps) 
 		"product":         "mnsrelay",
 		"platform":        "Go",
 	}
-	opened, err := amqp.Open(conn{raw}, amqp.Config{
+	watched := &conn{Conn: raw}
+	opened, err := amqp.Open(watched, amqp.Config{
 		Vhost:      t.vhost,
 		Heartbeat:  t.heartbeat,
 		Properties: properties,
@@ -117,6 +129,11 @@ func dial(ctx context.Context, t target, settings *Config, deps relay.SinkDeps) 
 		err = ctx.Err()
 	}
 	if err != nil {
+		if failed := watched.failed.Load(); failed != nil {
+			if advised := setting.AdviseTLS(*failed); advised != *failed { //nolint:errorlint // Whether it was given back as it is.
+				return nil, fmt.Errorf("log in: %w", advised)
+			}
+		}
 		return nil, handshakeError(ctx, err, t, settings.ConnectTimeout)
 	}
 	c := &connection{

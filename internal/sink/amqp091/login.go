@@ -7,8 +7,6 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
-
-	"mnsrelay/internal/setting"
 )
 
 // login is how we say who we are, by SASL PLAIN (RFC 4616) or EXTERNAL (RFC 4422).
@@ -67,7 +65,7 @@ func handshakeError(ctx context.Context, err error, t target, timeout time.Durat
 	case errors.Is(err, amqp.ErrSASL):
 		return fmt.Errorf("log in: the broker does not offer the mechanism %s", (&login{target: t}).Mechanism())
 	case !errors.As(err, &refusal):
-		return fmt.Errorf("log in: %w", setting.AdviseTLS(err))
+		return fmt.Errorf("log in: %w", err)
 	case refusal.Code == amqp.AccessRefused:
 		return &loginError{target: t, named: refusal.Server}
 	case refusal.Code == amqp.NotAllowed, refusal.Code == amqp.InvalidPath:
