@@ -90,6 +90,8 @@ type Peer struct {
 	port    int
 	process *process.Process
 
+	marks chan struct{} // size 1
+
 	mu       sync.Mutex
 	messages []Message
 	attached map[string]int
@@ -104,7 +106,7 @@ func Start(tb testing.TB, kind Kind) *Peer {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	p := &Peer{tb: tb, kind: kind, port: ports[0], attached: map[string]int{}}
+	p := &Peer{tb: tb, kind: kind, port: ports[0], marks: make(chan struct{}, 1), attached: map[string]int{}}
 	tb.Cleanup(p.Kill)
 	p.Start()
 	return p
@@ -179,6 +181,11 @@ func (p *Peer) read(from io.Reader, listening chan<- struct{}) {
 		switch said.Event {
 		case "listening":
 			close(listening)
+		case "mark":
+			select {
+			case p.marks <- struct{}{}:
+			default:
+			}
 		case "message":
 			p.mu.Lock()
 			p.messages = append(p.messages, said.Message)
@@ -223,11 +230,32 @@ func (p *Peer) signal(s syscall.Signal) {
 	}
 }
 
-// Messages are those that the peer has seen so far, copies included.
+// Messages are those that the peer has seen so far, copies included. What it has settled
+// is among them, unless it was killed.
 func (p *Peer) Messages() []Message {
+	p.mark()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.messages)
+}
+
+// mark waits until what the peer has said so far is read.
+func (p *Peer) mark() {
+	select {
+	case <-p.marks:
+	default:
+	}
+	if p.process.Signal(syscall.SIGUSR2) != nil {
+		return // it was killed
+	}
+	timeout := time.NewTimer(patience)
+	defer timeout.Stop()
+	select {
+	case <-p.marks:
+	case <-p.process.Done():
+	case <-timeout.C:
+		p.tb.Error("the peer does not answer")
+	}
 }
 
 // Attached is how often a link to an address was attached.

@@ -5,6 +5,7 @@ proton_peer.py PORT listens on 127.0.0.1 and writes a line of JSON for every mes
 
 import base64
 import json
+import signal
 import sys
 import uuid
 
@@ -114,4 +115,5 @@ class Peer(MessagingHandler):
         say(event="disconnected")
 
 
+signal.signal(signal.SIGUSR2, lambda *_: say(event="mark"))
 Container(Peer("amqp://127.0.0.1:" + sys.argv[1])).run()

@@ -75,6 +75,8 @@ container.on('session_error', () => {});
 container.on('receiver_error', () => {});
 container.on('error', (error) => process.stderr.write(String(error) + '\n'));
 
+process.on('SIGUSR2', () => say({event: 'mark'}));
+
 container.options.autoaccept = false;
 container.options.autosettle = false;
 container.options.receiver_options = {autoaccept: false, autosettle: false, credit_window: 0};

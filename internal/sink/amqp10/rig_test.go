@@ -6,7 +6,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+	"go.uber.org/zap"
 
+	"mnsrelay/internal/relay"
 	"mnsrelay/internal/relaytest"
 	"mnsrelay/internal/setting"
 	"mnsrelay/internal/sink/amqp10"
@@ -68,3 +70,7 @@ func awaitMessages(t *testing.T, p *amqppeer.Peer, n int) []amqppeer.Message {
 func pair(kind string, value any) []any { return []any{kind, value} }
 
 func binary(b []byte) []any { return pair("binary", base64.StdEncoding.EncodeToString(b)) }
+
+func deps() relay.SinkDeps {
+	return relay.SinkDeps{Name: "events", Instance: "mnsrelay/test (here)", Log: zap.NewNop()}
+}
