@@ -234,9 +234,6 @@ func (d *decoder) checkRedelivery(path string, r Redelivery) {
 	}
 }
 
-// laterSinkTypes are those that are announced and not there.
-func laterSinkTypes() []string { return []string{"amqp10"} }
-
 // sinkType reads the type of a sink and gives the settings of that type.
 func (d *decoder) sinkType(node *yaml.Node, path string, name *string) (sink.Config, bool) {
 	table := sink.Types()
@@ -264,8 +261,6 @@ func (d *decoder) sinkType(node *yaml.Node, path string, name *string) (sink.Con
 	case len(d.problems) > before:
 	case *name == "":
 		d.problem(key, "required: write %s", list(types, "or"))
-	case slices.Contains(laterSinkTypes(), *name):
-		d.problem(key, "%s", notYet("the type "+*name))
 	default:
 		d.oneOf(key, *name, types...)
 	}

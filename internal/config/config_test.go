@@ -51,6 +51,8 @@ func usual() config.Environment {
 		"/run/secrets/aliyun/access-key-secret": "file-secret\n",
 		"/run/secrets/admin-token":              "0123456789abcdef\n",
 		"/run/secrets/redis/password":           "redis-secret\n",
+		"/run/secrets/artemis/password":         "artemis-secret\n",
+		"/run/secrets/service-bus/key":          "c2VydmljZS1idXMta2V5/+A=\n",
 	})
 }
 

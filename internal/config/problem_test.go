@@ -209,9 +209,9 @@ sinks:
 		{"nothing but sources and sinks", "sources: {a: }\nsinks: {b: , c: x, d: {}, e: {type: }, f: {type: [a]}}\n", []string{
 			`1:11: sources.a.queue: required: write the queue's name`,
 			`1:11: sources.a: no route takes its messages: write to: b here, or a route with from: [a]`,
-			`2:9: sinks.b: required: its type, amqp091, file, mns or webhook, and settings`,
+			`2:9: sinks.b: required: its type, amqp091, amqp10, file, mns or webhook, and settings`,
 			`2:17: sinks.c: must be a mapping, as in {type: amqp091, ...}, not a single value`,
-			`2:20: sinks.d.type: required: write amqp091, file, mns or webhook`,
+			`2:20: sinks.d.type: required: write amqp091, amqp10, file, mns or webhook`,
 			`2:31: sinks.e.type: has no value: write text, or remove the line`,
 			`2:44: sinks.f.type: must be text, not a list`,
 		}},
@@ -219,10 +219,10 @@ sinks:
 			`1:1: sources: must be a mapping of names, as in sources: {events: ...}, not a list`,
 			`3:3: sinks.-bad: a name is up to 63 letters, digits, - and _, a letter or digit first, not "-bad"`,
 		}},
-		{"types of sinks", "sinks: {a: {type: webhok}, b: {type: rabbitmq}, c: {type: amqp10}}\nsources: {}", []string{
-			`1:19: sinks.a.type: must be amqp091, file, mns or webhook, not "webhok"; did you mean "webhook"?`,
-			`1:38: sinks.b.type: must be amqp091, file, mns or webhook, not "rabbitmq"`,
-			`1:59: sinks.c.type: the type amqp10 is not supported yet`,
+		{"types of sinks", "sinks: {a: {type: webhok}, b: {type: rabbitmq}, c: {type: amqp1}}\nsources: {}", []string{
+			`1:19: sinks.a.type: must be amqp091, amqp10, file, mns or webhook, not "webhok"; did you mean "webhook"?`,
+			`1:38: sinks.b.type: must be amqp091, amqp10, file, mns or webhook, not "rabbitmq"`,
+			`1:59: sinks.c.type: must be amqp091, amqp10, file, mns or webhook, not "amqp1"; did you mean "amqp10"?`,
 			`2:1: sources: required: write at least one source, as in sources: {sms: {queue: ..., to: events}}`,
 		}},
 		{"without a preset", with(`    endpoint: https://1.mns.cn-hangzhou.aliyuncs.com
