@@ -5,6 +5,7 @@ proton_peer.py PORT listens on 127.0.0.1 and writes a line of JSON for every mes
 
 import base64
 import json
+import os
 import signal
 import sys
 import uuid
@@ -16,8 +17,36 @@ from proton.reactor import Container
 CREDIT = 100
 
 
+class Output:
+    """Lines of JSON on standard output, whole ones only: a signal may come in the middle."""
+
+    busy = False
+    marked = False
+
+    @classmethod
+    def write(cls, what):
+        cls.busy = True
+        line = (json.dumps(what) + "\n").encode()
+        while line:
+            line = line[os.write(1, line):]
+        cls.busy = False
+
+    @classmethod
+    def mark(cls, *_):
+        cls.marked = True
+        if not cls.busy:
+            cls.write_marks()
+
+    @classmethod
+    def write_marks(cls):
+        while cls.marked:
+            cls.marked = False
+            cls.write({"event": "mark"})
+
+
 def say(**what):
-    print(json.dumps(what), flush=True)
+    Output.write(what)
+    Output.write_marks()
 
 
 def typed(value):
@@ -115,5 +144,5 @@ class Peer(MessagingHandler):
         say(event="disconnected")
 
 
-signal.signal(signal.SIGUSR2, lambda *_: say(event="mark"))
+signal.signal(signal.SIGUSR2, Output.mark)
 Container(Peer("amqp://127.0.0.1:" + sys.argv[1])).run()

@@ -186,10 +186,24 @@ func TestThePeerGoesInTheMiddleOfAWindow(t *testing.T) {
 		r := run(t, c)
 		for round := range 3 {
 			r.Await(relay.Up)
-			var results []relay.Result
-			var work sync.WaitGroup
-			work.Go(func() { results = relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 64, 10)) })
-			awaitMessages(t, p, 64*(round+1))
+			var (
+				results []relay.Result
+				work    sync.WaitGroup
+				mu      sync.Mutex
+				early   []relay.Result // before the peer was killed
+			)
+			work.Go(func() {
+				results = relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 64, 10))
+				mu.Lock()
+				defer mu.Unlock()
+				early = results
+			})
+			require.Eventually(t, func() bool {
+				mu.Lock()
+				defer mu.Unlock()
+				require.Empty(t, early, "round %d", round)
+				return len(p.Messages()) >= 64*(round+1)
+			}, patience, 5*time.Millisecond)
 			p.Kill()
 			work.Wait()
 			for _, result := range results {
