@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -51,6 +52,8 @@ func usual() config.Environment {
 		"/run/secrets/aliyun/access-key-secret": "file-secret\n",
 		"/run/secrets/admin-token":              "0123456789abcdef\n",
 		"/run/secrets/redis/password":           "redis-secret\n",
+		"/run/secrets/apsaramq/username":        "MjphbXFwOmNuLXh4eHg=\n",
+		"/run/secrets/apsaramq/password":        "QkY5RkM=\n",
 		"/run/secrets/artemis/password":         "artemis-secret\n",
 		"/run/secrets/service-bus/key":          "c2VydmljZS1idXMta2V5/+A=\n",
 	})
@@ -516,7 +519,8 @@ func TestParsingTwiceGivesTheSame(t *testing.T) {
 	require.Equal(t, first.ServerFingerprint(), second.ServerFingerprint())
 	require.Equal(t, first.LedgerFingerprint(), second.LedgerFingerprint())
 	require.Equal(t, first.TracingFingerprint(), second.TracingFingerprint())
-	hook, is := first.Sinks[1].Settings.(*webhook.Config)
+	i := slices.IndexFunc(first.Sinks, func(s config.Sink) bool { return s.Name == "hook" })
+	hook, is := first.Sinks[i].Settings.(*webhook.Config)
 	require.True(t, is)
 	require.Equal(t, "Bearer hook-token", hook.Headers["authorization"].Reveal())
 }
