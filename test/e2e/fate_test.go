@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -120,7 +121,7 @@ func TestDeadLettersTellAllAndTooManyPauseTheSource(t *testing.T) {
 		require.Contains(t, d.Headers["x-mnsrelay-dead-error"], "422")
 		require.Equal(t, "hook", d.Headers["x-mnsrelay-dead-sink"])
 		require.Equal(t, "sms", d.Headers["x-mnsrelay-source"])
-		require.EqualValues(t, "1", fmt.Sprint(d.Headers["x-mnsrelay-attempt"]))
+		require.Equal(t, "1", fmt.Sprint(d.Headers["x-mnsrelay-attempt"]))
 		for _, name := range []string{"x-mnsrelay-dead-first", "x-mnsrelay-dead-last"} {
 			at, err := time.Parse(time.RFC3339Nano, fmt.Sprint(d.Headers[name]))
 			require.NoError(t, err)
@@ -204,9 +205,7 @@ func TestALedgerThatIsGoneHoldsUpNothing(t *testing.T) {
 			require.Zero(t, failures)
 
 			breakIt(kept)
-			for id, body := range send(t, server, queue, 2000, 0) {
-				sent[id] = body
-			}
+			maps.Copy(sent, send(t, server, queue, 2000, 0))
 			eventually(t, 20*time.Second, "every message is deleted", func() bool { return left(t, server, queue) == 0 })
 			eventually(t, 10*time.Second, "every message is consumed", func() bool { n, _ := b.counts(); return n == len(sent) })
 			b.requireAll(sent)
