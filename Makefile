@@ -26,6 +26,8 @@ LOGS     ?=
 # What `make demo` delivers to beside its own webhook receiver, amqp://...; and other flags of the demo.
 AMQP_URL  ?=
 DEMOFLAGS ?=
+# What make bench passes on: -messages, -size, -rounds, -json.
+BENCHFLAGS ?=
 
 .PHONY: build
 build: ## Build bin/mnsrelay.
@@ -51,6 +53,12 @@ chaos: ## Run the relay through faults at random for MINUTES (5); SEED replays a
 	go build -o $(BIN)/withbroker ./test/withbroker
 	exec env MNSRELAY_TEST_AMQP_URL=none $(BIN)/withbroker -- go test -count=1 -timeout 0 -v ./test/chaos \
 		-minutes $(MINUTES) $(if $(MESSAGES),-messages $(MESSAGES)) $(if $(SEED),-seed $(SEED)) $(if $(LOGS),-logs '$(abspath $(LOGS))')
+
+.PHONY: bench
+bench: ## Measure the amqp091 sink against a bare publisher, in one run; BENCHFLAGS=-json.
+	./test/setup
+	go build -o $(BIN)/bench ./test/bench
+	exec $(BIN)/bench $(BENCHFLAGS)
 
 .PHONY: lint
 lint: ## Check formatting, lint, go.mod and the shell scripts.
