@@ -95,6 +95,7 @@ type Peer struct {
 	mu       sync.Mutex
 	messages []Message
 	attached map[string]int
+	detached map[string]int
 }
 
 // Start starts a peer for tb and returns when it accepts connections.
@@ -106,7 +107,7 @@ func Start(tb testing.TB, kind Kind) *Peer {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	p := &Peer{tb: tb, kind: kind, port: ports[0], marks: make(chan struct{}, 1), attached: map[string]int{}}
+	p := &Peer{tb: tb, kind: kind, port: ports[0], marks: make(chan struct{}, 1), attached: map[string]int{}, detached: map[string]int{}}
 	tb.Cleanup(p.Kill)
 	p.Start()
 	return p
@@ -169,7 +170,7 @@ func (p *Peer) Start() {
 // read notes what the peer says.
 func (p *Peer) read(from io.Reader, listening chan<- struct{}) {
 	lines := bufio.NewScanner(from)
-	lines.Buffer(nil, 1<<20)
+	lines.Buffer(nil, 64<<20)
 	for lines.Scan() {
 		var said struct {
 			Event string `json:"event"`
@@ -193,6 +194,10 @@ func (p *Peer) read(from io.Reader, listening chan<- struct{}) {
 		case "attached":
 			p.mu.Lock()
 			p.attached[said.Address]++
+			p.mu.Unlock()
+		case "detached":
+			p.mu.Lock()
+			p.detached[said.Address]++
 			p.mu.Unlock()
 		}
 	}
@@ -263,4 +268,11 @@ func (p *Peer) Attached(address string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.attached[address]
+}
+
+// Detached is how often a link to an address has ended on both sides.
+func (p *Peer) Detached(address string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.detached[address]
 }

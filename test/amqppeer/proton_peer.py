@@ -139,6 +139,13 @@ class Peer(MessagingHandler):
         elif not address.startswith("settle"):
             delivery.update(Delivery.ACCEPTED)
         delivery.settle()
+        if address.startswith("idle"):
+            event.link.condition = Condition("amqp:link:detach-forced", "idle for too long")
+            event.link.close()
+
+    def on_link_closed(self, event):
+        if event.receiver and event.link.remote_target.address:
+            say(event="detached", address=event.link.remote_target.address)
 
     def on_disconnected(self, event):
         say(event="disconnected")

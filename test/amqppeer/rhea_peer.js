@@ -67,6 +67,11 @@ container.on('message', (context) => {
   else if (address.startsWith('drop')) context.connection.socket.destroy();
   else if (address.startsWith('settle')) delivery.update(true);
   else delivery.accept();
+  if (address.startsWith('idle')) receiver.close({condition: 'amqp:link:detach-forced', description: 'idle for too long'});
+});
+
+container.on('receiver_close', ({receiver}) => {
+  if (receiver.target && receiver.target.address) say({event: 'detached', address: receiver.target.address});
 });
 
 container.on('disconnected', () => say({event: 'disconnected'}));

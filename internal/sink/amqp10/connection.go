@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/Azure/go-amqp"
@@ -319,22 +320,75 @@ func (c *connection) attach(ctx context.Context, address string) (*amqp.Session,
 	return session, sender, nil
 }
 
-// unhurried is a context without its deadline: the library takes that for the time in which
-// a frame has to be written, and ends the connection over one that was not.
-type unhurried struct{ context.Context } //nolint:containedctx // It is a context.
+// untilBegun is a context that ends only what has not begun. The library asks for Err and
+// Deadline when it writes a frame, and for Done where it waits for credit and between two
+// frames of a message. A message of which some frames are missing, or that has its number and
+// no frame, would make the broker end the connection over the next one; and the library takes
+// a deadline for the time in which a frame has to be written, and ends the connection itself.
+type untilBegun struct {
+	context.Context //nolint:containedctx // It is a context.
 
-func (unhurried) Deadline() (time.Time, bool) { return time.Time{}, false }
+	begun atomic.Bool
+}
 
-// send writes a message as soon as there is credit.
-func (l *link) send(ctx context.Context, m *amqp.Message, settled bool) (amqp.SendReceipt, error) {
+func (c *untilBegun) Deadline() (time.Time, bool) { return time.Time{}, false }
+
+func (c *untilBegun) Err() error {
+	c.begun.Store(true)
+	return nil
+}
+
+func (c *untilBegun) Done() <-chan struct{} {
+	if c.begun.Load() {
+		return nil
+	}
+	return c.Context.Done()
+}
+
+// send writes a message as soon as there is credit. When ctx ends before, nothing is
+// written; otherwise it goes on to the end of the message, as long as the link stands. Begun
+// tells whether any of it may have been written.
+func (l *link) send(ctx context.Context, m *amqp.Message, settled bool) (receipt amqp.SendReceipt, begun bool, err error) {
 	select {
 	case l.turn <- struct{}{}:
 	case <-ctx.Done():
-		return amqp.SendReceipt{}, ctx.Err()
+		return amqp.SendReceipt{}, false, ctx.Err()
 	}
 	defer func() { <-l.turn }()
+	waiting := &untilBegun{Context: ctx}
 	if settled {
-		return amqp.SendReceipt{}, l.sender.Send(unhurried{ctx}, m, &amqp.SendOptions{Settled: true})
+		err = l.sender.Send(waiting, m, &amqp.SendOptions{Settled: true})
+	} else {
+		receipt, err = l.sender.SendWithReceipt(waiting, m, nil)
 	}
-	return l.sender.SendWithReceipt(unhurried{ctx}, m, nil)
+	return receipt, waiting.begun.Load(), err
+}
+
+// send writes a message to an address, and gives the link, which the caller releases, and
+// whether it is still of use. A link that had ended before the message was begun, as brokers
+// end one that has been idle, is replaced, once. An error of acquire comes without a link.
+func (c *connection) send(ctx context.Context, address string, m *amqp.Message, settled bool) (l *link, usable bool, receipt amqp.SendReceipt, err error) {
+	for again := true; ; again = false {
+		if l, err = c.acquire(ctx, address); err != nil {
+			return nil, false, amqp.SendReceipt{}, err
+		}
+		var begun bool
+		receipt, begun, err = l.send(ctx, m, settled)
+		switch {
+		case err == nil, !begun && !ended(err):
+			return l, true, receipt, err
+		case begun || !again || c.lost():
+			return l, false, receipt, err
+		}
+		c.release(l, false)
+	}
+}
+
+// ended tells whether an error is that of a link or session that is no more.
+func ended(err error) bool {
+	var (
+		link    *amqp.LinkError
+		session *amqp.SessionError
+	)
+	return errors.As(err, &link) || errors.As(err, &session)
 }

@@ -175,21 +175,20 @@ func (s *Sink) send(ctx, caller context.Context, c *connection, ms []relay.Messa
 		case <-ctx.Done():
 			return
 		}
-		l, err := c.acquire(ctx, address)
-		if err != nil {
+		settled := s.settings.Settle == SettleSettled
+		l, usable, receipt, err := c.send(ctx, address, message, settled)
+		if l == nil {
 			b.report(i, relay.Result{Err: s.noLink(ctx, c, address, err)})
 			<-room
 			continue
 		}
-		settled := s.settings.Settle == SettleSettled
-		receipt, err := l.send(ctx, message, settled)
 		if err != nil || settled {
 			result := relay.Result{Outcome: relay.Delivered}
 			if err != nil {
 				result = s.notSent(ctx, caller, c, err)
 			}
 			b.report(i, result)
-			c.release(l, err == nil || errors.Is(result.Err, errTooLarge) || ctx.Err() != nil)
+			c.release(l, usable)
 			<-room
 			continue
 		}
@@ -282,10 +281,6 @@ func (s *Sink) notSent(ctx, caller context.Context, c *connection, err error) re
 
 // lost says why a message has no outcome.
 func (s *Sink) lost(ctx context.Context, c *connection, err error) error {
-	var (
-		link    *amqp.LinkError
-		session *amqp.SessionError
-	)
 	switch {
 	case c.lost():
 		// Run may not have noticed yet, or have another connection already: what follows
@@ -294,7 +289,7 @@ func (s *Sink) lost(ctx context.Context, c *connection, err error) error {
 		return relay.Fail(reasonConnectionLost, fmt.Errorf("send to %q: %w: %w", s.settings.Address, relay.ErrSinkDown, c.cause()))
 	case ctx.Err() != nil:
 		return s.late(context.Background()).Err
-	case errors.As(err, &link), errors.As(err, &session):
+	case ended(err):
 		failure := fmt.Errorf("send to %q: the broker has ended the link: %w", s.settings.Address, bounded(err))
 		s.endpoint.fails(s.fixed, reasonDetached, failure, false)
 		return relay.Fail(reasonDetached, failure)

@@ -1,0 +1,65 @@
+package amqp10_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"mnsrelay/internal/relay"
+	"mnsrelay/internal/relaytest"
+	"mnsrelay/test/amqppeer"
+)
+
+// A message whose time ends while it is written is written to its end: half of one would
+// make the broker end the connection over the next one, with all that is under way on it.
+func TestAMessageThatRunsOutOfTimeHarmsNoOther(t *testing.T) {
+	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		c := config(p, "accept")
+		c.Timeout = 300 * time.Millisecond
+		r := run(t, c)
+		r.Await(relay.Up)
+		for round := range 4 {
+			p.Pause() // what fits into the buffers of TCP is written, and no more
+			large := relaytest.Messages(fmt.Sprint("large", round), 1, 12_000_000)
+			require.Equal(t, relay.Retry, relaytest.Deliver(t.Context(), t, r.Sink, large)[0].Outcome)
+			p.Resume()
+			requireDeliversAgain(t, r, relaytest.Messages(fmt.Sprint("small", round), 16, 1000))
+			require.Equal(t, 1, r.Log.FilterMessage("connected to the broker").Len(), "the connection stood: %s", r.Logged())
+		}
+	})
+}
+
+// requireDeliversAgain delivers messages again, as the queue would, until all have arrived.
+func requireDeliversAgain(t *testing.T, r *relaytest.Running, ms []relay.Message) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		var left []relay.Message
+		for i, result := range relaytest.Deliver(t.Context(), t, r.Sink, ms) {
+			if result.Outcome != relay.Delivered {
+				require.Equal(t, relay.Retry, result.Outcome, "%v", result.Err)
+				left = append(left, ms[i])
+			}
+		}
+		ms = left
+		return len(ms) == 0
+	}, patience, 20*time.Millisecond)
+}
+
+// Some brokers end a link that has been idle. The next message finds that out before it is
+// written, and goes over a new one: that is no failed try.
+func TestALinkThatTheBrokerEndedWhileIdle(t *testing.T) {
+	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		r := run(t, config(p, "idle"))
+		r.Await(relay.Up)
+		for round := range 10 {
+			relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages(fmt.Sprint(round), 1, 10)))
+			require.Eventually(t, func() bool { return p.Detached("idle") > round }, patience, time.Millisecond)
+			health, _ := r.Endpoint.Health()
+			require.Equal(t, relay.Up, health.State, health.Reason)
+		}
+		require.Len(t, p.Messages(), 10, "each was sent once")
+		require.NotContains(t, r.Logged(), "cannot be used")
+	})
+}
