@@ -48,10 +48,11 @@ type Config struct {
 // of it is gone after Close, and dies with this process too.
 type Node struct {
 	dir         string
+	name        string // that Erlang knows it by
 	port        int
 	tlsPort     int
 	environment []string
-	epmd        *process.Process
+	epmd        *process.Process // nil: its cluster has one
 	beam        *process.Process
 }
 
@@ -64,29 +65,21 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the broker's folder: %w", err)
 	}
-	n := &Node{dir: dir}
+	n := &Node{dir: dir, name: "mnsrelay@localhost"}
 	defer func() { //nolint:contextcheck // What was started is ended though ctx may have.
 		if err != nil {
 			err = errors.Join(err, n.Close())
 		}
 	}()
-	ports, err := process.FreePorts(ctx, 4)
+	ports, err := process.FreePorts(ctx, nodePorts+1)
 	if err != nil {
 		return nil, err
 	}
-	n.tlsPort = ports[3]
-	if err := n.configure(cfg, ports[0], ports[1], ports[2]); err != nil {
+	if n.epmd, err = startEPMD(ctx, ports[nodePorts]); err != nil {
+		return nil, err
+	}
+	if err := n.configure(cfg, ports, ports[nodePorts], newCookie()); err != nil {
 		return nil, fmt.Errorf("configure the broker: %w", err)
-	}
-	// Erlang would start "epmd -daemon", which outlives everything; this one is a
-	// child in the foreground.
-	epmd := exec.Command("epmd", "-port", strconv.Itoa(ports[2]), "-address", "127.0.0.1") //nolint:noctx,gosec // It lives until Close; its argument is a number.
-	epmd.Env = n.environment
-	if n.epmd, err = process.Start(epmd, nil); err != nil {
-		return nil, fmt.Errorf("start epmd: %w", err)
-	}
-	if err := process.AwaitPort(ctx, ports[2], n.epmd); err != nil {
-		return nil, fmt.Errorf("start epmd: %w", err)
 	}
 	if err := n.Start(ctx); err != nil {
 		return nil, err
@@ -94,8 +87,31 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	return n, nil
 }
 
-func (n *Node) configure(cfg Config, port, dist, epmd int) error {
-	n.port = port
+// startEPMD starts the process by which Erlang nodes find each other. They would start
+// "epmd -daemon", which outlives everything; this one is a child in the foreground.
+func startEPMD(ctx context.Context, port int) (*process.Process, error) {
+	cmd := exec.Command("epmd", "-port", strconv.Itoa(port), "-address", "127.0.0.1") //nolint:noctx,gosec // It lives until Close; its argument is a number.
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	epmd, err := process.Start(cmd, nil)
+	if err != nil {
+		return nil, fmt.Errorf("start epmd: %w", err)
+	}
+	if err := process.AwaitPort(ctx, port, epmd); err != nil {
+		return nil, errors.Join(fmt.Errorf("start epmd: %w", err), epmd.End(context.WithoutCancel(ctx), syscall.SIGKILL))
+	}
+	return epmd, nil
+}
+
+// newCookie is the secret that nodes which may talk to each other share.
+func newCookie() string {
+	return "mnsrelay" + strconv.FormatUint(rand.Uint64(), 36) //nolint:gosec // It only keeps nodes on loopback apart.
+}
+
+// nodePorts is how many ports a node takes: plain, TLS, and for other nodes.
+const nodePorts = 3
+
+func (n *Node) configure(cfg Config, ports []int, epmd int, cookie string) error {
+	n.port, n.tlsPort = ports[0], ports[1]
 	if cfg.TLS != nil {
 		cfg.Plugins = append(slices.Clone(cfg.Plugins), "rabbitmq_auth_mechanism_ssl")
 		cfg.Conf += fmt.Sprintf(`
@@ -127,10 +143,10 @@ ssl_cert_login_from = common_name
 		// The start script then becomes the server instead of waiting for it.
 		"RUNNING_UNDER_SYSTEMD=true",
 		"RABBITMQ_CONF_ENV_FILE=/dev/null",
-		"RABBITMQ_NODENAME=mnsrelay@localhost",
+		"RABBITMQ_NODENAME=" + n.name,
 		"RABBITMQ_NODE_IP_ADDRESS=127.0.0.1",
-		"RABBITMQ_NODE_PORT=" + strconv.Itoa(port),
-		"RABBITMQ_DIST_PORT=" + strconv.Itoa(dist),
+		"RABBITMQ_NODE_PORT=" + strconv.Itoa(n.port),
+		"RABBITMQ_DIST_PORT=" + strconv.Itoa(ports[2]),
 		"RABBITMQ_LOGS=-",
 		"RABBITMQ_LOG_BASE=" + in("log"),
 		"RABBITMQ_MNESIA_BASE=" + in("data"),
@@ -148,12 +164,12 @@ log.console.level = info
 vm_memory_high_watermark.absolute = %s
 disk_free_limit.absolute = 50MB
 %s
-`, port, memoryLimit, cfg.Conf)
+`, n.port, memoryLimit, cfg.Conf)
 	return errors.Join(
 		os.Mkdir(in("data"), 0o700),
 		os.Mkdir(in("log"), 0o700),
 		os.Mkdir(in("generated"), 0o700),
-		os.WriteFile(in(".erlang.cookie"), []byte("mnsrelay"+strconv.FormatUint(rand.Uint64(), 36)), 0o400), //nolint:gosec // It only keeps nodes on loopback apart.
+		os.WriteFile(in(".erlang.cookie"), []byte(cookie), 0o400),
 		os.WriteFile(in("plugins"), []byte("["+strings.Join(cfg.Plugins, ",")+"]."), 0o600),
 		os.WriteFile(in("rabbitmq.conf"), []byte(conf), 0o600),
 	)
