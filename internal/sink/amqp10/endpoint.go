@@ -272,7 +272,7 @@ func (e *Endpoint) warnOfUnroutable(c *connection) {
 	}
 	e.unroutable.Do(func() {
 		e.log.Warn("this broker accepts messages over AMQP 1.0 that no queue gets, and drops them: "+
-			"send to an address of a queue, as in /amq/queue/NAME, or use a sink of type amqp091", zap.String("product", product), zap.String("version", version))
+			"use a sink of type amqp091, which finds out, or see to it that the queue stays", zap.String("product", product), zap.String("version", version))
 	})
 }
 
