@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -79,7 +80,7 @@ func measure(ctx context.Context, o options) (*report, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = node.Close() }()
+	defer func() { _ = node.Close() }() //nolint:contextcheck // It ends though ctx may have.
 	queue, err := newTarget(node.URL())
 	if err != nil {
 		return nil, err
@@ -143,16 +144,20 @@ func median(runs []run, of func(run) float64) float64 {
 }
 
 func (r *report) table(to io.Writer) error {
-	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(table, "messages of %d B, %d a run\tmessages/s: median\tmin\tmax\tCPU us/message: median\tmin\tmax\t\n", r.Size, r.Messages)
+	var rows strings.Builder
+	fmt.Fprintf(&rows, "messages of %d B, %d a run\tmessages/s: median\tmin\tmax\tCPU us/message: median\tmin\tmax\t\n", r.Size, r.Messages)
 	for _, row := range []struct {
 		name string
 		runs []run
 	}{{"bare amqp091-go, 256 outstanding", r.Bare}, {"amqp091 sink, confirms", r.Sink}} {
 		rate, used := sorted(row.runs, perSecond), sorted(row.runs, cpu)
-		fmt.Fprintf(table, "%s\t%.0f\t%.0f\t%.0f\t%.1f\t%.1f\t%.1f\t\n", row.name,
+		fmt.Fprintf(&rows, "%s\t%.0f\t%.0f\t%.0f\t%.1f\t%.1f\t%.1f\t\n", row.name,
 			median(row.runs, perSecond), rate[0], rate[len(rate)-1], median(row.runs, cpu), used[0], used[len(used)-1])
 	}
-	fmt.Fprintf(table, "sink to bare\t%.2f\t\t\t%.2f\t\t\t\n", r.Ratio, r.CPURatio)
+	fmt.Fprintf(&rows, "sink to bare\t%.2f\t\t\t%.2f\t\t\t\n", r.Ratio, r.CPURatio)
+	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', tabwriter.AlignRight)
+	if _, err := io.WriteString(table, rows.String()); err != nil {
+		return err
+	}
 	return table.Flush()
 }

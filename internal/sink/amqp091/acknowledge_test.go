@@ -346,3 +346,31 @@ func TestReplyToAMissingExchange(t *testing.T) {
 	}
 	r.AwaitReason(relay.Down, "does not exist")
 }
+
+// Nobody tells of a message that was only written: an exchange that was missing is found
+// out about by one that is confirmed, and then used as before.
+func TestNoneFindsOutWhetherTheExchangeWorks(t *testing.T) {
+	in := newInbox(t, broker.URL(t))
+	in.with(func(ch *amqp.Channel) { require.NoError(t, ch.ExchangeDelete(in.exchange, false, false)) })
+	c := in.config()
+	c.Acknowledge = amqp091.AcknowledgeNone
+	c.Exchange.Declare = amqp091.DeclareNone
+	r := run(t, c)
+	r.Await(relay.Up)
+	require.Eventually(t, func() bool {
+		relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("lost", 1, 10))
+		health, _ := r.Endpoint.Health()
+		return health.State == relay.Down
+	}, patience, 10*time.Millisecond)
+	r.AwaitReason(relay.Probe, "does not exist")
+	relaytest.RequireReason(t, "exchange_missing", relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("probe", 1, 10))[0])
+	in.with(func(ch *amqp.Channel) {
+		require.NoError(t, ch.ExchangeDeclare(in.exchange, amqp.ExchangeTopic, true, false, false, false, nil))
+		require.NoError(t, ch.QueueBind(in.queue, "#", in.exchange, false, nil))
+	})
+	r.Await(relay.Probe)
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("probe", 1, 10)))
+	r.Await(relay.Up)
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)))
+	require.Eventually(t, func() bool { return in.count() == 17 }, patience, 20*time.Millisecond)
+}

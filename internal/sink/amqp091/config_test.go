@@ -173,6 +173,11 @@ func TestValidate(t *testing.T) {
 			"queues[3].overflow: \"block\" is unknown", "queues[3].dead_letter_exchange: required", "queues[3].arguments.x-queue-type: another setting",
 			"queues[3].bindings[0].exchange: every queue", "queues[4].type: \"tree\" is unknown", "queues[4].delivery_limit: only a quorum queue",
 		}},
+		"bound to no exchange": {func(c *amqp091.Config) {
+			c.Exchange.Name = amqp091.DefaultExchange
+			c.Queues = []amqp091.Queue{queue("q")}
+			c.Queues[0].Bindings = []amqp091.Binding{{RoutingKey: "k"}, {Exchange: "x"}}
+		}, []string{"queues[0].bindings[0].exchange: required"}},
 		"timeout 0":   {func(c *amqp091.Config) { c.Timeout = 0 }, []string{"timeout: 0s is out of range"}},
 		"timeout 11m": {func(c *amqp091.Config) { c.Timeout = 11 * time.Minute }, []string{"timeout: 11m0s is out of range"}},
 	} {

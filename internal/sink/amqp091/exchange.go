@@ -216,7 +216,7 @@ func (e *Endpoint) checkExchanges(c *connection) error {
 			e.log.Info("not allowed to check the exchange, publishing to it unchecked", zap.String("exchange", x.Name))
 			e.works(x)
 		default:
-			e.fails(x, refusal, false)
+			_ = e.fails(x, refusal, false) // what it gives is for messages
 		}
 	}
 	return nil

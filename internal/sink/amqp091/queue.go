@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"time"
 
@@ -93,6 +94,11 @@ func (c *Config) validateQueues() error {
 		q := &c.Queues[i]
 		path := "queues[" + strconv.Itoa(i) + "]"
 		problems = append(problems, q.validate(path))
+		for k, b := range q.Bindings {
+			if b.Exchange == "" && c.Exchange.Name == DefaultExchange {
+				problems = append(problems, setting.Problemf(path+".bindings["+strconv.Itoa(k)+"].exchange", "required, as the sink's own is the one without a name, which every queue is bound to already"))
+			}
+		}
 		if seen[q.Name] {
 			problems = append(problems, setting.Problemf(path+".name", "%q is written twice: keep one, with all its bindings", q.Name))
 		}
@@ -199,9 +205,7 @@ func (c *connection) declareQueue(q *Queue, exchange string) error {
 	if err != nil {
 		return err
 	}
-	for name, value := range q.derived() {
-		arguments[name] = value
-	}
+	maps.Copy(arguments, q.derived())
 	return c.onChannel(func(ch *amqp.Channel) error {
 		if _, err := ch.QueueDeclare(q.Name, q.Durable, q.AutoDelete, false, false, arguments); err != nil {
 			return err

@@ -118,7 +118,11 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 	go func() {
 		defer s.endpoint.workers.Done()
 		defer close(finished)
-		switch s.settings.Acknowledge {
+		acknowledge := s.settings.Acknowledge
+		if acknowledge == AcknowledgeNone && !s.exchange.proven.Load() {
+			acknowledge = AcknowledgeConfirm // or nobody would learn that the exchange works
+		}
+		switch acknowledge {
 		case AcknowledgeConfirm:
 			s.confirm(timed, c, ms, b)
 		case AcknowledgeTransaction:

@@ -23,7 +23,7 @@ func (s *Sink) transact(ctx context.Context, c *connection, ms []relay.Message, 
 		// One of them made it fail, and the others with it: each for itself.
 		for i := range part {
 			if !b.has(base+i) && ctx.Err() == nil {
-				s.commit(ctx, c, part[i:i+1], base+i, b)
+				_ = s.commit(ctx, c, part[i:i+1], base+i, b) // and it has its result
 			}
 		}
 	}
