@@ -13,6 +13,8 @@
 //	drop                          the connection is cut
 //	refuse                        the link is refused, amqp:not-found
 //	nocredit                      no credit is granted
+//	credit.N                      accepted; credit for N messages and no more
+//	idle                          accepted, and the link is ended after it
 //
 // No test is skipped for want of a peer: it fails, and says what to do.
 package amqppeer

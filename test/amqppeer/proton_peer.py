@@ -100,6 +100,8 @@ class Peer(MessagingHandler):
         if address.startswith("refuse"):
             event.link.condition = Condition("amqp:not-found", "no such node")
             event.link.close()
+        elif address.startswith("credit"):
+            event.receiver.flow(int(address.split(".")[1]))
         elif not address.startswith("nocredit"):
             event.receiver.flow(CREDIT)
 
@@ -116,7 +118,8 @@ class Peer(MessagingHandler):
             properties={k: typed(v) for k, v in (message.properties or {}).items()},
             annotations={str(k): typed(v) for k, v in (message.annotations or {}).items()},
         )
-        event.receiver.flow(1)
+        if not address.startswith("credit"):
+            event.receiver.flow(1)
         if delivery.settled or address.startswith("silent"):
             return
         if address.startswith("reject"):

@@ -40,7 +40,8 @@ container.on('receiver_open', (context) => {
     return;
   }
   say({event: 'attached', address});
-  if (!address.startsWith('nocredit')) receiver.add_credit(CREDIT);
+  if (address.startsWith('credit')) receiver.add_credit(Number(address.split('.')[1]));
+  else if (!address.startsWith('nocredit')) receiver.add_credit(CREDIT);
 });
 
 container.on('message', (context) => {
@@ -57,7 +58,7 @@ container.on('message', (context) => {
     creation_time: message.creation_time ? new Date(message.creation_time).getTime() : 0,
     properties: all(message.application_properties), annotations: all(message.message_annotations),
   });
-  receiver.add_credit(1);
+  if (!address.startsWith('credit')) receiver.add_credit(1);
   if (delivery.remote_settled || address.startsWith('silent')) return;
   if (address.startsWith('reject')) delivery.reject({condition: 'amqp:resource-limit-exceeded', description: 'full'});
   else if (address.startsWith('release')) delivery.release();

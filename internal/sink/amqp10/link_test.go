@@ -2,6 +2,9 @@ package amqp10_test
 
 import (
 	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -61,5 +64,49 @@ func TestALinkThatTheBrokerEndedWhileIdle(t *testing.T) {
 		}
 		require.Len(t, p.Messages(), 10, "each was sent once")
 		require.NotContains(t, r.Logged(), "cannot be used")
+	})
+}
+
+// A broker gets no more messages than it has granted credit for. The others wait for their
+// time, and what waits for them does not pile up.
+func TestCreditIsKept(t *testing.T) {
+	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		c := config(p, "credit.40")
+		c.Timeout = 500 * time.Millisecond
+		r := run(t, c)
+		r.Await(relay.Up)
+		before := runtime.NumGoroutine()
+		var (
+			work      sync.WaitGroup
+			delivered atomic.Int32
+		)
+		for n := range 16 {
+			work.Go(func() {
+				began := time.Now()
+				for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages(fmt.Sprint(n), 16, 60_000)) {
+					if result.Outcome == relay.Delivered {
+						delivered.Add(1)
+						continue
+					}
+					if reason := relay.ReasonOf(result.Err); reason != "no_credit" && reason != "outcome_timeout" {
+						t.Errorf("%v: %v", result.Outcome, result.Err)
+					}
+				}
+				if took := time.Since(began); took > 5*c.Timeout {
+					t.Errorf("Deliver took %v", took)
+				}
+			})
+		}
+		most := 0
+		for range 20 { // while they wait
+			most = max(most, runtime.NumGoroutine()-before)
+			pause := time.NewTimer(10 * time.Millisecond)
+			<-pause.C
+		}
+		work.Wait()
+		require.EqualValues(t, 40, delivered.Load())
+		require.Len(t, p.Messages(), 40, "one for each credit")
+		require.Less(t, most, 16*4+40, "a few for each Deliver, one for each message under way, and none for what waits")
+		require.Eventually(t, func() bool { return runtime.NumGoroutine() <= before+3 }, patience, 10*time.Millisecond, "goroutines that are left")
 	})
 }
