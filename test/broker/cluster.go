@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -86,7 +87,7 @@ func (c *Cluster) await(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("form a cluster: %w", err)
 			}
-			if strings.TrimSpace(seen) == fmt.Sprint(len(c.nodes)) {
+			if strings.TrimSpace(seen) == strconv.Itoa(len(c.nodes)) {
 				break
 			}
 		}

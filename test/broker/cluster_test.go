@@ -87,7 +87,8 @@ func TestCluster(t *testing.T) {
 	closed := conn.NotifyClose(make(chan *amqp.Error, 1))
 	require.NoError(t, c.Cut(bounded(t), alone))
 	select {
-	case <-closed:
+	case err := <-closed:
+		require.Error(t, err)
 	case <-bounded(t).Done():
 		require.Fail(t, "the node that is cut off does not pause")
 	}
