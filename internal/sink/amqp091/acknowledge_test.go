@@ -115,6 +115,7 @@ func TestTransactionThatTheQueueRefuses(t *testing.T) {
 // A stalled broker keeps a commit from its answer: it ends with the timeout, and the
 // connection is given up.
 func TestTransactionOnAStalledBroker(t *testing.T) {
+	t.Parallel()
 	b := broker.Private(t)
 	in := newInbox(t, b.URL())
 	c := in.config()
@@ -212,6 +213,7 @@ func TestReply(t *testing.T) {
 // A consumer that does not answer holds up its own messages only: not those of another
 // route on the same connection, nor other messages of its own that are answered.
 func TestReplyOfASlowConsumer(t *testing.T) {
+	t.Parallel()
 	in, other := newInbox(t, broker.URL(t)), newInbox(t, broker.URL(t))
 	var held sync.WaitGroup
 	in.consumer(func(d amqp.Delivery) []byte {

@@ -64,6 +64,7 @@ func TestCredentials(t *testing.T) {
 // Refused credentials are said in words, and are not tried again at once: that would
 // lock the account. The broker's own words may hold them and are not repeated.
 func TestRefusedByPeer(t *testing.T) {
+	t.Parallel()
 	p := newPeer(t)
 	p.login = func(string) verdict { return refused }
 	c := peerConfig(p)
@@ -129,6 +130,7 @@ func TestNoSuchVhost(t *testing.T) {
 
 // A confirm that does not come holds up its own message only.
 func TestHungConfirm(t *testing.T) {
+	t.Parallel()
 	p := newPeer(t)
 	var mended atomic.Bool
 	p.acknowledge = func(tag uint64) bool { return mended.Load() || tag != 1 && tag != 7 }
@@ -162,6 +164,7 @@ func TestHungConfirm(t *testing.T) {
 
 // All confirms swallowed while everything else passes.
 func TestNoConfirms(t *testing.T) {
+	t.Parallel()
 	p := newPeer(t)
 	p.acknowledge = func(uint64) bool { return false }
 	c := peerConfig(p)

@@ -36,6 +36,7 @@ func secured(t *testing.T) (*broker.Node, *inbox, *certs.Files, *amqp091.Config)
 // The broker takes the user from the client certificate; one that it does not know is
 // refused, said in words, and used as soon as it exists.
 func TestSASLExternal(t *testing.T) {
+	t.Parallel()
 	b, in, _, c := secured(t)
 	c.SASL = amqp091.SASLExternal
 	r := run(t, c)
@@ -60,6 +61,7 @@ func TestSASLExternal(t *testing.T) {
 // A key of the client certificate may be encrypted, in the form of PKCS #8 and in the older
 // one of OpenSSL.
 func TestEncryptedKeys(t *testing.T) {
+	t.Parallel()
 	_, _, files, c := secured(t)
 	text, err := os.ReadFile(files.ClientKey)
 	require.NoError(t, err)
@@ -104,6 +106,7 @@ func (zeroes) Read(p []byte) (int, error) {
 
 // What goes wrong with TLS is said with what to do, and nothing is ever sent in the clear.
 func TestTLSAdvice(t *testing.T) {
+	t.Parallel()
 	_, in, files, c := secured(t)
 	for name, change := range map[string]struct {
 		tls  setting.TLS
@@ -131,6 +134,7 @@ func TestTLSAdvice(t *testing.T) {
 // Certificates and password are read again on each connect: ones that were replaced are
 // used without a restart, and ones that ended are no reason for a crash.
 func TestCertificatesAndPasswordsAreReplaced(t *testing.T) {
+	t.Parallel()
 	b, in, files, c := secured(t)
 	_, err := b.Ctl(bounded(t), "add_user", "relay", "first")
 	require.NoError(t, err)
@@ -158,6 +162,7 @@ func TestCertificatesAndPasswordsAreReplaced(t *testing.T) {
 // A permission, and the vhost itself, that are lost and given back: the status says so, the
 // tries are apart, and it works again without a restart.
 func TestVhostLostAndGivenBack(t *testing.T) {
+	t.Parallel()
 	b := node(t, broker.Config{})
 	vhost := func() *inbox {
 		_, err := b.Ctl(bounded(t), "add_vhost", "prod")
@@ -188,6 +193,7 @@ func TestVhostLostAndGivenBack(t *testing.T) {
 
 // What names us to the broker is ours to choose.
 func TestConnectionName(t *testing.T) {
+	t.Parallel()
 	b := node(t, broker.Config{})
 	in := newInbox(t, b.URL())
 	c := in.config()

@@ -170,6 +170,7 @@ func TestStalledBroker(t *testing.T) {
 
 // The same with a timeout shorter than the write deadline.
 func TestStalledBrokerTimeout(t *testing.T) {
+	t.Parallel()
 	b := broker.Private(t)
 	in := newInbox(t, b.URL())
 	c := in.config()
@@ -191,6 +192,7 @@ func TestStalledBrokerTimeout(t *testing.T) {
 
 // A broker that stops before a channel is open.
 func TestStalledBrokerAtFirst(t *testing.T) {
+	t.Parallel()
 	b := broker.Private(t)
 	in := newInbox(t, b.URL())
 	c := in.config()
@@ -209,6 +211,7 @@ func TestStalledBrokerAtFirst(t *testing.T) {
 
 // A broker that goes silent while nothing is sent is found by the heartbeat.
 func TestStalledIdle(t *testing.T) {
+	t.Parallel()
 	b := broker.Private(t)
 	in := newInbox(t, b.URL())
 	c := in.config()
@@ -224,6 +227,7 @@ func TestStalledIdle(t *testing.T) {
 }
 
 func TestBlocked(t *testing.T) {
+	t.Parallel()
 	b := broker.Private(t)
 	in := newInbox(t, b.URL())
 	c := in.config()

@@ -148,6 +148,7 @@ func TestInvalidPropertiesRejectTheirMessage(t *testing.T) {
 // everything in flight on it falls with it. The one is found and rejected by its reason;
 // its neighbours arrive.
 func TestMessageTooLargeForTheBroker(t *testing.T) {
+	t.Parallel()
 	b := node(t, broker.Config{Conf: "max_message_size = 10000"})
 	for _, acknowledge := range []amqp091.Acknowledge{amqp091.AcknowledgeConfirm, amqp091.AcknowledgeTransaction} {
 		t.Run(string(acknowledge), func(t *testing.T) {
@@ -185,6 +186,7 @@ func TestMessageTooLargeForTheBroker(t *testing.T) {
 // A broker that allows only small frames gets no headers that do not fit one: it would end
 // the connection over them.
 func TestHeadersThatDoNotFitAFrame(t *testing.T) {
+	t.Parallel()
 	b := node(t, broker.Config{Conf: "frame_max = 8192"})
 	in := newInbox(t, b.URL())
 	c := in.config()
@@ -224,6 +226,7 @@ func TestQueueFullIsANack(t *testing.T) {
 }
 
 func TestExchangeRefusedAndMismatch(t *testing.T) {
+	t.Parallel()
 	b := node(t, broker.Config{})
 	in := newInbox(t, b.URL())
 	_, err := b.Ctl(bounded(t), "add_user", "reader", "reader")

@@ -38,6 +38,7 @@ func (in *inbox) deleteQueue(name string) {
 // The exchange, the queues and the bindings are made on connect, and again after every
 // reconnect.
 func TestTopologyIsDeclared(t *testing.T) {
+	t.Parallel()
 	b := node(t, broker.Config{})
 	in := newInbox(t, b.URL())
 	c := topology(in)
@@ -126,6 +127,7 @@ func TestTopologyOfAMissingExchange(t *testing.T) {
 
 // The kinds of exchange that there are, a plugin's among them, with arguments.
 func TestExchangeTypes(t *testing.T) {
+	t.Parallel()
 	b := node(t, broker.Config{Plugins: []string{"rabbitmq_consistent_hash_exchange"}})
 	in := newInbox(t, b.URL())
 	for kind, binding := range map[string]amqp091.Binding{
