@@ -449,12 +449,15 @@ func (w *world) needs() need {
 const pooled = 16
 
 // requireRest waits until the relay needs no more than before, but for what it keeps.
-func (w *world) requireRest(before need) {
+func (w *world) requireRest(before need) { w.t.Helper(); w.requireRestOf(before, 1) }
+
+// requireRestOf is requireRest of several sources.
+func (w *world) requireRestOf(before need, sources int) {
 	w.t.Helper()
 	eventually(w.t, patience, "goroutines and files are as few as before", func() (bool, string) {
 		now := w.needs()
-		// Two goroutines of the HTTP server's for the request that asks.
-		return now.goroutines <= before.goroutines+4 && now.files <= before.files+pooled, fmt.Sprintf("%+v, before %+v", now, before)
+		// What asks is served by goroutines too; connections to MNS that are kept have some.
+		return now.goroutines <= before.goroutines+4*sources && now.files <= before.files+pooled*sources, fmt.Sprintf("%+v, before %+v", now, before)
 	})
 }
 
