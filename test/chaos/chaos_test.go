@@ -143,7 +143,7 @@ func TestChaos(t *testing.T) {
 		require.Empty(t, s.lost, "lost at %s", s.name)
 		require.Empty(t, s.unexpected, "unexpected at %s", s.name)
 		require.LessOrEqual(t, s.duplicates, r.bound(), "duplicates at %s", s.name)
-		require.Zero(t, s.causeless, "duplicates at %s without a fault", s.name)
+		require.Empty(t, s.causeless, "duplicates at %s without a fault", s.name)
 	}
 }
 

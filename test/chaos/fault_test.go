@@ -20,8 +20,8 @@ func lanes(shared bool) []lane {
 	const second = time.Second
 	all := []lane{
 		{name: "broker", share: 1, kinds: []kind{
-			{name: "broker kill -9", least: second, most: 6 * second, more: 6 * second, do: killBroker},
-			{name: "broker SIGSTOP", least: 3 * second, most: 12 * second, do: stopBroker},
+			{name: "broker kill -9", least: second, most: 6 * second, more: 6 * second, blinds: true, do: killBroker},
+			{name: "broker SIGSTOP", least: 3 * second, most: 12 * second, blinds: true, do: stopBroker},
 			{name: "broker cut before confirm", least: second / 2, most: 2 * second, do: cutConfirms},
 			{name: "broker latency 2 s", least: 4 * second, most: 10 * second, do: toxic(brokerWay, `{"type": "latency", "stream": "downstream", "attributes": {"latency": 2000}}`)},
 			{name: "broker 10 KB/s", least: 4 * second, most: 10 * second, do: toxic(brokerWay, `{"type": "bandwidth", "stream": "upstream", "attributes": {"rate": 10}}`)},

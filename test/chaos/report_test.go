@@ -59,7 +59,7 @@ type sinkReport struct {
 	// of is how many duplicates each event may have caused; causeless are those that
 	// no event explains.
 	of        map[*event]int
-	causeless int
+	causeless []string
 
 	copies map[int]int
 	times  map[int][]time.Time
@@ -126,13 +126,18 @@ func (r *report) attribute() {
 			times := s.times[n]
 			for k := range copies - 1 {
 				var cause *event
-				if k+1 < len(times) {
+				switch {
+				case k+1 < len(times):
 					cause = r.cause(times[k], times[k+1])
-				} else if len(times) > 0 {
-					cause = r.cause(times[len(times)-1], r.ended) // one that nobody saw coming
+				case len(times) > 0:
+					// One that nobody saw coming: after the others, or before them while
+					// nobody could.
+					if cause = r.cause(times[len(times)-1], r.ended); cause == nil {
+						cause = r.blind(times[0])
+					}
 				}
 				if cause == nil {
-					s.causeless++
+					s.causeless = append(s.causeless, fmt.Sprintf("message %d: %d copies, seen at %v", n, copies, r.sinceBegun(times)))
 				}
 				s.of[cause]++
 			}
@@ -151,6 +156,24 @@ func (r *report) cause(before, copied time.Time) (cause *event) {
 		}
 	}
 	return cause
+}
+
+// blind gives the last fault before a moment in which a copy could come unseen.
+func (r *report) blind(before time.Time) (cause *event) {
+	for _, e := range r.events {
+		if e.blinds && e.begun.Before(before) {
+			cause = e
+		}
+	}
+	return cause
+}
+
+// sinceBegun shows moments of the run.
+func (r *report) sinceBegun(times []time.Time) (since []time.Duration) {
+	for _, at := range times {
+		since = append(since, at.Sub(r.begun).Round(time.Millisecond))
+	}
+	return since
 }
 
 // peak is the most that was in flight while the event lasted.
@@ -199,7 +222,7 @@ func (r *report) String() string {
 	_ = table.Flush()
 	for _, s := range r.sinks {
 		fmt.Fprintf(&b, "%s: %d messages, lost %d, unexpected %d, duplicates %d of at most %d, without a fault %d\n",
-			s.name, s.expected, len(s.lost), len(s.unexpected), s.duplicates, r.bound(), s.causeless)
+			s.name, s.expected, len(s.lost), len(s.unexpected), s.duplicates, r.bound(), len(s.causeless))
 	}
 	return b.String()
 }

@@ -15,6 +15,9 @@ type kind struct {
 	least, most, more time.Duration
 	// free faults cost no duplicate, whatever is in flight.
 	free bool
+	// blinds says that whoever watches the broker may miss what comes to it meanwhile and
+	// until it is connected again.
+	blinds bool
 	// do brings it about, waits as long as it lasts, and mends it.
 	do func(ctx context.Context, w *world, dice *rand.Rand, lasts time.Duration) error
 }
