@@ -255,6 +255,7 @@ func TestSeveralURLs(t *testing.T) {
 // It runs without its broker, and delivers when that comes.
 func TestStartsBeforeTheBroker(t *testing.T) {
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		t.Helper()
 		p.Kill()
 		r := run(t, config(p, "accept"))
 		r.AwaitReason(relay.Down, "connection refused")

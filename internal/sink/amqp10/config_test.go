@@ -93,7 +93,7 @@ func flatten(err error) (all []error) {
 	if err == nil {
 		return nil
 	}
-	if joined, is := err.(interface{ Unwrap() []error }); is { //nolint:errorlint // What was joined, not what is wrapped.
+	if joined, is := err.(interface{ Unwrap() []error }); is {
 		for _, err := range joined.Unwrap() {
 			all = append(all, flatten(err)...)
 		}

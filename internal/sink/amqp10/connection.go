@@ -118,7 +118,17 @@ func dial(ctx context.Context, t target, c *Config, deps relay.SinkDeps, workers
 	if err != nil {
 		return nil, openError(ctx, err, watched.last, t, c.ConnectTimeout)
 	}
-	return &connection{amqp: opened, net: raw, workers: workers, links: map[string]*link{}, freed: make(chan struct{}, 1)}, nil
+	parting := context.WithoutCancel(ctx)
+	return &connection{
+		amqp: opened, net: raw, links: map[string]*link{}, freed: make(chan struct{}, 1),
+		endSession: func(session *amqp.Session) {
+			workers.Go(func() {
+				ctx, cancel := context.WithTimeout(parting, closeTimeout)
+				defer cancel()
+				_ = session.Close(ctx)
+			})
+		},
+	}, nil
 }
 
 // openError says why the connection was not opened, after the header that was written last.
@@ -148,8 +158,8 @@ type connection struct {
 	links map[string]*link // by address
 	// freed tells that a link is no longer in use; size 1.
 	freed chan struct{}
-	// workers are whom Run waits for: those who use links, and so end some.
-	workers *sync.WaitGroup
+	// endSession ends a session without waiting for it; Run waits.
+	endSession func(session *amqp.Session)
 }
 
 // lost tells whether the connection has ended.
@@ -288,19 +298,11 @@ func (c *connection) release(l *link, reusable bool) {
 	}
 }
 
-// end closes a link without waiting for it.
+// end closes a link.
 func (c *connection) end(l *link) {
 	if l.session != nil {
 		c.endSession(l.session)
 	}
-}
-
-func (c *connection) endSession(session *amqp.Session) {
-	c.workers.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-		defer cancel()
-		_ = session.Close(ctx)
-	})
 }
 
 // attach opens a session with a link to the address. It goes on when ctx ends: others may
@@ -357,9 +359,9 @@ func (l *link) send(ctx context.Context, m *amqp.Message, settled bool) (receipt
 	defer func() { <-l.turn }()
 	waiting := &untilBegun{Context: ctx}
 	if settled {
-		err = l.sender.Send(waiting, m, &amqp.SendOptions{Settled: true})
+		err = l.sender.Send(waiting, m, &amqp.SendOptions{Settled: true}) //nolint:contextcheck // It is ctx, in part.
 	} else {
-		receipt, err = l.sender.SendWithReceipt(waiting, m, nil)
+		receipt, err = l.sender.SendWithReceipt(waiting, m, nil) //nolint:contextcheck // It is ctx, in part.
 	}
 	return receipt, waiting.begun.Load(), err
 }

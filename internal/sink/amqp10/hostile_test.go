@@ -25,7 +25,9 @@ import (
 // connection.
 func FuzzMessages(f *testing.F) {
 	for _, seed := range [][]byte{
-		nil, []byte("plain"), []byte("短信 \U0001f600"), []byte("a\x00b\r\n\t\x7f"), {0xff, 0xfe}, []byte("\xed\xa0\x80"),
+		nil, []byte("plain"), []byte("短信 \U0001f600"), []byte("a\x00b\r\n\t\x7f"),
+		{0xff, 0xfe},
+		[]byte("\xed\xa0\x80"),
 		[]byte("accept/\x00"), []byte(strings.Repeat("x", 255)), []byte(strings.Repeat("x", 256)), []byte(strings.Repeat("é", 35_000)),
 		[]byte(`{"a": "b"}`), []byte("refuse"), []byte("\u2028\ufeff"),
 	} {
@@ -61,6 +63,7 @@ func FuzzMessages(f *testing.F) {
 // A message id that is no text, or is very long, is no reason to lose the connection.
 func TestHostileIDs(t *testing.T) {
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		t.Helper()
 		r := run(t, config(p, "accept"))
 		r.Await(relay.Up)
 		for id, want := range map[string]relay.Outcome{
@@ -96,7 +99,7 @@ func TestTLS11IsRefused(t *testing.T) {
 				return
 			}
 			_ = raw.SetDeadline(time.Now().Add(5 * time.Second))
-			conn := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}) //nolint:gosec // That is what is tried.
+			conn := tls.Server(raw, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11})
 			text, _ := io.ReadAll(conn)
 			mu.Lock()
 			said = append(said, string(text))

@@ -3,6 +3,7 @@ package amqp10_test
 import (
 	"fmt"
 	"runtime"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -19,6 +20,7 @@ import (
 // make the broker end the connection over the next one, with all that is under way on it.
 func TestAMessageThatRunsOutOfTimeHarmsNoOther(t *testing.T) {
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		t.Helper()
 		c := config(p, "accept")
 		c.Timeout = 300 * time.Millisecond
 		r := run(t, c)
@@ -54,10 +56,11 @@ func requireDeliversAgain(t *testing.T, r *relaytest.Running, ms []relay.Message
 // written, and goes over a new one: that is no failed try.
 func TestALinkThatTheBrokerEndedWhileIdle(t *testing.T) {
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		t.Helper()
 		r := run(t, config(p, "idle"))
 		r.Await(relay.Up)
 		for round := range 10 {
-			relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages(fmt.Sprint(round), 1, 10)))
+			relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages(strconv.Itoa(round), 1, 10)))
 			require.Eventually(t, func() bool { return p.Detached("idle") > round }, patience, time.Millisecond)
 			health, _ := r.Endpoint.Health()
 			require.Equal(t, relay.Up, health.State, health.Reason)
@@ -71,6 +74,7 @@ func TestALinkThatTheBrokerEndedWhileIdle(t *testing.T) {
 // time, and what waits for them does not pile up.
 func TestCreditIsKept(t *testing.T) {
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		t.Helper()
 		c := config(p, "credit.40")
 		c.Timeout = 500 * time.Millisecond
 		r := run(t, c)
@@ -83,7 +87,7 @@ func TestCreditIsKept(t *testing.T) {
 		for n := range 16 {
 			work.Go(func() {
 				began := time.Now()
-				for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages(fmt.Sprint(n), 16, 60_000)) {
+				for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages(strconv.Itoa(n), 16, 60_000)) {
 					if result.Outcome == relay.Delivered {
 						delivered.Add(1)
 						continue

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -21,6 +22,7 @@ import (
 // result and a reason of its own, and silence ends with the timeout.
 func TestOnlyAcceptedIsDelivered(t *testing.T) {
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		t.Helper()
 		for address, want := range map[string]struct {
 			outcome relay.Outcome
 			reason  string
@@ -61,6 +63,7 @@ func TestOnlyAcceptedIsDelivered(t *testing.T) {
 // A message whose outcome does not come holds up its own result only.
 func TestAHungOutcomeHoldsUpItsOwnMessageOnly(t *testing.T) {
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		t.Helper()
 		c := config(p, `{{ body.silent ? "silent" : "accept" }}`)
 		c.Timeout = 2 * time.Second
 		r := run(t, c)
@@ -93,6 +96,7 @@ func TestAHungOutcomeHoldsUpItsOwnMessageOnly(t *testing.T) {
 // delivery. The links to other addresses are unharmed.
 func TestADetachedLinkIsAttachedAgain(t *testing.T) {
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		t.Helper()
 		r := run(t, config(p, "accept"))
 		r.Await(relay.Up)
 		detached, err := r.Endpoint.Bind(func(settings any) error {
@@ -119,6 +123,7 @@ func TestADetachedLinkIsAttachedAgain(t *testing.T) {
 // An address that the broker refuses is told of, and tried again; it does not harm the others.
 func TestAnAddressThatIsRefused(t *testing.T) {
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		t.Helper()
 		c := config(p, "refuse")
 		r := run(t, c)
 		health := r.AwaitReason(relay.Down, `address "refuse" does not exist: create it, or correct address: amqp:not-found`)
@@ -152,6 +157,7 @@ func TestAnAddressThatIsRefused(t *testing.T) {
 // wait for their time, and the sink is down until one of them gets through.
 func TestWithoutCreditItIsBounded(t *testing.T) {
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		t.Helper()
 		c := config(p, "nocredit")
 		c.Timeout = 300 * time.Millisecond
 		r := run(t, c)
@@ -160,7 +166,7 @@ func TestWithoutCreditItIsBounded(t *testing.T) {
 		var work sync.WaitGroup
 		for n := range 8 {
 			work.Go(func() {
-				for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages(fmt.Sprint(n), 16, 10)) {
+				for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages(strconv.Itoa(n), 16, 10)) {
 					require.Equal(t, relay.Retry, result.Outcome)
 					require.Contains(t, []string{"no_credit", "outcome_timeout"}, relay.ReasonOf(result.Err))
 				}
@@ -181,6 +187,7 @@ func TestWithoutCreditItIsBounded(t *testing.T) {
 // try has failed, and all of it arrives when the peer is back.
 func TestThePeerGoesInTheMiddleOfAWindow(t *testing.T) {
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		t.Helper()
 		c := config(p, "silent")
 		c.Timeout = time.Minute
 		r := run(t, c)
@@ -222,6 +229,7 @@ func TestThePeerGoesInTheMiddleOfAWindow(t *testing.T) {
 // A connection that the peer cuts at a message takes nothing for delivered.
 func TestTheConnectionIsCut(t *testing.T) {
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		t.Helper()
 		r := run(t, config(p, "drop"))
 		for range 5 {
 			r.Await(relay.Up)
@@ -237,6 +245,7 @@ func TestTheConnectionIsCut(t *testing.T) {
 // write may take.
 func TestAStalledPeer(t *testing.T) {
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		t.Helper()
 		c := config(p, "accept")
 		c.Timeout = time.Minute // so that it is not what ends Deliver
 		c.IdleTimeout = 2 * time.Second
@@ -259,6 +268,7 @@ func TestAStalledPeer(t *testing.T) {
 // What is sent as settled counts as delivered when it is written, whatever becomes of it.
 func TestSettled(t *testing.T) {
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		t.Helper()
 		c := config(p, "reject")
 		c.Settle = amqp10.SettleSettled
 		r := run(t, c)
@@ -275,6 +285,7 @@ func TestMessagesAreTheSameForEveryPeer(t *testing.T) {
 	at := time.Date(2026, time.March, 1, 9, 30, 0, 0, time.UTC)
 	bodies := [][]byte{nil, []byte("plain"), []byte(`{"n": 7}`), {0, 1, 0xff, 0xfe}, []byte(strings.Repeat("短信", 20_000))}
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		t.Helper()
 		c := config(p, "accept.{{ source }}")
 		c.ApplicationProperties = values(map[string]any{
 			"text": "短信", "number": 5, "fraction": 0.5, "yes": true, "at": at,
@@ -380,12 +391,13 @@ func TestInvalidPropertiesRejectTheirMessage(t *testing.T) {
 // Addresses that messages decide do not make the links grow without end.
 func TestLinksAreBounded(t *testing.T) {
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		t.Helper()
 		r := run(t, config(p, "accept.{{ id }}"))
 		r.Await(relay.Up)
 		var work sync.WaitGroup
 		for n := range 4 {
 			work.Go(func() {
-				relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages(fmt.Sprint(n), 60, 10)))
+				relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages(strconv.Itoa(n), 60, 10)))
 			})
 		}
 		work.Wait()

@@ -2,9 +2,9 @@ package amqp10_test
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -99,7 +99,7 @@ func TestAQueueOfRabbitMQThatRefuses(t *testing.T) {
 	delivered, refused := map[string]bool{}, 0
 	for round := range 5 {
 		r.Await(relay.Up)
-		ms := relaytest.Messages(fmt.Sprint(round), 4, 10)
+		ms := relaytest.Messages(strconv.Itoa(round), 4, 10)
 		for i, result := range relaytest.Deliver(t.Context(), t, r.Sink, ms) {
 			if result.Outcome == relay.Delivered {
 				delivered[ms[i].ID] = true

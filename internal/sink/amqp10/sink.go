@@ -124,7 +124,11 @@ func (s *Sink) late(ctx context.Context) relay.Result {
 	if ctx.Err() != nil {
 		return relay.Result{Err: relay.Fail(reasonCancelled, fmt.Errorf("send to %q: %w", s.settings.Address, context.Cause(ctx)))}
 	}
-	return relay.Result{Err: relay.Fail(reasonTimeout, fmt.Errorf("send to %q: no outcome within %v", s.settings.Address, s.settings.Timeout))}
+	return relay.Result{Err: s.timedOut()}
+}
+
+func (s *Sink) timedOut() error {
+	return relay.Fail(reasonTimeout, fmt.Errorf("send to %q: no outcome within %v", s.settings.Address, s.settings.Timeout))
 }
 
 // batch sees to it that each message gets one result, and none after Deliver has
@@ -288,7 +292,7 @@ func (s *Sink) lost(ctx context.Context, c *connection, err error) error {
 		s.endpoint.gone(c)
 		return relay.Fail(reasonConnectionLost, fmt.Errorf("send to %q: %w: %w", s.settings.Address, relay.ErrSinkDown, c.cause()))
 	case ctx.Err() != nil:
-		return s.late(context.Background()).Err
+		return s.timedOut()
 	case ended(err):
 		failure := fmt.Errorf("send to %q: the broker has ended the link: %w", s.settings.Address, bounded(err))
 		s.endpoint.fails(s.fixed, reasonDetached, failure, false)
@@ -299,8 +303,7 @@ func (s *Sink) lost(ctx context.Context, c *connection, err error) error {
 
 // bounded shows what the broker said of itself.
 func bounded(err error) error {
-	var remote *amqp.Error
-	if errors.As(err, &remote) {
+	if remote, is := errors.AsType[*amqp.Error](err); is {
 		return errors.New(condition(remote))
 	}
 	return err
