@@ -1,0 +1,215 @@
+package faults_test
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"testing"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+	"github.com/stretchr/testify/require"
+
+	"mnsrelay/internal/emulator"
+	"mnsrelay/test/broker"
+)
+
+// An exchange that one route publishes to and that does not exist: that route fails and says
+// why, the other keeps its throughput. Only a publish finds out, and the broker closes the
+// channel over it. Not parallel, since it measures.
+func TestExchangeMissingForOneRoute(t *testing.T) {
+	const (
+		window   = 400 * time.Millisecond
+		least    = 8   // pairs of windows before it is judged
+		most     = 60  // pairs of windows
+		kept     = .95 // of the throughput
+		reserve  = 6000
+		troubled = 20
+	)
+	good := newInbox(t, broker.URL(t), nil, "good")
+	missing := newInbox(t, broker.URL(t), nil, "missing")
+	missing.with(func(ch *amqp.Channel) { require.NoError(t, ch.ExchangeDelete(missing.name, false, false)) })
+	w := newWorld(t, emulator.QueueConfig{VisibilityTimeout: 10 * time.Second}, "sms", "other")
+	way := newWire(t, w.notary, good.url)
+	w.start(w.source("sms", "events")+w.source("other", `[{sink: events, with: {exchange: {name: `+missing.name+`, declare: none}}}]`, "paused: true"),
+		sink("events", good, "url: "+way.url))
+	w.await("up", "")
+	w.send("other", troubled, 300, 0)
+
+	throughput := func() float64 {
+		if left := w.stats("sms"); left.Active < reserve {
+			w.send("sms", reserve, 300, 0)
+		}
+		before, begun := w.deleted(), time.Now()
+		pause(t, window)
+		return float64(w.deleted()-before) / time.Since(begun).Seconds()
+	}
+	toggle := func(what string) {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.relay.URL()+"/api/v1/sources/other/"+what, http.NoBody)
+		require.NoError(t, err)
+		request.Header.Set("Authorization", "Bearer token")
+		response, err := (&http.Client{Timeout: 10 * time.Second}).Do(request)
+		require.NoError(t, err)
+		require.NoError(t, response.Body.Close())
+		require.Equal(t, http.StatusOK, response.StatusCode/100*100)
+	}
+	w.send("sms", 2*reserve, 300, 0)
+	w.awaitDeleted(1000)
+	var calm, trouble, ratios []float64
+	median := func(of []float64) float64 {
+		sorted := slices.Sorted(slices.Values(of))
+		return sorted[len(sorted)/2]
+	}
+	// As many pairs as a busy machine needs: what takes more than the least share away fails
+	// in every one of them.
+	for len(ratios) < least || median(ratios) < kept && len(ratios) < most {
+		calm = append(calm, throughput())
+		toggle("resume")
+		trouble = append(trouble, throughput())
+		toggle("pause")
+		ratios = append(ratios, trouble[len(trouble)-1]/calm[len(calm)-1])
+	}
+	t.Logf("%d pairs: %.0f messages a second without the route that fails, %.0f beside it, median of the pairs %.3f", len(ratios), median(calm), median(trouble), median(ratios))
+	require.GreaterOrEqual(t, median(ratios), kept, "%.2f", ratios)
+
+	require.GreaterOrEqual(t, w.sinkStatus().Failed["exchange_missing"], uint64(len(ratios)), "the other route was in trouble meanwhile")
+
+	toggle("resume")
+	w.awaitFailed("exchange_missing", troubled)
+	require.Equal(t, "up", w.sinkStatus().State, "the other route works")
+	require.Contains(t, w.relay.Log(), fmt.Sprintf(`exchange \"%s\" does not exist`, missing.name))
+	require.Zero(t, w.stats("other").Deleted)
+	require.Equal(t, 1, w.lines("connected to the broker"), "the connection that the routes share is left alone")
+
+	missing.make()
+	w.finish(good, missing)
+}
+
+// Many messages at once that no queue would get: each is given back before it is confirmed,
+// and none of the confirms counts.
+func TestUnroutableBurst(t *testing.T) {
+	t.Parallel()
+	const messages = 10_000
+	in := newInbox(t, broker.URL(t), nil)
+	in.unbind()
+	w, _ := single(t, in, emulator.QueueConfig{VisibilityTimeout: 30 * time.Second}, nil, nil)
+	atRest := w.needs()
+	w.send("sms", messages, 300, 0)
+	w.awaitFailed("unroutable", messages)
+	require.GreaterOrEqual(t, w.stats("sms").Received, int64(messages))
+	require.Zero(t, w.deleted())
+	require.Equal(t, "up", w.sinkStatus().State)
+	require.Contains(t, w.relay.Log(), "no queue is bound for it")
+	require.Less(t, w.needs().memory, 200, "MiB at the most")
+
+	in.make()
+	require.Zero(t, w.finishRested(atRest, in), "what was given back is not in the queue")
+}
+
+// A queue that takes no more: what it refuses stays in MNS and is tried later and later.
+func TestQueueFullRejectPublish(t *testing.T) {
+	t.Parallel()
+	const room, messages = 50, 500
+	for name, arguments := range map[string]amqp.Table{
+		"classic": {"x-max-length": room, "x-overflow": "reject-publish"},
+		"quorum":  {"x-max-length": room, "x-overflow": "reject-publish", "x-queue-type": "quorum"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := newInbox(t, broker.URL(t), arguments)
+			w, _ := single(t, in, emulator.QueueConfig{VisibilityTimeout: 10 * time.Second}, nil, nil)
+			w.send("sms", messages, 300, 0)
+			w.awaitFailed("nack", messages-3*room)
+			// No more is deleted than fits, and a little: the broker looks now and then.
+			require.Less(t, w.deleted(), 4*room)
+			published, begun := w.notary.publishes(), time.Now()
+			w.requireNoDeletes(2 * time.Second)
+			rate := float64(w.notary.publishes()-published) / time.Since(begun).Seconds()
+			require.Less(t, rate, float64(messages), "tries a second: each message waits for a second at least, and longer each time")
+			require.Equal(t, "up", w.sinkStatus().State)
+
+			// Room is made now and then.
+			eventually(t, patience, "every message has arrived", func() (bool, string) {
+				in.read()
+				s := w.stats("sms")
+				return s.Active+s.Inactive == 0, fmt.Sprintf("%+v, %d have", s, len(in.copies))
+			})
+			require.Zero(t, w.finish(in), "what was refused is not in the queue")
+		})
+	}
+}
+
+// The binding goes while messages flow, and comes back.
+func TestBindingRemovedAndMadeAgain(t *testing.T) {
+	t.Parallel()
+	const messages = 3000
+	in := newInbox(t, broker.URL(t), nil)
+	w, _ := single(t, in, emulator.QueueConfig{VisibilityTimeout: 10 * time.Second}, nil, nil)
+	sent := w.sending(messages, 300, 1000)
+	w.awaitDeleted(500)
+	in.unbind()
+	w.awaitFailed("unroutable", 200)
+	w.requireNoDeletes(time.Second)
+	require.Contains(t, w.relay.Log(), "no queue is bound for it")
+	in.make()
+	sent()
+	require.Zero(t, w.finish(in))
+}
+
+// The queue goes with what is in it while messages flow, and is made again. What it held is
+// lost, by whoever deleted it; but nothing else is.
+func TestQueueDeletedAndMadeAgain(t *testing.T) {
+	t.Parallel()
+	const messages = 3000
+	in := newInbox(t, broker.URL(t), nil)
+	w, _ := single(t, in, emulator.QueueConfig{VisibilityTimeout: 10 * time.Second}, nil, nil)
+	sent := w.sending(messages, 300, 1000)
+	w.awaitDeleted(500)
+	in.with(func(ch *amqp.Channel) {
+		_, err := ch.QueueDelete(in.name, false, false, false)
+		require.NoError(t, err)
+	})
+	w.awaitFailed("unroutable", 200)
+	w.requireNoDeletes(time.Second)
+	held := make(map[string]bool) // what the broker had confirmed before it has another queue
+	for id := range w.sentSoFar() {
+		held[id] = w.notary.isConfirmed(id)
+	}
+	in.make()
+	sent()
+	eventually(t, patience, "every message is deleted", func() (bool, string) {
+		s := w.stats("sms")
+		return s.Active+s.Inactive == 0, fmt.Sprintf("%+v", s)
+	})
+	in.read()
+	gone := 0
+	for id := range w.sentSoFar() {
+		if in.copies[id] > 0 {
+			require.False(t, held[id], "message %s was sent again though it was confirmed", id)
+			continue
+		}
+		require.True(t, held[id], "message %s is lost, and the queue that was deleted never had it", id)
+		gone++
+		w.forget(id)
+	}
+	t.Logf("%d of %d messages were in the queue that was deleted", gone, messages)
+	require.Zero(t, w.finish(in))
+}
+
+// sentSoFar is a copy of what was sent.
+func (w *world) sentSoFar() map[string]string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	sent := make(map[string]string, len(w.sent))
+	for id, body := range w.sent {
+		sent[id] = body
+	}
+	return sent
+}
+
+// forget takes a message for not sent.
+func (w *world) forget(id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.sent, id)
+}
+
