@@ -108,7 +108,7 @@ func TestConnectionFlapping(t *testing.T) {
 	zerolog.SetGlobalLevel(zerolog.Disabled) // the proxy's links log past its logger
 	w := newWorld(t, emulator.QueueConfig{VisibilityTimeout: 10 * time.Second})
 	way := newWire(t, w.notary, in.url)
-	flapping := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "amqp", "127.0.0.1:0", strings.TrimSuffix(strings.Split(way.url, "@")[1], "/"))
+	flapping := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "amqp", "127.0.0.1:0", way.address)
 	require.NoError(t, flapping.Start())
 	t.Cleanup(flapping.Stop)
 	w.start(w.source("sms", "events"), sink("events", in, "url: amqp://guest:guest@"+flapping.Listen+"/"))

@@ -171,7 +171,8 @@ func messageID(payload []byte) string {
 type wire struct {
 	notary   *notary
 	upstream string
-	url      string
+	url      string // with the user of the upstream's
+	address  string
 	listener net.Listener
 	running  sync.WaitGroup
 
@@ -219,7 +220,8 @@ func newWire(t *testing.T, n *notary, upstream string) *wire {
 	require.NoError(t, err)
 	w := &wire{notary: n, upstream: u.Host, listener: l, open: make(map[*link]struct{}), gate: make(chan struct{}), budget: -1}
 	close(w.gate)
-	u.Host = l.Addr().String()
+	w.address = l.Addr().String()
+	u.Host = w.address
 	w.url = u.String()
 	w.running.Go(w.accept)
 	t.Cleanup(func() {
