@@ -76,18 +76,19 @@ func StartCluster(ctx context.Context, cfg Config, size int) (_ *Cluster, err er
 	if err := starting.Wait(); err != nil {
 		return nil, err
 	}
-	return c, c.await(ctx)
+	return c, c.Await(ctx)
 }
 
-// await waits until every node sees all.
-func (c *Cluster) await(ctx context.Context) error {
+// Await waits until every node runs and sees all others.
+func (c *Cluster) Await(ctx context.Context) error {
 	for _, n := range c.nodes {
 		for {
 			seen, err := n.Ctl(ctx, "eval", "length(rabbit_mnesia:cluster_nodes(running)).")
-			if err != nil {
-				return fmt.Errorf("form a cluster: %w", err)
+			if ctx.Err() != nil {
+				return fmt.Errorf("wait for the cluster: %w: %w", ctx.Err(), err)
 			}
-			if strings.TrimSpace(seen) == strconv.Itoa(len(c.nodes)) {
+			// A node that is about to run may not answer yet.
+			if err == nil && strings.TrimSpace(seen) == strconv.Itoa(len(c.nodes)) {
 				break
 			}
 		}
