@@ -18,9 +18,10 @@ TESTFLAGS ?=
 # How long `make fuzz` tries each target.
 FUZZTIME  ?= 60s
 # make chaos: how long, how many messages (10000 a minute), which schedule (a new one), and
-# a folder for the logs of the relays.
+# a folder for the logs of the relays. make soak: how many messages (200000), how many a second.
 MINUTES  ?= 5
 MESSAGES ?=
+RATE     ?= 1000
 SEED     ?=
 LOGS     ?=
 # What `make demo` delivers to beside its own webhook receiver, amqp://...; and other flags of the demo.
@@ -59,6 +60,13 @@ bench: ## Measure the amqp091 sink against a bare publisher, in one run; BENCHFL
 	./test/setup
 	go build -o $(BIN)/bench ./test/bench
 	exec $(BIN)/bench $(BENCHFLAGS)
+
+.PHONY: soak
+soak: ## Relay MESSAGES (200000) at RATE (1000) a second while a node of three restarts every 20 s.
+	./test/setup
+	go build -o $(BIN)/withbroker ./test/withbroker
+	exec env MNSRELAY_TEST_AMQP_URL=none $(BIN)/withbroker -- go test -count=1 -timeout 0 -v ./test/faults -run '^TestCluster$$/^Soak$$' \
+		-messages $(or $(MESSAGES),200000) -rate $(RATE) -every 20s
 
 .PHONY: lint
 lint: ## Check formatting, lint, go.mod and the shell scripts.
