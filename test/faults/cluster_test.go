@@ -3,6 +3,7 @@ package faults_test
 import (
 	"flag"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -93,6 +94,7 @@ func (w *world) awaitConfirms(more int) {
 
 // The node that leads the queue dies, is there again, and the next leader goes.
 func leaderKilled(t *testing.T, c *broker.Cluster) {
+	t.Helper()
 	w, in, _ := clustered(t, c)
 	atRest := w.needs()
 	stop := w.flow(400)
@@ -120,6 +122,7 @@ func leaderKilled(t *testing.T, c *broker.Cluster) {
 // The node that the relay is connected to is cut off the others: what it still takes it does
 // not confirm. Then two of the three freeze, and nothing is confirmed at all.
 func minorityPartition(t *testing.T, c *broker.Cluster) {
+	t.Helper()
 	w, in, ways := clustered(t, c)
 	atRest := w.needs()
 	connected := func() int {
@@ -177,6 +180,7 @@ func minorityPartition(t *testing.T, c *broker.Cluster) {
 // Messages at a rate while the nodes are restarted in turn, killed and stopped by turns. It
 // is as long as its flags say; in make test it has one restart.
 func soak(t *testing.T, c *broker.Cluster) {
+	t.Helper()
 	w, in, _ := clustered(t, c)
 	atRest := w.needs()
 	begun := time.Now()
@@ -209,14 +213,19 @@ func soak(t *testing.T, c *broker.Cluster) {
 
 	var b strings.Builder
 	table := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(table, "sent\t%d, %d a second\n", len(w.sent), *rateFlag)
-	fmt.Fprintf(table, "took\t%v\n", took.Round(100*time.Millisecond))
-	fmt.Fprintf(table, "restarts of a node\t%d\n", restarts)
-	fmt.Fprintf(table, "confirmed\t%d\n", w.notary.confirms())
-	fmt.Fprintf(table, "lost\t0\n")
-	fmt.Fprintf(table, "duplicates\t%d\n", duplicates)
-	fmt.Fprintf(table, "longest time without a confirm\t%v\n", gap.Round(10*time.Millisecond))
-	fmt.Fprintf(table, "memory, goroutines, files\t%d MiB, %d, %d\n", needs.memory, needs.goroutines, needs.files)
+	for _, row := range [][2]string{
+		{"sent", fmt.Sprintf("%d, %d a second", len(w.sent), *rateFlag)},
+		{"took", took.Round(100 * time.Millisecond).String()},
+		{"restarts of a node", strconv.Itoa(restarts)},
+		{"confirmed", strconv.Itoa(w.notary.confirms())},
+		{"lost", "0"},
+		{"duplicates", strconv.Itoa(duplicates)},
+		{"longest time without a confirm", gap.Round(10 * time.Millisecond).String()},
+		{"memory, goroutines, files", fmt.Sprintf("%d MiB, %d, %d", needs.memory, needs.goroutines, needs.files)},
+	} {
+		_, err := fmt.Fprintf(table, "%s\t%s\n", row[0], row[1])
+		require.NoError(t, err)
+	}
 	require.NoError(t, table.Flush())
 	t.Log("\n" + b.String())
 	require.Equal(t, *messagesFlag, w.notary.confirms())

@@ -229,8 +229,8 @@ func (p *tap) requireEncrypted(t *testing.T, name string) {
 			continue
 		}
 		require.Equal(t, []byte{22, 3}, heard.Bytes()[:2], "%s: it begins with a handshake of TLS", name)
-		for _, clear := range []string{"AMQP", password, "PLAIN", "relay-faults"} {
-			require.NotContains(t, heard.String(), clear, name)
+		for _, text := range []string{"AMQP", password, "PLAIN", "relay-faults"} {
+			require.NotContains(t, heard.String(), text, name)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package faults_test
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"testing"
@@ -199,11 +200,7 @@ func TestQueueDeletedAndMadeAgain(t *testing.T) {
 func (w *world) sentSoFar() map[string]string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	sent := make(map[string]string, len(w.sent))
-	for id, body := range w.sent {
-		sent[id] = body
-	}
-	return sent
+	return maps.Clone(w.sent)
 }
 
 // forget takes a message for not sent.
@@ -212,4 +209,3 @@ func (w *world) forget(id string) {
 	defer w.mu.Unlock()
 	delete(w.sent, id)
 }
-
