@@ -4,12 +4,12 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
+	"mnsrelay/internal/broker"
 	"mnsrelay/internal/expr"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
@@ -152,7 +152,15 @@ func Defaults() *Config {
 // path below the sink.
 func (c *Config) Validate() error {
 	_, problems := c.targets()
-	return errors.Join(problems, c.validateConnection(), c.validateQueues(), c.Settings.Validate())
+	return errors.Join(problems, c.validateConnection(), c.validateQueues(), c.Settings.Validate(), c.checkTransaction(&c.Settings))
+}
+
+// Warnings reports what is accepted and may not be meant, each a *setting.Problem.
+func (c *Config) Warnings() []error {
+	if c.Acknowledge != AcknowledgeTransaction {
+		return nil
+	}
+	return []error{setting.Problemf("acknowledge", "RabbitMQ answers a commit though a quorum queue has refused a message of it (overflow: reject-publish): such a message would be lost; write confirm where the broker has publisher confirms")}
 }
 
 // Open makes the endpoint of a validated Config. It opens no connection and starts
@@ -262,85 +270,61 @@ func (s *Settings) DeadLetters() string {
 	return ""
 }
 
-// target is one broker address, taken apart.
+// target is one broker, with what is said to it.
 type target struct {
-	address   string // host:port, safe to show
-	host      string
-	secure    bool
+	broker.Address
+
 	vhost     string
 	sasl      SASL
-	username  string
-	password  setting.Secret
 	heartbeat time.Duration
 }
 
 // targets reads the URLs. Its errors are problems and hold no part of a URL's user
 // info.
 func (c *Config) targets() ([]target, error) {
-	type entry struct {
-		path string
-		url  setting.URL
+	var targets []target
+	urls, paths, problem := broker.OneOf(c.URL, c.URLs)
+	problems := []error{problem, broker.Credentials(c.Username, c.Password), c.TLS.Validate("tls")}
+	report := func(path, format string, args ...any) {
+		problems = append(problems, setting.Problemf(path, format, args...))
 	}
-	var (
-		entries  []entry
-		targets  []target
-		problems []error
-	)
-	switch {
-	case !c.URL.IsZero() && len(c.URLs) > 0:
-		problems = append(problems, setting.Problemf("urls", "url is set too: write one of them"))
-	case !c.URL.IsZero():
-		entries = append(entries, entry{"url", c.URL})
-	case len(c.URLs) == 0:
-		problems = append(problems, setting.Problemf("url", "required: write amqp://host:5672/vhost or amqps://host:5671/vhost"))
+	if len(urls) == 0 {
+		report("url", "required: write amqp://host:5672/vhost or amqps://host:5671/vhost")
 	}
-	for i, u := range c.URLs {
-		entries = append(entries, entry{fmt.Sprintf("urls[%d]", i), u})
-	}
-	if c.Username == "" && !c.Password.IsZero() {
-		problems = append(problems, setting.Problemf("username", "required where password is set"))
-	}
-	if c.Username != "" && c.Password.IsZero() {
-		problems = append(problems, setting.Problemf("password", "required where username is set"))
-	}
-	if err := c.TLS.Validate("tls"); err != nil {
-		problems = append(problems, err)
-	}
-
 	secure := false
-	for _, e := range entries {
-		t, err := readTarget(e.url)
+	for i, u := range urls {
+		t, err := readTarget(u)
 		if err != nil {
-			problems = append(problems, setting.Problemf(e.path, "%v", err))
+			report(paths[i], "%v", err)
 			continue
 		}
-		secure = secure || t.secure
+		secure = secure || t.Secure
 		t.sasl = c.SASL
 		t.heartbeat = cmp.Or(t.heartbeat, c.Heartbeat)
 		if c.Vhost != "" && t.vhost != "" {
-			problems = append(problems, setting.Problemf(e.path, "holds a vhost, and vhost is set too: write it in one place"))
+			report(paths[i], "holds a vhost, and vhost is set too: write it in one place")
 		}
 		t.vhost = cmp.Or(t.vhost, c.Vhost, "/")
 		switch {
 		case c.SASL == SASLExternal:
-			if t.username != "" || c.Username != "" {
-				problems = append(problems, setting.Problemf(e.path, "sasl: external takes the user from the client certificate: remove user name and password"))
+			if t.Username != "" || c.Username != "" {
+				report(paths[i], "sasl: external takes the user from the client certificate: remove user name and password")
 			}
-			if !t.secure {
-				problems = append(problems, setting.Problemf(e.path, "sasl: external needs a client certificate, and so amqps://"))
+			if !t.Secure {
+				report(paths[i], "sasl: external needs a client certificate, and so amqps://")
 			}
-		case c.Username != "" && t.username != "":
-			problems = append(problems, setting.Problemf(e.path, "holds credentials, and username is set too: write them in one place"))
+		case c.Username != "" && t.Username != "":
+			report(paths[i], "holds credentials, and username is set too: write them in one place")
 		case c.Username != "":
-			t.username, t.password = c.Username, c.Password
-		case t.username == "":
+			t.Username, t.Password = c.Username, c.Password
+		case t.Username == "":
 			// What RabbitMQ allows on loopback out of the box; elsewhere it refuses.
-			t.username, t.password = "guest", setting.NewSecret("guest")
+			t.Username, t.Password = "guest", setting.NewSecret("guest")
 		}
 		targets = append(targets, t)
 	}
-	if c.TLS != (setting.TLS{}) && !secure && len(targets) == len(entries) && len(entries) > 0 {
-		problems = append(problems, setting.Problemf("tls", "no URL is encrypted: write amqps:// or leave tls out"))
+	if c.TLS != (setting.TLS{}) && !secure && len(targets) == len(urls) && len(urls) > 0 {
+		report("tls", "no URL is encrypted: write amqps:// or leave tls out")
 	}
 	if err := errors.Join(problems...); err != nil {
 		return nil, err
@@ -350,40 +334,14 @@ func (c *Config) targets() ([]target, error) {
 
 // readTarget takes u apart. Its errors never quote it.
 func readTarget(u setting.URL) (target, error) {
-	parsed, err := u.Parse()
+	address, parsed, err := broker.ReadURL(u)
 	if err != nil {
 		return target{}, err
 	}
-	t := target{host: parsed.Hostname()}
-	port := parsed.Port()
-	switch parsed.Scheme {
-	case "amqp":
-		port = cmp.Or(port, "5672")
-	case "amqps":
-		t.secure = true
-		port = cmp.Or(port, "5671")
-	default:
-		return target{}, errors.New("the scheme must be amqp:// or amqps://")
-	}
-	if t.host == "" {
-		return target{}, errors.New("the host is missing")
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return target{}, errors.New("the port must be 1 to 65535")
-	}
-	t.address = net.JoinHostPort(t.host, port)
 	// The path "//" and "/%2F" both are the vhost "/"; "/a/b" is the vhost "a/b".
-	t.vhost = strings.TrimPrefix(parsed.Path, "/")
+	t := target{Address: address, vhost: strings.TrimPrefix(parsed.Path, "/")}
 	if len(t.vhost) > maxShortString {
 		return target{}, fmt.Errorf("the vhost is %d bytes long: AMQP allows at most %d", len(t.vhost), maxShortString)
-	}
-	if parsed.User != nil {
-		t.username = parsed.User.Username()
-		password, _ := parsed.User.Password()
-		t.password = setting.NewSecret(password)
-	}
-	if parsed.Fragment != "" {
-		return target{}, errors.New("there is a # in it: percent-encode it as %23, or use the username and password settings")
 	}
 	query, err := url.ParseQuery(parsed.RawQuery)
 	if err != nil {

@@ -3,6 +3,7 @@ package amqp091_test
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -173,6 +174,21 @@ func TestValidate(t *testing.T) {
 			"queues[3].overflow: \"block\" is unknown", "queues[3].dead_letter_exchange: required", "queues[3].arguments.x-queue-type: another setting",
 			"queues[3].bindings[0].exchange: every queue", "queues[4].type: \"tree\" is unknown", "queues[4].delivery_limit: only a quorum queue",
 		}},
+		"a transaction that hides refusals": {func(c *amqp091.Config) {
+			c.Acknowledge = "transaction"
+			c.Queues = []amqp091.Queue{queue("q")}
+			c.Queues[0].Overflow = "reject-publish"
+		}, []string{"acknowledge: a commit does not tell that the quorum queue \"q\" has refused"}},
+		"a queue that refuses openly": {func(c *amqp091.Config) {
+			c.Acknowledge = "transaction"
+			c.Queues = []amqp091.Queue{{Name: "q", Type: "classic", Overflow: "reject-publish"}}
+		}, nil},
+		"less than a millisecond": {func(c *amqp091.Config) {
+			c.Queues = []amqp091.Queue{queue("q")}
+			c.Queues[0].MessageTTL = 100 * time.Microsecond
+		}, []string{"queues[0].message_ttl: 100µs is no whole number"}},
+		"an infinite header":   {func(c *amqp091.Config) { c.Headers = headers(map[string]any{"h": math.Inf(1)}) }, []string{"headers.h: a number that is infinite"}},
+		"an infinite argument": {func(c *amqp091.Config) { c.Exchange.Arguments = headers(map[string]any{"h": math.NaN()}) }, []string{"exchange.arguments.h: a number that is infinite"}},
 		"bound to no exchange": {func(c *amqp091.Config) {
 			c.Exchange.Name = amqp091.DefaultExchange
 			c.Queues = []amqp091.Queue{queue("q")}
@@ -212,4 +228,23 @@ func flatten(err error) []error {
 		all = append(all, flatten(e)...)
 	}
 	return all
+}
+
+// A transaction is warned of, and a route cannot choose one where it would lose messages.
+func TestTransactionsAreWarnedOf(t *testing.T) {
+	c := valid()
+	require.Empty(t, c.Warnings())
+	c.Queues = []amqp091.Queue{queue("q")}
+	c.Queues[0].Overflow = amqp091.OverflowRejectPublish
+	endpoint, err := c.Open(deps(t))
+	require.NoError(t, err)
+	_, err = endpoint.Bind(func(settings any) error {
+		s, ok := settings.(*amqp091.Settings)
+		require.True(t, ok)
+		s.Acknowledge = amqp091.AcknowledgeTransaction
+		return nil
+	})
+	require.ErrorContains(t, err, "acknowledge: a commit does not tell")
+	c.Acknowledge = amqp091.AcknowledgeTransaction
+	require.Len(t, c.Warnings(), 1)
 }

@@ -3,8 +3,6 @@ package amqp091
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
-	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -86,12 +84,8 @@ type connection struct {
 func dial(ctx context.Context, t target, settings *Config, deps relay.SinkDeps) (_ *connection, err error) {
 	ctx, cancel := context.WithTimeout(ctx, settings.ConnectTimeout)
 	defer cancel()
-	dialer := net.Dialer{Timeout: settings.DialTimeout}
-	raw, err := dialer.DialContext(ctx, "tcp", t.address)
+	raw, err := t.Dial(ctx, settings.DialTimeout, &settings.TLS)
 	if err != nil {
-		if op := (*net.OpError)(nil); errors.As(err, &op) && op.Op == "dial" {
-			return nil, op.Err // the rest repeats the address
-		}
 		return nil, err
 	}
 	defer func() {
@@ -99,17 +93,6 @@ func dial(ctx context.Context, t target, settings *Config, deps relay.SinkDeps) 
 			_ = raw.Close()
 		}
 	}()
-	if t.secure {
-		config, err := settings.TLS.Config(t.host)
-		if err != nil {
-			return nil, err
-		}
-		secured := tls.Client(raw, config)
-		if err := secured.HandshakeContext(ctx); err != nil {
-			return nil, fmt.Errorf("agree on TLS: %w", setting.AdviseTLS(err))
-		}
-		raw = secured
-	}
 	// The library's handshake knows no context.
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	properties := amqp.Table{
@@ -139,7 +122,7 @@ func dial(ctx context.Context, t target, settings *Config, deps relay.SinkDeps) 
 	c := &connection{
 		amqp:     opened,
 		net:      raw,
-		username: t.username,
+		username: t.Username,
 		// One error ends it.
 		lost: opened.NotifyClose(make(chan *amqp.Error, 1)),
 		// Room for an alarm that comes and goes while an exchange is declared.

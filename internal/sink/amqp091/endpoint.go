@@ -23,7 +23,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,29 +30,13 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"mnsrelay/internal/broker"
 	"mnsrelay/internal/relay"
 )
 
 const (
 	// closeTimeout bounds the orderly end of a connection.
 	closeTimeout = 2 * time.Second
-
-	// Between two tries to connect lies a random time below a bound that doubles
-	// from the first to the last; it starts over after a connection that lasted.
-	firstReconnect = 50 * time.Millisecond
-	lastReconnect  = 800 * time.Millisecond
-	lasted         = 5 * time.Second
-	// silentLogin is the bound after a connection that ended during the login
-	// without a word: wrong credentials or a broker that is going down.
-	silentLogin = 5 * time.Second
-	// refusedLogin lies between two tries with credentials that were refused: more
-	// would lock accounts and fill the broker's log.
-	refusedLogin = 30 * time.Second
-
-	// An exchange that cannot be published to, or a queue that cannot be declared, is tried again after a time that
-	// doubles from the first to the last.
-	firstRecheck = 250 * time.Millisecond
-	lastRecheck  = 10 * time.Second
 )
 
 var (
@@ -110,7 +93,7 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 			return nil, err
 		}
 	}
-	if err := settings.Validate(); err != nil {
+	if err := errors.Join(settings.Validate(), e.config.checkTransaction(&settings)); err != nil {
 		return nil, err
 	}
 	return newSink(e, settings, e.use(settings.Exchange))
@@ -135,56 +118,19 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	e.mu.Unlock()
 	defer e.finish()
 
-	said := make([]string, len(e.targets)) // what was last logged of each target
-	failures, refusals := 0, 0
-	// From a random one on, so that replicas spread over the nodes.
-	for i := rand.N(len(e.targets)); ctx.Err() == nil; i = (i + 1) % len(e.targets) { //nolint:gosec // No secret.
-		began := time.Now()
-		err := e.session(ctx, e.targets[i], func() {
-			e.log.Info("connected to the broker", zap.String("address", e.targets[i].address))
-			said[i] = ""
-		})
-		if ctx.Err() != nil {
-			break
-		}
-		e.disconnected(err)
-		if text := err.Error(); text != said[i] {
-			said[i] = text
-			e.log.Warn("no connection to the broker", zap.String("address", e.targets[i].address), zap.Error(err))
-		}
-		if time.Since(began) > lasted {
-			failures = 0
-		}
-		bound := min(firstReconnect<<min(failures, 10), lastReconnect)
-		failures++
-		var refused *loginError
-		switch {
-		case !errors.As(err, &refused):
-			refusals = 0
-		case refused.named:
-			// Another node may know the user, so only a whole round counts.
-			if refusals++; refusals >= len(e.targets) {
-				bound = 0
-				wait(ctx, refusedLogin)
-			}
-		default:
-			bound = max(bound, min(firstReconnect<<min(failures, 10), silentLogin))
-		}
-		if bound > 0 {
-			wait(ctx, rand.N(bound)) //nolint:gosec // Jitter is no secret.
-		}
+	addresses := make([]string, len(e.targets))
+	for i := range e.targets {
+		addresses[i] = e.targets[i].HostPort
 	}
+	(&broker.Keeper{
+		Addresses: addresses,
+		Session: func(ctx context.Context, i int, connected func()) error {
+			return e.session(ctx, e.targets[i], connected)
+		},
+		Disconnected: e.disconnected,
+		Log:          e.log,
+	}).Run(ctx)
 	return nil
-}
-
-// wait returns after d, or when ctx ends.
-func wait(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }
 
 // finish waits for the Delivers that are not done with the last connection.
@@ -202,7 +148,7 @@ func (e *Endpoint) finish() {
 func (e *Endpoint) session(ctx context.Context, t target, connected func()) (err error) {
 	c, err := dial(ctx, t, &e.config, e.deps)
 	if err != nil {
-		return fmt.Errorf("connect to %s: %w", t.address, err)
+		return fmt.Errorf("connect to %s: %w", t.HostPort, err)
 	}
 	// A request to a broker that has stalled ends with the connection only, so the
 	// end does not wait for this goroutine.
@@ -255,7 +201,7 @@ func (e *Endpoint) session(ctx context.Context, t target, connected func()) (err
 			if err == nil {
 				return errors.New("the connection was closed")
 			}
-			return fmt.Errorf("lost the connection to %s: %w", t.address, brokerError{err})
+			return fmt.Errorf("lost the connection to %s: %w", t.HostPort, brokerError{err})
 		case b, ok := <-c.blockings:
 			if ok {
 				c.blocked.Store(b.Active)

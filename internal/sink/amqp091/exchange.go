@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -14,6 +13,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"mnsrelay/internal/broker"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 )
@@ -253,18 +253,11 @@ func (e *Endpoint) fails(x *exchange, refusal *amqp.Error, probe bool) error {
 		e.log.Warn("exchange cannot be used", zap.String("exchange", x.Name), zap.Error(err))
 	}
 	x.probe = probe
-	x.due = again(&x.failures)
+	x.due = broker.Again(&x.failures)
 	x.set(relay.Down, cause, err.Error())
 	e.report()
 	e.wake()
 	return failure
-}
-
-// again is when something that has failed so often is tried again; it counts this time.
-func again(failures *int) time.Time {
-	pause := min(firstRecheck<<min(*failures, 10), lastRecheck)
-	*failures++
-	return time.Now().Add(pause/2 + rand.N(pause/2)) //nolint:gosec // Jitter is no secret.
 }
 
 // advice names what a refusal means, and says in words what to do.

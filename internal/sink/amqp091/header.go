@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -120,6 +121,10 @@ func headerValue(name string, value any) (any, error) {
 // error holds nothing of a value.
 func wireValue(value any) (any, error) {
 	switch v := value.(type) {
+	case float64:
+		if math.IsInf(v, 0) || math.IsNaN(v) {
+			return nil, errors.New("a number that is infinite or none: the broker ends the connection over it")
+		}
 	case []any:
 		list := make([]any, len(v))
 		for i := range v {

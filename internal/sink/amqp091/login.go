@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"mnsrelay/internal/broker"
+
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
@@ -34,26 +36,24 @@ func (l *login) Response() string {
 	if l.target.sasl == SASLExternal {
 		return ""
 	}
-	return "\x00" + l.target.username + "\x00" + l.target.password.Current()
+	return "\x00" + l.target.Username + "\x00" + l.target.Password.Current()
 }
 
-// loginError is a connection that the broker ended over the login. It does not
-// quote the broker, which may repeat what it was sent.
-type loginError struct {
-	target target
-	named  bool // the broker said that it refuses the credentials
-}
-
-func (e *loginError) Error() string {
+// loginError says that the broker ended the connection over the login; refused: that it
+// refused us, and did not only hang up.
+func loginError(t target, refused bool) error {
+	var message string
 	switch {
-	case e.target.sasl == SASLExternal && e.named:
-		return "the broker refuses the client certificate: it knows no user of that name"
-	case e.target.sasl == SASLExternal:
-		return "the broker hung up during the login by client certificate: it is going down, or it knows no user of that name"
-	case e.named:
-		return fmt.Sprintf("the broker refuses the user %q: check username and password", e.target.username)
+	case t.sasl == SASLExternal && refused:
+		message = "the broker refuses the client certificate: it knows no user of that name"
+	case t.sasl == SASLExternal:
+		message = "the broker hung up during the login by client certificate: it is going down, or it knows no user of that name"
+	case refused:
+		message = fmt.Sprintf("the broker refuses the user %q: check username and password", t.Username)
+	default:
+		message = fmt.Sprintf("the broker hung up during the login of the user %q: it is going down, or username and password are wrong", t.Username)
 	}
-	return fmt.Sprintf("the broker hung up during the login of the user %q: it is going down, or username and password are wrong", e.target.username)
+	return &broker.LoginError{Message: message, Refused: refused}
 }
 
 // handshakeError says why the handshake failed.
@@ -67,7 +67,7 @@ func handshakeError(ctx context.Context, err error, t target, timeout time.Durat
 	case !errors.As(err, &refusal):
 		return fmt.Errorf("log in: %w", err)
 	case refusal.Code == amqp.AccessRefused:
-		return &loginError{target: t, named: refusal.Server}
+		return loginError(t, refusal.Server)
 	case refusal.Code == amqp.NotAllowed, refusal.Code == amqp.InvalidPath:
 		return fmt.Errorf("open vhost %q: %w", t.vhost, brokerError{refusal})
 	}

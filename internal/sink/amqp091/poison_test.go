@@ -104,7 +104,12 @@ func TestInvalidPropertiesRejectTheirMessage(t *testing.T) {
 		"long further key": func(c *amqp091.Config) {
 			c.Headers = headers(map[string]any{"BCC": []any{`{{ body.bad ? text : "k" }}`}})
 		},
-		"headers": func(c *amqp091.Config) { c.Headers = headers(map[string]any{"h": `{{ body.bad ? text : "k" }}`}) },
+		"infinite": func(c *amqp091.Config) { c.Headers = headers(map[string]any{"h": `{{ body.bad ? 1.0 / 0.0 : 1.0 }}`}) },
+		"infinite in a table": func(c *amqp091.Config) {
+			c.Headers = headers(map[string]any{"h": map[string]any{"l": []any{`{{ body.bad ? body.huge : 1.0 }}`}}})
+		},
+		"no number": func(c *amqp091.Config) { c.Headers = headers(map[string]any{"h": `{{ body.bad ? 0.0 / 0.0 : 1.0 }}`}) },
+		"headers":   func(c *amqp091.Config) { c.Headers = headers(map[string]any{"h": `{{ body.bad ? text : "k" }}`}) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := in.config()
@@ -123,7 +128,7 @@ func TestInvalidPropertiesRejectTheirMessage(t *testing.T) {
 					sink := []relay.Sink{r.Sink, other}[n%2]
 					ms := relaytest.Messages(fmt.Sprintf("%s-%d", name, n), 64, 0)
 					for i := range ms {
-						ms[i].Body = fmt.Appendf(nil, `{"bad": %t, "filler": "%s"}`, i%8 == 3, filler)
+						ms[i].Body = fmt.Appendf(nil, `{"bad": %t, "huge": 1e400, "filler": "%s"}`, i%8 == 3, filler)
 					}
 					for i, result := range relaytest.Deliver(t.Context(), t, sink, ms) {
 						if i%8 != 3 {
@@ -150,33 +155,41 @@ func TestInvalidPropertiesRejectTheirMessage(t *testing.T) {
 func TestMessageTooLargeForTheBroker(t *testing.T) {
 	t.Parallel()
 	b := node(t, broker.Config{Conf: "max_message_size = 10000"})
-	for _, acknowledge := range []amqp091.Acknowledge{amqp091.AcknowledgeConfirm, amqp091.AcknowledgeTransaction} {
+	for _, acknowledge := range []amqp091.Acknowledge{amqp091.AcknowledgeConfirm, amqp091.AcknowledgeTransaction, amqp091.AcknowledgeReply} {
 		t.Run(string(acknowledge), func(t *testing.T) {
 			in := newInbox(t, b.URL())
 			c := in.config()
 			c.Acknowledge = acknowledge
+			got := map[string]int{}
+			var mu sync.Mutex
+			if acknowledge == amqp091.AcknowledgeReply {
+				in.consumer(func(d amqp.Delivery) []byte {
+					mu.Lock()
+					defer mu.Unlock()
+					got[d.MessageId]++
+					return []byte("ok")
+				})
+			}
 			r := run(t, c)
 			r.Await(relay.Up)
 			for _, at := range []int{0, 7, 15} {
 				ms := relaytest.Messages(fmt.Sprintf("m-%d", at), 16, 100)
 				ms[at].Body = make([]byte, 10_001)
 				for i, result := range relaytest.Deliver(t.Context(), t, r.Sink, ms) {
-					switch {
-					case i != at:
+					if i != at {
 						require.NoError(t, result.Err, "message %d beside %d", i, at)
 						require.Equal(t, relay.Delivered, result.Outcome)
-					case acknowledge == amqp091.AcknowledgeTransaction:
-						// Why a commit fails cannot be told.
-						relaytest.RequireReason(t, "transaction_failed", result)
-					default:
-						require.Equal(t, relay.Rejected, result.Outcome)
-						require.Equal(t, "message_refused", relay.ReasonOf(result.Err))
-						require.ErrorContains(t, result.Err, "10001")
+						continue
 					}
+					require.Equal(t, relay.Rejected, result.Outcome, "%v", result.Err)
+					require.Equal(t, "message_refused", relay.ReasonOf(result.Err))
+					require.ErrorContains(t, result.Err, "10001")
 				}
 			}
-			ids := in.ids()
-			require.Len(t, ids, 45)
+			if acknowledge != amqp091.AcknowledgeReply {
+				got = in.ids()
+			}
+			require.Len(t, got, 45)
 			require.Equal(t, relay.Up, r.Await(relay.Up).State)
 			require.Equal(t, 1, r.Log.FilterMessage("connected to the broker").Len())
 		})
@@ -258,4 +271,46 @@ func TestExchangeRefusedAndMismatch(t *testing.T) {
 	r.Await(relay.Probe)
 	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)))
 	r.Await(relay.Up)
+}
+
+// A routing key that the user may not publish to is refused for its own message, and the
+// exchange stays as it is for the others.
+func TestARoutingKeyThatIsRefused(t *testing.T) {
+	t.Parallel()
+	b := node(t, broker.Config{})
+	in := newInbox(t, b.URL())
+	for _, args := range [][]string{
+		{"add_user", "writer", "writer"},
+		{"set_permissions", "writer", ".*", ".*", ".*"},
+		{"set_topic_permissions", "writer", in.exchange, "^allowed", ".*"},
+	} {
+		_, err := b.Ctl(bounded(t), args...)
+		require.NoError(t, err)
+	}
+	c := in.config()
+	u, err := url.Parse(in.url)
+	require.NoError(t, err)
+	u.User = url.UserPassword("writer", "writer")
+	c.URL = setting.NewURL(u.String())
+	c.RoutingKey = "{{ body.key }}"
+	r := run(t, c)
+	r.Await(relay.Up)
+	for _, at := range []int{0, 7, 15} {
+		ms := relaytest.Messages(fmt.Sprintf("m-%d", at), 16, 0)
+		for i := range ms {
+			ms[i].Body = []byte(`{"key": "allowed"}`)
+		}
+		ms[at].Body = []byte(`{"key": "hunter2"}`)
+		for i, result := range relaytest.Deliver(t.Context(), t, r.Sink, ms) {
+			if i == at {
+				relaytest.RequireReason(t, "exchange_refused", result)
+				require.ErrorContains(t, result.Err, "with this routing key")
+				continue
+			}
+			require.NoError(t, result.Err, "message %d beside %d", i, at)
+		}
+		health, _ := r.Endpoint.Health()
+		require.Equal(t, relay.Up, health.State)
+	}
+	require.Len(t, in.ids(), 45)
 }

@@ -11,6 +11,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"mnsrelay/internal/broker"
 	"mnsrelay/internal/setting"
 )
 
@@ -107,6 +108,26 @@ func (c *Config) validateQueues() error {
 	return errors.Join(problems...)
 }
 
+// refusesSilently tells whether RabbitMQ would answer a commit though the queue has refused
+// messages of it.
+func (q *Queue) refusesSilently() bool {
+	return q.Type == QueueQuorum && (q.Overflow == OverflowRejectPublish || q.Overflow == OverflowRejectPublishDLX)
+}
+
+// checkTransaction refuses what would lose messages: the commit of a transaction is answered
+// though a quorum queue has refused some of them (seen with RabbitMQ 3.10).
+func (c *Config) checkTransaction(s *Settings) error {
+	if s.Acknowledge != AcknowledgeTransaction {
+		return nil
+	}
+	for i := range c.Queues {
+		if c.Queues[i].refusesSilently() {
+			return setting.Problemf("acknowledge", "a commit does not tell that the quorum queue %q has refused messages (overflow: %s), which would be lost: write confirm", c.Queues[i].Name, c.Queues[i].Overflow)
+		}
+	}
+	return nil
+}
+
 func (q *Queue) validate(path string) error {
 	var problems []error
 	problem := func(below, format string, args ...any) {
@@ -151,6 +172,11 @@ func (q *Queue) validate(path string) error {
 	}
 	if q.DeadLetterRoutingKey != "" && q.DeadLetterExchange == "" {
 		problem(".dead_letter_exchange", "required where dead_letter_routing_key is set")
+	}
+	for below, d := range map[string]time.Duration{".message_ttl": q.MessageTTL, ".expires": q.Expires} {
+		if d%time.Millisecond != 0 {
+			problem(below, "%v is no whole number of milliseconds", d)
+		}
 	}
 	derived := q.derived()
 	for name := range q.Arguments {
@@ -271,16 +297,19 @@ func (e *Endpoint) queuesFail(err error) {
 		e.log.Warn("a queue cannot be declared", zap.Error(err))
 	}
 	e.topology.reason = err.Error()
-	e.topology.due = again(&e.topology.failures)
+	e.topology.due = broker.Again(&e.topology.failures)
 	e.report()
 }
+
+// redeclareAfter lies at least between two declarations.
+const redeclareAfter = 250 * time.Millisecond
 
 // redeclare makes the queues again soon, since a message found none: somebody may have
 // deleted one.
 func (e *Endpoint) redeclare() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.topology.declared.IsZero() || time.Since(e.topology.declared) < firstRecheck {
+	if e.topology.declared.IsZero() || time.Since(e.topology.declared) < redeclareAfter {
 		return
 	}
 	e.topology.declared = time.Time{}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -76,23 +77,48 @@ type replyChannel struct {
 }
 
 // ask publishes the messages and waits for the answers, each for its own time, until ctx
-// ends.
-func (r *replies) ask(ctx context.Context, c *connection, ms []relay.Message, b *batch) {
+// ends. Where one of them made the broker close the channel, that one is found and rejected,
+// and those that fell with it are asked again.
+func (r *replies) ask(ctx context.Context, c *connection, ms []relay.Message, b *relay.Answers) {
+	index := make([]int, len(ms))
+	for i := range ms {
+		index[i] = i
+	}
+	fell := r.askOnce(ctx, c, ms, index, b)
+	var again []int
+	for _, i := range fell {
+		if !r.sink.refusedAlone(ctx, c, &ms[i], i, b) {
+			again = append(again, i)
+		}
+	}
+	for _, i := range r.askOnce(ctx, c, ms, again, b) {
+		b.Give(i, relay.Result{Err: relay.Fail(reasonChannelClosed, fmt.Errorf("publish to exchange %q: the broker has closed the channel twice", r.sink.exchange.Name))})
+	}
+}
+
+// askOnce asks what index names and gives those that fell with a channel over a refusal.
+func (r *replies) askOnce(ctx context.Context, c *connection, ms []relay.Message, index []int, b *relay.Answers) (fell []int) {
+	if len(index) == 0 || ctx.Err() != nil {
+		return nil
+	}
 	ch, err := r.open(c)
 	if err != nil {
-		b.finish(relay.Result{Err: err})
-		return
+		b.Finish(relay.Result{Err: err})
+		return nil
 	}
-	var unanswered sync.WaitGroup
-	var asked []string
+	var (
+		unanswered sync.WaitGroup
+		asked      []string
+		mu         sync.Mutex // of fell
+	)
 	table := amqp.Table{}
-	for i := range ms {
+	for _, i := range index {
 		key, p, err := r.sink.prepare(c, &ms[i], table)
 		if n := len(ms[i].ID) + maxSuffix; err == nil && n > maxShortString {
 			err = tooLong("the correlation id", n, maxShortString)
 		}
 		if err != nil {
-			b.report(i, relay.Result{Outcome: relay.Rejected, Err: err})
+			b.Give(i, relay.Result{Outcome: relay.Rejected, Err: err})
 			continue
 		}
 		if !r.enter(ctx, ch) {
@@ -100,7 +126,13 @@ func (r *replies) ask(ctx context.Context, c *connection, ms []relay.Message, b 
 		}
 		unanswered.Add(1)
 		id := ch.expect(ms[i].ID, func(result relay.Result) {
-			b.report(i, result)
+			if errors.Is(result.Err, errMessageRefused) {
+				mu.Lock()
+				fell = append(fell, i)
+				mu.Unlock()
+			} else {
+				b.Give(i, result)
+			}
 			<-r.room
 			unanswered.Done()
 		})
@@ -127,9 +159,19 @@ func (r *replies) ask(ctx context.Context, c *connection, ms []relay.Message, b 
 		<-answered
 	}
 	// What was not asked any more.
-	if failure := ch.failure.Load(); failure != nil {
-		b.finish(*failure)
+	failure := ch.failure.Load()
+	switch {
+	case failure == nil:
+	case errors.Is(failure.Err, errMessageRefused):
+		for _, i := range index {
+			if !b.Given(i) && !slices.Contains(fell, i) {
+				fell = append(fell, i)
+			}
+		}
+	default:
+		b.Finish(*failure)
 	}
+	return fell
 }
 
 // enter waits for room; false: the channel or ctx has ended.
@@ -197,7 +239,12 @@ func (r *replies) read(ch *replyChannel, answers <-chan amqp.Delivery, returns <
 			ch.answer(returned.CorrelationId, r.sink.unroutable(returned.ReplyCode))
 		}
 	}
-	failure := relay.Result{Err: r.sink.lost(ch.connection, &ch.channel, amqp.ErrClosed)}
+	var failure relay.Result
+	if cause := refusal(&ch.channel); cause != nil && cause.Code == amqp.PreconditionFailed {
+		failure.Err = fmt.Errorf("%w: %w", errMessageRefused, brokerError{cause})
+	} else {
+		failure.Err = r.sink.lost(ch.connection, &ch.channel, amqp.ErrClosed)
+	}
 	ch.failure.Store(&failure)
 	close(ch.ended)
 	for _, answer := range ch.end() {

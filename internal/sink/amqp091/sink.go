@@ -5,7 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"sync"
+	"math/rand/v2"
+	"strconv"
 	"sync/atomic"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -97,14 +98,14 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 	if len(ms) == 0 {
 		return
 	}
-	b := &batch{done: done, reported: make([]bool, len(ms))}
+	b := relay.NewAnswers(len(ms), done)
 	if ctx.Err() != nil {
-		b.finish(s.late(ctx))
+		b.Finish(s.late(ctx))
 		return
 	}
 	c, err := s.endpoint.begin(s.exchange)
 	if err != nil {
-		b.finish(relay.Result{Err: err})
+		b.Finish(relay.Result{Err: err})
 		return
 	}
 	timed, cancel := ctx, func() {}
@@ -139,7 +140,7 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 	}
 	// Otherwise every message has its result.
 	if timed.Err() != nil {
-		b.finish(s.late(ctx))
+		b.Finish(s.late(ctx))
 	}
 }
 
@@ -274,50 +275,42 @@ func (s *Sink) lost(c *connection, ch *channel, err error) error {
 	return relay.Fail(reasonChannelClosed, fmt.Errorf("publish to exchange %q: %w", x.Name, brokerError{cause}))
 }
 
-// refusesMessage tells whether the broker has ended a channel over what one message is:
-// larger than it allows, say. The others on the channel fell with it.
-func refusesMessage(ch *channel) bool {
+// refusal is why the broker has ended a channel, if that may be what one message is, and the
+// others fell with it: larger than the broker allows (406), or for a routing key that the
+// user may not publish to (403).
+func refusal(ch *channel) *amqp.Error {
 	if !ch.amqp.IsClosed() {
-		return false
+		return nil
 	}
 	cause := ch.reason()
-	return cause != nil && cause.Server && cause.Code == amqp.PreconditionFailed
-}
-
-// batch sees to it that each message gets one result, and none after Deliver has
-// returned.
-type batch struct {
-	mu       sync.Mutex
-	done     func(int, relay.Result)
-	reported []bool
-	over     bool
-}
-
-func (b *batch) report(i int, r relay.Result) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.over && !b.reported[i] {
-		b.reported[i] = true
-		b.done(i, r)
+	if cause == nil || !cause.Server || cause.Code != amqp.PreconditionFailed && cause.Code != amqp.AccessRefused {
+		return nil
 	}
+	return cause
 }
 
-// has tells whether a message has its result.
-func (b *batch) has(i int) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.over || b.reported[i]
-}
-
-// finish gives r to every message that has no result.
-func (b *batch) finish(r relay.Result) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.over = true
-	for i, reported := range b.reported {
-		if !reported {
-			b.reported[i] = true
-			b.done(i, r)
-		}
+// refuses finds out whether the broker refuses a message for what it is, where no confirm
+// can tell: it is published to nobody, on a channel that carries nothing else.
+func (s *Sink) refuses(ctx context.Context, c *connection, p amqp.Publishing) *amqp.Error {
+	ch, err := c.acquire(ctx, plain, 1)
+	if err != nil {
+		return nil
 	}
+	headers := maps.Clone(p.Headers)
+	delete(headers, "CC") // which would lead somewhere
+	delete(headers, "BCC")
+	p.Headers, p.ReplyTo = headers, ""
+	nobody := "mnsrelay.nobody." + strconv.FormatUint(rand.Uint64(), 36) //nolint:gosec // No secret.
+	if err = ch.amqp.Publish("", nobody, false, false, p); err == nil {
+		// Answered after the message was looked at.
+		err = c.bounded(func() error { return ch.amqp.Qos(0, 0, false) })
+	}
+	defer c.release(ch, err == nil)
+	if err == nil {
+		return nil
+	}
+	if cause := refusal(ch); cause != nil && cause.Code == amqp.PreconditionFailed {
+		return cause
+	}
+	return nil
 }

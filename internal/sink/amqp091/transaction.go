@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	amqp "github.com/rabbitmq/amqp091-go"
+
 	"mnsrelay/internal/relay"
 )
 
@@ -13,7 +15,7 @@ import (
 // window holds, and waits for its commit. A commit acknowledges: the broker has what it
 // has not given back. It is no atomicity: of a commit that failed some messages may have
 // arrived, so all of it is tried again.
-func (s *Sink) transact(ctx context.Context, c *connection, ms []relay.Message, b *batch) {
+func (s *Sink) transact(ctx context.Context, c *connection, ms []relay.Message, b *relay.Answers) {
 	for base := 0; base < len(ms); base += maxWindow {
 		part := ms[base:min(base+maxWindow, len(ms))]
 		failure := s.commit(ctx, c, part, base, b)
@@ -22,7 +24,7 @@ func (s *Sink) transact(ctx context.Context, c *connection, ms []relay.Message, 
 		}
 		// One of them made it fail, and the others with it: each for itself.
 		for i := range part {
-			if !b.has(base+i) && ctx.Err() == nil {
+			if !b.Given(base+i) && ctx.Err() == nil {
 				_ = s.commit(ctx, c, part[i:i+1], base+i, b) // and it has its result
 			}
 		}
@@ -36,7 +38,7 @@ var errMessageRefused = errors.New("the broker refused the transaction")
 // commit makes one transaction and reports the results of its messages. Its error says why
 // it failed; where that wraps errMessageRefused and there are several messages, they have
 // no result yet.
-func (s *Sink) commit(ctx context.Context, c *connection, ms []relay.Message, base int, b *batch) error {
+func (s *Sink) commit(ctx context.Context, c *connection, ms []relay.Message, base int, b *relay.Answers) error {
 	ch, err := c.acquire(ctx, transactional, len(ms))
 	if err != nil {
 		s.noChannel(ctx, err, b)
@@ -46,22 +48,26 @@ func (s *Sink) commit(ctx context.Context, c *connection, ms []relay.Message, ba
 	defer func() { c.release(ch, committed) }() // what was not committed goes with its channel
 
 	failed := func(err error) error {
-		failure := s.lost(c, ch, err)
-		if refusesMessage(ch) {
-			failure = relay.Fail(reasonTransactionFailed, fmt.Errorf("publish to exchange %q: %w: %w", s.exchange.Name, errMessageRefused, brokerError{ch.cause}))
-			if len(ms) > 1 {
+		var failure error
+		cause := refusal(ch)
+		switch {
+		case cause != nil && (len(ms) > 1 || cause.Code == amqp.PreconditionFailed):
+			failure = relay.Fail(reasonTransactionFailed, fmt.Errorf("publish to exchange %q: %w: %w", s.exchange.Name, errMessageRefused, brokerError{cause}))
+			if len(ms) > 1 || s.refusedAlone(ctx, c, &ms[0], base, b) {
 				return failure
 			}
+		default:
+			failure = s.lost(c, ch, err)
 		}
 		for i := range ms {
-			b.report(base+i, relay.Result{Err: failure})
+			b.Give(base+i, relay.Result{Err: failure})
 		}
 		return failure
 	}
 	for i := range ms {
 		key, p, err := s.prepare(c, &ms[i], ch.headers)
 		if err != nil {
-			b.report(base+i, relay.Result{Outcome: relay.Rejected, Err: err})
+			b.Give(base+i, relay.Result{Outcome: relay.Rejected, Err: err})
 			continue
 		}
 		if ctx.Err() != nil {
@@ -82,16 +88,30 @@ func (s *Sink) commit(ctx context.Context, c *connection, ms []relay.Message, ba
 	returned := ch.drain(nil)
 	for i := range ms {
 		if code, found := returned[ms[i].ID]; found {
-			b.report(base+i, s.unroutable(code))
+			b.Give(base+i, s.unroutable(code))
 			continue
 		}
-		b.report(base+i, relay.Result{Outcome: relay.Delivered})
+		b.Give(base+i, relay.Result{Outcome: relay.Delivered})
 	}
 	return nil
 }
 
+// refusedAlone rejects a message that the broker refuses for what it is; a commit does not
+// tell that from a queue that takes nothing.
+func (s *Sink) refusedAlone(ctx context.Context, c *connection, m *relay.Message, i int, b *relay.Answers) bool {
+	_, p, err := s.prepare(c, m, amqp.Table{})
+	if err != nil {
+		return false // and it has its result
+	}
+	cause := s.refuses(ctx, c, p)
+	if cause != nil {
+		b.Give(i, s.messageRefused(cause))
+	}
+	return cause != nil
+}
+
 // write publishes the messages and waits for nothing.
-func (s *Sink) write(ctx context.Context, c *connection, ms []relay.Message, b *batch) {
+func (s *Sink) write(ctx context.Context, c *connection, ms []relay.Message, b *relay.Answers) {
 	ch, err := c.acquire(ctx, plain, len(ms))
 	if err != nil {
 		s.noChannel(ctx, err, b)
@@ -101,7 +121,7 @@ func (s *Sink) write(ctx context.Context, c *connection, ms []relay.Message, b *
 	for i := range ms {
 		key, p, err := s.prepare(c, &ms[i], ch.headers)
 		if err != nil {
-			b.report(i, relay.Result{Outcome: relay.Rejected, Err: err})
+			b.Give(i, relay.Result{Outcome: relay.Rejected, Err: err})
 			continue
 		}
 		if ctx.Err() != nil {
@@ -109,9 +129,9 @@ func (s *Sink) write(ctx context.Context, c *connection, ms []relay.Message, b *
 		}
 		if err := ch.amqp.Publish(s.exchange.wire(), key, false, false, p); err != nil {
 			// A refusal of what was written before shows here.
-			b.finish(relay.Result{Err: s.lost(c, ch, err)})
+			b.Finish(relay.Result{Err: s.lost(c, ch, err)})
 			return
 		}
-		b.report(i, relay.Result{Outcome: relay.Delivered})
+		b.Give(i, relay.Result{Outcome: relay.Delivered})
 	}
 }

@@ -31,19 +31,74 @@ type pending struct {
 // the confirms, until all are confirmed or ctx ends. Where one of them made the broker
 // close the channel, those that fell with it are sent again one by one, so that the one
 // is found and the others arrive.
-func (s *Sink) confirm(ctx context.Context, c *connection, ms []relay.Message, b *batch) {
-	for _, i := range s.window(ctx, c, ms, 0, b) {
-		s.window(ctx, c, ms[i:i+1], i, b)
+func (s *Sink) confirm(ctx context.Context, c *connection, ms []relay.Message, b *relay.Answers) {
+	fell := s.window(ctx, c, ms, 0, b)
+	if len(ms) == 1 {
+		s.refuse(fell, b)
+		return
+	}
+	refused := fallen{took: fell.took}
+	for n, i := range fell.index {
+		alone := s.window(ctx, c, ms[i:i+1], i, b)
+		refused.took = refused.took || alone.took
+		switch {
+		case len(alone.index) == 0:
+			continue
+		case alone.cause.Code == amqp.PreconditionFailed:
+			s.refuse(alone, b)
+			continue
+		}
+		refused.index, refused.cause = append(refused.index, i), alone.cause
+		if !refused.took && len(refused.index) > 1 {
+			// It is not the one or the other: the exchange takes nothing.
+			refused.index = append(refused.index, fell.index[n+1:]...)
+			break
+		}
+	}
+	s.refuse(refused, b)
+}
+
+// fallen are messages that fell with a channel over a refusal of the broker's.
+type fallen struct {
+	index []int // in their batch
+	cause *amqp.Error
+	// took says that the exchange took others.
+	took bool
+}
+
+// refuse gives the results of messages that were refused alone.
+func (s *Sink) refuse(f fallen, b *relay.Answers) {
+	if len(f.index) == 0 {
+		return
+	}
+	result := relay.Result{}
+	switch {
+	case f.cause.Code == amqp.PreconditionFailed:
+		result = s.messageRefused(f.cause)
+	case f.took:
+		// As topic permissions of RabbitMQ do.
+		result.Err = relay.Fail(reasonExchangeRefused, fmt.Errorf("not permitted to publish to exchange %q with this routing key: grant it: %w", s.exchange.Name, brokerError{f.cause}))
+	default:
+		result.Err = s.endpoint.fails(s.exchange, f.cause, true)
+	}
+	for _, i := range f.index {
+		b.Give(i, result)
 	}
 }
 
-// window publishes messages, of which the first has the index base in its batch. It gives
-// the indexes of those to send again alone.
-func (s *Sink) window(ctx context.Context, c *connection, ms []relay.Message, base int, b *batch) (suspects []int) {
+// messageRefused is the result of a message that made the broker close the channel.
+func (s *Sink) messageRefused(cause *amqp.Error) relay.Result {
+	return relay.Result{Outcome: relay.Rejected, Err: relay.Fail(reasonMessageRefused,
+		fmt.Errorf("publish to exchange %q: %w", s.exchange.Name, brokerError{cause}))}
+}
+
+// window publishes messages, of which the first has the index base in its batch, and gives
+// those that fell with the channel.
+func (s *Sink) window(ctx context.Context, c *connection, ms []relay.Message, base int, b *relay.Answers) fallen {
 	ch, err := c.acquire(ctx, confirming, len(ms))
 	if err != nil {
 		s.noChannel(ctx, err, b)
-		return nil
+		return fallen{}
 	}
 	w := &window{sink: s, connection: c, channel: ch, messages: ms, base: base, batch: b, pending: ch.pending[:0]}
 	w.run(ctx)
@@ -51,13 +106,13 @@ func (s *Sink) window(ctx context.Context, c *connection, ms []relay.Message, ba
 	clear(w.pending)
 	ch.pending = w.pending[:0]
 	c.release(ch, !owing)
-	return w.suspects
+	return w.fell
 }
 
 // noChannel gives every message its result where there is no channel.
-func (s *Sink) noChannel(ctx context.Context, err error, b *batch) {
+func (s *Sink) noChannel(ctx context.Context, err error, b *relay.Answers) {
 	if ctx.Err() == nil {
-		b.finish(relay.Result{Err: relay.Fail(reasonChannelClosed, fmt.Errorf("open a channel: %w", err))})
+		b.Finish(relay.Result{Err: relay.Fail(reasonChannelClosed, fmt.Errorf("open a channel: %w", err))})
 	}
 }
 
@@ -68,11 +123,11 @@ type window struct {
 	channel    *channel
 	messages   []relay.Message
 	base       int // the index of the first in the batch
-	batch      *batch
+	batch      *relay.Answers
 	pending    []pending
 	returned   map[string]uint16 // reply codes by message id; nil while there are none
-	// suspects are messages of which one has made the broker close the channel.
-	suspects []int
+	// fell are messages of which one has made the broker close the channel.
+	fell fallen
 }
 
 // run leaves in pending what was not answered before ctx ended.
@@ -109,7 +164,7 @@ func (w *window) run(ctx context.Context) {
 }
 
 // report gives the message its result.
-func (w *window) report(i int, r relay.Result) { w.batch.report(w.base+i, r) }
+func (w *window) report(i int, r relay.Result) { w.batch.Give(w.base+i, r) }
 
 // await waits for the oldest confirm, for a while, and reports what has come. It
 // is false when ctx has ended.
@@ -171,10 +226,10 @@ func (w *window) settle(p pending) {
 		w.nacked(p.index)
 	case returned:
 		// The exchange is there, and has taken it.
-		w.sink.works()
+		w.took()
 		w.report(p.index, w.sink.unroutable(code))
 	default:
-		w.sink.works()
+		w.took()
 		w.report(p.index, relay.Result{Outcome: relay.Delivered})
 	}
 }
@@ -186,21 +241,21 @@ func (w *window) nacked(i int) {
 		w.failed(i, amqp.ErrClosed)
 		return
 	}
-	s := w.sink
-	s.works()
-	w.report(i, relay.Result{Err: relay.Fail(reasonNack, fmt.Errorf("publish to exchange %q: the broker refused the message", s.exchange.Name))})
+	w.took()
+	w.report(i, relay.Result{Err: relay.Fail(reasonNack, fmt.Errorf("publish to exchange %q: the broker refused the message", w.sink.exchange.Name))})
 }
 
-// failed reports a message that fell with its channel.
+// took notes that the exchange takes messages.
+func (w *window) took() {
+	w.fell.took = true
+	w.sink.works()
+}
+
+// failed reports a message that fell with its channel, unless another one may be why.
 func (w *window) failed(i int, err error) {
-	s := w.sink
-	switch {
-	case !refusesMessage(w.channel):
-		w.report(i, relay.Result{Err: s.lost(w.connection, w.channel, err)})
-	case len(w.messages) > 1:
-		w.suspects = append(w.suspects, w.base+i)
-	default:
-		w.report(i, relay.Result{Outcome: relay.Rejected, Err: relay.Fail(reasonMessageRefused,
-			fmt.Errorf("publish to exchange %q: %w", s.exchange.Name, brokerError{w.channel.cause}))})
+	if cause := refusal(w.channel); cause != nil {
+		w.fell.index, w.fell.cause = append(w.fell.index, w.base+i), cause
+		return
 	}
+	w.report(i, relay.Result{Err: w.sink.lost(w.connection, w.channel, err)})
 }

@@ -4,12 +4,11 @@ import (
 	"cmp"
 	"errors"
 	"maps"
-	"net"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
+	"mnsrelay/internal/broker"
 	"mnsrelay/internal/expr"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
@@ -217,76 +216,54 @@ func (s *Settings) clone() Settings {
 	return c
 }
 
-// target is one broker address, taken apart.
+// target is one broker, with how it learns who we are.
 type target struct {
-	address  string // host:port, safe to show
-	host     string
-	secure   bool
-	sasl     SASL
-	username string
-	password setting.Secret
+	broker.Address
+
+	sasl SASL
 }
 
 // targets reads the URLs. Its errors are problems and hold no part of a URL's user info.
 func (c *Config) targets() ([]target, error) {
-	var (
-		targets  []target
-		problems []error
-	)
-	problem := func(path, format string, args ...any) {
+	var targets []target
+	urls, paths, problem := broker.OneOf(c.URL, c.URLs)
+	problems := []error{problem, broker.Credentials(c.Username, c.Password), c.TLS.Validate("tls")}
+	report := func(path, format string, args ...any) {
 		problems = append(problems, setting.Problemf(path, format, args...))
 	}
-	urls, paths := c.URLs, make([]string, len(c.URLs))
-	for i := range urls {
-		paths[i] = "urls[" + strconv.Itoa(i) + "]"
-	}
-	switch {
-	case !c.URL.IsZero() && len(urls) > 0:
-		problem("urls", "url is set too: write one of them")
-	case !c.URL.IsZero():
-		urls, paths = []setting.URL{c.URL}, []string{"url"}
-	case len(urls) == 0:
-		problem("url", "required: write amqp://host:5672 or amqps://host:5671")
-	}
-	if c.Username == "" && !c.Password.IsZero() {
-		problem("username", "required where password is set")
-	}
-	if c.Username != "" && c.Password.IsZero() {
-		problem("password", "required where username is set")
-	}
-	if err := c.TLS.Validate("tls"); err != nil {
-		problems = append(problems, err)
+	if len(urls) == 0 {
+		report("url", "required: write amqp://host:5672 or amqps://host:5671")
 	}
 	secure := false
 	for i, u := range urls {
 		t, err := readTarget(u)
 		if err != nil {
-			problem(paths[i], "%v", err)
+			report(paths[i], "%v", err)
 			continue
 		}
-		secure = secure || t.secure
-		if c.Username != "" && t.username != "" {
-			problem(paths[i], "holds credentials, and username is set too: write them in one place")
+		secure = secure || t.Secure
+		if c.Username != "" && t.Username != "" {
+			report(paths[i], "holds credentials, and username is set too: write them in one place")
 		}
 		if c.Username != "" {
-			t.username, t.password = c.Username, c.Password
+			t.Username, t.Password = c.Username, c.Password
 		}
 		t.sasl = cmp.Or(c.SASL, SASLAnonymous)
-		if c.SASL == "" && t.username != "" {
+		if c.SASL == "" && t.Username != "" {
 			t.sasl = SASLPlain
 		}
 		switch {
-		case t.sasl == SASLPlain && t.username == "":
-			problem(paths[i], "sasl: plain needs a user: set username and password")
-		case t.sasl != SASLPlain && t.username != "":
-			problem(paths[i], "sasl: %s takes no user name: remove it and the password, or write sasl: plain", t.sasl)
-		case t.sasl == SASLExternal && !t.secure:
-			problem(paths[i], "sasl: external needs a client certificate, and so amqps://")
+		case t.sasl == SASLPlain && t.Username == "":
+			report(paths[i], "sasl: plain needs a user: set username and password")
+		case t.sasl != SASLPlain && t.Username != "":
+			report(paths[i], "sasl: %s takes no user name: remove it and the password, or write sasl: plain", t.sasl)
+		case t.sasl == SASLExternal && !t.Secure:
+			report(paths[i], "sasl: external needs a client certificate, and so amqps://")
 		}
 		targets = append(targets, t)
 	}
 	if c.TLS != (setting.TLS{}) && !secure && len(targets) == len(urls) && len(urls) > 0 {
-		problem("tls", "no URL is encrypted: write amqps:// or leave tls out")
+		report("tls", "no URL is encrypted: write amqps:// or leave tls out")
 	}
 	if err := errors.Join(problems...); err != nil {
 		return nil, err
@@ -296,43 +273,16 @@ func (c *Config) targets() ([]target, error) {
 
 // readTarget takes u apart. Its errors never quote it.
 func readTarget(u setting.URL) (target, error) {
-	parsed, err := u.Parse()
-	if err != nil {
-		return target{}, err
-	}
-	t := target{host: parsed.Hostname()}
-	port := parsed.Port()
-	switch parsed.Scheme {
-	case "amqp":
-		port = cmp.Or(port, "5672")
-	case "amqps":
-		t.secure = true
-		port = cmp.Or(port, "5671")
-	default:
-		return target{}, errors.New("the scheme must be amqp:// or amqps://")
-	}
-	if t.host == "" {
-		return target{}, errors.New("the host is missing")
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return target{}, errors.New("the port must be 1 to 65535")
-	}
-	t.address = net.JoinHostPort(t.host, port)
+	address, parsed, err := broker.ReadURL(u)
 	switch {
-	case parsed.Fragment != "":
-		return target{}, errors.New("there is a # in it: percent-encode it as %23, or use the username and password settings")
+	case err != nil:
+		return target{}, err
 	case strings.Trim(parsed.Path, "/") != "":
 		return target{}, errors.New("there is a path in it: where messages go to belongs into address, and a virtual host into hostname")
 	case parsed.RawQuery != "":
 		return target{}, errors.New("there is a query in it: timeouts and certificates have settings of their own")
+	case address.Username != "" && address.Password.IsZero():
+		return target{}, errors.New("there is a user without a password in it: write user:password@, or use the username and password settings")
 	}
-	if parsed.User != nil {
-		t.username = parsed.User.Username()
-		password, _ := parsed.User.Password()
-		t.password = setting.NewSecret(password)
-		if t.username != "" && password == "" {
-			return target{}, errors.New("there is a user without a password in it: write user:password@, or use the username and password settings")
-		}
-	}
-	return t, nil
+	return target{Address: address}, nil
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 
 	amqp "github.com/Azure/go-amqp"
 
+	"mnsrelay/internal/broker"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 )
@@ -48,38 +48,30 @@ func (c *conn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// loginError is a connection that the broker ended over the login. It does not quote the
-// broker, which may repeat what it was sent.
-type loginError struct {
-	target target
-	named  bool // the broker said that it refuses
-}
-
-func (e *loginError) Error() string {
+// loginError says that the broker ended the connection over the login; refused: that it
+// refused us, and did not only hang up.
+func loginError(t target, refused bool) error {
 	who := "an anonymous user"
-	switch e.target.sasl {
+	switch t.sasl {
 	case SASLPlain:
-		who = fmt.Sprintf("the user %q", e.target.username)
+		who = fmt.Sprintf("the user %q", t.Username)
 	case SASLExternal:
 		who = "the user of the client certificate"
 	case SASLAnonymous:
 	}
-	if e.named {
-		return fmt.Sprintf("the broker refuses %s, or does not offer SASL %s: check username, password and sasl", who, e.target.sasl)
+	message := fmt.Sprintf("the broker hung up during the login of %s: it is going down, or username and password are wrong", who)
+	if refused {
+		message = fmt.Sprintf("the broker refuses %s, or does not offer SASL %s: check username, password and sasl", who, t.sasl)
 	}
-	return fmt.Sprintf("the broker hung up during the login of %s: it is going down, or username and password are wrong", who)
+	return &broker.LoginError{Message: message, Refused: refused}
 }
 
 // dial opens a connection within the timeouts of the configuration.
 func dial(ctx context.Context, t target, c *Config, deps relay.SinkDeps, workers *sync.WaitGroup) (_ *connection, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.ConnectTimeout)
 	defer cancel()
-	dialer := net.Dialer{Timeout: c.DialTimeout}
-	raw, err := dialer.DialContext(ctx, "tcp", t.address)
+	raw, err := t.Dial(ctx, c.DialTimeout, &c.TLS)
 	if err != nil {
-		if op := (*net.OpError)(nil); errors.As(err, &op) && op.Op == "dial" {
-			return nil, op.Err // the rest repeats the address
-		}
 		return nil, err
 	}
 	defer func() {
@@ -87,27 +79,16 @@ func dial(ctx context.Context, t target, c *Config, deps relay.SinkDeps, workers
 			_ = raw.Close()
 		}
 	}()
-	if t.secure {
-		config, err := c.TLS.Config(t.host)
-		if err != nil {
-			return nil, err
-		}
-		secured := tls.Client(raw, config)
-		if err := secured.HandshakeContext(ctx); err != nil {
-			return nil, fmt.Errorf("agree on TLS: %w", setting.AdviseTLS(err))
-		}
-		raw = secured
-	}
 	options := &amqp.ConnOptions{
 		ContainerID:  cmp.Or(c.ContainerID, deps.Instance+" "+deps.Name),
-		HostName:     cmp.Or(c.Hostname, t.host),
+		HostName:     cmp.Or(c.Hostname, t.Host),
 		IdleTimeout:  c.IdleTimeout,
 		WriteTimeout: writeTimeout,
 		Properties:   map[string]any{"product": "mnsrelay", "platform": "Go"},
 	}
 	switch t.sasl {
 	case SASLPlain:
-		options.SASLType = amqp.SASLTypePlain(t.username, t.password.Current())
+		options.SASLType = amqp.SASLTypePlain(t.Username, t.Password.Current())
 	case SASLExternal:
 		options.SASLType = amqp.SASLTypeExternal("")
 	case SASLAnonymous:
@@ -142,9 +123,9 @@ func openError(ctx context.Context, err error, last []byte, t target, timeout ti
 		if advised := setting.AdviseTLS(err); advised != err { //nolint:errorlint // Whether it was given back as it is.
 			return fmt.Errorf("log in: %w", advised)
 		}
-		return &loginError{target: t}
+		return loginError(t, false)
 	case bytes.Equal(last, saslHeader()):
-		return &loginError{target: t, named: true}
+		return loginError(t, true)
 	}
 	return fmt.Errorf("open the connection: %w", err)
 }

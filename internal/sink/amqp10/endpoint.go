@@ -18,7 +18,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,29 +26,13 @@ import (
 	amqp "github.com/Azure/go-amqp"
 	"go.uber.org/zap"
 
+	"mnsrelay/internal/broker"
 	"mnsrelay/internal/relay"
 )
 
 const (
 	// closeTimeout bounds the orderly end of a connection or link.
 	closeTimeout = 2 * time.Second
-
-	// Between two tries to connect lies a random time below a bound that doubles
-	// from the first to the last; it starts over after a connection that lasted.
-	firstReconnect = 50 * time.Millisecond
-	lastReconnect  = 800 * time.Millisecond
-	lasted         = 5 * time.Second
-	// silentLogin is the bound after a connection that ended during the login without a
-	// word: wrong credentials or a broker that is going down.
-	silentLogin = 5 * time.Second
-	// refusedLogin lies between two tries with credentials that were refused: more
-	// would lock accounts and fill the broker's log.
-	refusedLogin = 30 * time.Second
-
-	// An address that cannot be sent to is tried again after a time that doubles from the
-	// first to the last.
-	firstRecheck = 250 * time.Millisecond
-	lastRecheck  = 10 * time.Second
 )
 
 var (
@@ -151,55 +134,19 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	e.mu.Unlock()
 	defer e.finish()
 
-	said := make([]string, len(e.targets)) // what was last logged of each target
-	failures, refusals := 0, 0
-	for i := rand.N(len(e.targets)); ctx.Err() == nil; i = (i + 1) % len(e.targets) { //nolint:gosec // No secret.
-		began := time.Now()
-		err := e.session(ctx, e.targets[i], func() {
-			e.log.Info("connected to the broker", zap.String("address", e.targets[i].address))
-			said[i] = ""
-		})
-		if ctx.Err() != nil {
-			break
-		}
-		e.disconnected(err)
-		if text := err.Error(); text != said[i] {
-			said[i] = text
-			e.log.Warn("no connection to the broker", zap.String("address", e.targets[i].address), zap.Error(err))
-		}
-		if time.Since(began) > lasted {
-			failures = 0
-		}
-		bound := min(firstReconnect<<min(failures, 10), lastReconnect)
-		failures++
-		var refused *loginError
-		switch {
-		case !errors.As(err, &refused):
-			refusals = 0
-		case refused.named:
-			// Another host may know the user, so only a whole round counts.
-			if refusals++; refusals >= len(e.targets) {
-				bound = 0
-				wait(ctx, refusedLogin)
-			}
-		default:
-			bound = max(bound, min(firstReconnect<<min(failures, 10), silentLogin))
-		}
-		if bound > 0 {
-			wait(ctx, rand.N(bound)) //nolint:gosec // Jitter is no secret.
-		}
+	addresses := make([]string, len(e.targets))
+	for i := range e.targets {
+		addresses[i] = e.targets[i].HostPort
 	}
+	(&broker.Keeper{
+		Addresses: addresses,
+		Session: func(ctx context.Context, i int, connected func()) error {
+			return e.session(ctx, e.targets[i], connected)
+		},
+		Disconnected: e.disconnected,
+		Log:          e.log,
+	}).Run(ctx)
 	return nil
-}
-
-// wait returns after d, or when ctx ends.
-func wait(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }
 
 // finish waits for the Delivers that are not done with the last connection.
@@ -217,7 +164,7 @@ func (e *Endpoint) finish() {
 func (e *Endpoint) session(ctx context.Context, t target, connected func()) (err error) {
 	c, err := dial(ctx, t, &e.config, e.deps, &e.workers)
 	if err != nil {
-		return fmt.Errorf("connect to %s: %w", t.address, err)
+		return fmt.Errorf("connect to %s: %w", t.HostPort, err)
 	}
 	defer func() {
 		// Said before the connection is closed, which may take a while.
@@ -234,7 +181,7 @@ func (e *Endpoint) session(ctx context.Context, t target, connected func()) (err
 	e.mu.Unlock()
 	e.check(ctx, c)
 	if c.lost() {
-		return fmt.Errorf("connect to %s: %w", t.address, c.cause())
+		return fmt.Errorf("connect to %s: %w", t.HostPort, c.cause())
 	}
 	connected()
 	e.warnOfUnroutable(c)
@@ -252,7 +199,7 @@ func (e *Endpoint) session(ctx context.Context, t target, connected func()) (err
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-c.amqp.Done():
-			return fmt.Errorf("lost the connection to %s: %w", t.address, c.cause())
+			return fmt.Errorf("lost the connection to %s: %w", t.HostPort, c.cause())
 		case <-e.recheck:
 		case <-timer.C:
 			e.check(ctx, c)
@@ -403,9 +350,7 @@ func (e *Endpoint) fails(a *address, cause string, err error, probe bool) {
 	if err.Error() != a.reason {
 		e.log.Warn("address cannot be used", zap.String("address", a.name), zap.Error(err))
 	}
-	pause := min(firstRecheck<<min(a.failures, 10), lastRecheck)
-	a.failures++
-	a.due = time.Now().Add(pause/2 + rand.N(pause/2)) //nolint:gosec // Jitter is no secret.
+	a.due = broker.Again(&a.failures)
 	a.state, a.cause, a.reason, a.probe = relay.Down, cause, err.Error(), probe
 	e.report()
 	e.wake()

@@ -89,14 +89,14 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 	if len(ms) == 0 {
 		return
 	}
-	b := &batch{done: done, reported: make([]bool, len(ms))}
+	b := relay.NewAnswers(len(ms), done)
 	if ctx.Err() != nil {
-		b.finish(s.late(ctx))
+		b.Finish(s.late(ctx))
 		return
 	}
 	c, err := s.endpoint.begin(s.fixed)
 	if err != nil {
-		b.finish(relay.Result{Err: err})
+		b.Finish(relay.Result{Err: err})
 		return
 	}
 	timed, cancel := context.WithTimeout(ctx, s.settings.Timeout)
@@ -115,7 +115,7 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 	}
 	// Otherwise every message has its result.
 	if timed.Err() != nil {
-		b.finish(s.late(ctx))
+		b.Finish(s.late(ctx))
 	}
 }
 
@@ -131,47 +131,16 @@ func (s *Sink) timedOut() error {
 	return relay.Fail(reasonTimeout, fmt.Errorf("send to %q: no outcome within %v", s.settings.Address, s.settings.Timeout))
 }
 
-// batch sees to it that each message gets one result, and none after Deliver has
-// returned.
-type batch struct {
-	mu       sync.Mutex
-	done     func(int, relay.Result)
-	reported []bool
-	over     bool
-}
-
-func (b *batch) report(i int, r relay.Result) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.over && !b.reported[i] {
-		b.reported[i] = true
-		b.done(i, r)
-	}
-}
-
-// finish gives r to every message that has no result.
-func (b *batch) finish(r relay.Result) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.over = true
-	for i, reported := range b.reported {
-		if !reported {
-			b.reported[i] = true
-			b.done(i, r)
-		}
-	}
-}
-
 // send sends the messages, each without waiting for the outcome of those before it, and
 // waits for all outcomes.
-func (s *Sink) send(ctx, caller context.Context, c *connection, ms []relay.Message, b *batch) {
+func (s *Sink) send(ctx, caller context.Context, c *connection, ms []relay.Message, b *relay.Answers) {
 	var outcomes sync.WaitGroup
 	defer outcomes.Wait()
 	room := make(chan struct{}, window)
 	for i := range ms {
 		address, message, err := s.prepare(&ms[i])
 		if err != nil {
-			b.report(i, relay.Result{Outcome: relay.Rejected, Err: err})
+			b.Give(i, relay.Result{Outcome: relay.Rejected, Err: err})
 			continue
 		}
 		select {
@@ -182,7 +151,7 @@ func (s *Sink) send(ctx, caller context.Context, c *connection, ms []relay.Messa
 		settled := s.settings.Settle == SettleSettled
 		l, usable, receipt, err := c.send(ctx, address, message, settled)
 		if l == nil {
-			b.report(i, relay.Result{Err: s.noLink(ctx, c, address, err)})
+			b.Give(i, relay.Result{Err: s.noLink(ctx, c, address, err)})
 			<-room
 			continue
 		}
@@ -191,7 +160,7 @@ func (s *Sink) send(ctx, caller context.Context, c *connection, ms []relay.Messa
 			if err != nil {
 				result = s.notSent(ctx, caller, c, err)
 			}
-			b.report(i, result)
+			b.Give(i, result)
 			c.release(l, usable)
 			<-room
 			continue
@@ -203,10 +172,10 @@ func (s *Sink) send(ctx, caller context.Context, c *connection, ms []relay.Messa
 			// messages to come get another one.
 			c.release(l, err == nil)
 			if err != nil {
-				b.report(i, relay.Result{Err: s.lost(ctx, c, err)})
+				b.Give(i, relay.Result{Err: s.lost(ctx, c, err)})
 				return
 			}
-			b.report(i, s.outcome(state))
+			b.Give(i, s.outcome(state))
 		})
 	}
 }
