@@ -89,7 +89,7 @@ func Credentials(username string, password setting.Secret) error {
 }
 
 // Dial connects, with TLS where the address has it. The files of TLS are read anew. Timeout
-// bounds one TCP connection, ctx all of it.
+// bounds name lookup and TCP, ctx all of it.
 func (a *Address) Dial(ctx context.Context, timeout time.Duration, files *setting.TLS) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: timeout}
 	raw, err := dialer.DialContext(ctx, "tcp", a.HostPort)

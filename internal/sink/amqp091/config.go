@@ -46,8 +46,8 @@ type Config struct {
 	// Heartbeat is asked of the broker: whole seconds, 1s to 5m. A peer that is silent
 	// for 1.5 times as long is taken for dead.
 	Heartbeat time.Duration `yaml:"heartbeat"`
-	// DialTimeout bounds one TCP connection to one address, and ConnectTimeout all of
-	// it, from DNS through TCP and TLS to the opened vhost: more than 0, at most 2m.
+	// DialTimeout bounds the name lookup and the TCP connection to one host, over all its
+	// addresses, and ConnectTimeout all of it, from DNS through TCP and TLS to the opened vhost: more than 0, at most 2m.
 	DialTimeout    time.Duration `yaml:"dial_timeout"`
 	ConnectTimeout time.Duration `yaml:"connect_timeout"`
 	// Queues are made, with their bindings, on each connect.

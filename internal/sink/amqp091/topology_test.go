@@ -63,7 +63,7 @@ func TestTopologyIsDeclared(t *testing.T) {
 	in.with(func(ch *amqp.Channel) { require.NoError(t, ch.ExchangeDelete(c.Exchange.Name, false, false)) })
 	_, err = b.Ctl(bounded(t), "close_all_connections", "test")
 	require.NoError(t, err)
-	r.Await(relay.Down)
+	require.Eventually(t, func() bool { return r.Log.FilterMessage("connected to the broker").Len() == 2 }, patience, 10*time.Millisecond)
 	r.Await(relay.Up)
 	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("again", 16, 10)))
 	require.Len(t, reports.ids(), 16)

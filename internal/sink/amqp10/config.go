@@ -39,8 +39,8 @@ type Config struct {
 	Hostname string `yaml:"hostname"`
 	// IdleTimeout is how long the broker may be silent: 1s to 10m.
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
-	// DialTimeout bounds one TCP connection to one address, and ConnectTimeout all of
-	// it, from DNS through TCP, TLS and SASL to the opened connection: more than 0, at
+	// DialTimeout bounds the name lookup and the TCP connection to one host, over all its
+	// addresses, and ConnectTimeout all of it, from DNS through TCP, TLS and SASL to the opened connection: more than 0, at
 	// most 2m.
 	DialTimeout    time.Duration `yaml:"dial_timeout"`
 	ConnectTimeout time.Duration `yaml:"connect_timeout"`
