@@ -97,7 +97,14 @@ func TestEveryExampleLoads(t *testing.T) {
 	t.Parallel()
 	examples, err := filepath.Glob("../../configs/*.yaml")
 	require.NoError(t, err)
-	require.GreaterOrEqual(t, len(examples), 4)
+	names := make([]string, len(examples))
+	for i := range examples {
+		names[i] = filepath.Base(examples[i])
+	}
+	require.Subset(t, names, []string{ // those that the documentation points at
+		"sms-reports.yaml", "sms-reports-webhook.yaml", "oss-events.yaml", "routing.yaml", "dead-letters.yaml", "everything.yaml",
+		"amqp091-cluster.yaml", "amqp091-apsaramq.yaml", "amqp10.yaml", "azure-service-bus.yaml",
+	})
 	for _, path := range examples {
 		t.Run(filepath.Base(path), func(t *testing.T) {
 			t.Parallel()
