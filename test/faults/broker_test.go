@@ -110,11 +110,19 @@ func TestBrokerStalledWithAFullWindow(t *testing.T) {
 	const size, messages = 60 << 10, 700 // some 40 MiB: no kernel buffers as much
 	b := node(t, broker.Config{})
 	in := newInbox(t, b.URL(), nil)
-	w, _ := single(t, in, emulator.QueueConfig{VisibilityTimeout: 20 * time.Second},
+	w, way := single(t, in, emulator.QueueConfig{VisibilityTimeout: 20 * time.Second},
 		[]string{"in_flight: {messages: 1024, bytes: 256MiB}"},
 		[]string{"timeout: 60s", "heartbeat: 60s"}) // neither is what ends the writes
-	w.send("sms", 16, 300, 0)
-	w.awaitDeleted(16)
+	// As many channels are open as will be needed: a channel that does not open would end
+	// the connection as well.
+	way.hold()
+	w.send("sms", 2*messages, 300, 0)
+	eventually(t, patience, "the room is full", func() (bool, string) {
+		n := w.notary.inFlight()
+		return n > messages+16, fmt.Sprintf("%d messages in flight", n)
+	})
+	way.release()
+	w.awaitDeleted(2 * messages)
 	atRest := w.needs()
 
 	require.NoError(t, b.Pause())

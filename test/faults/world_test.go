@@ -563,7 +563,12 @@ func (in *inbox) unbind() {
 
 func (in *inbox) dial() (*amqp.Connection, error) {
 	return amqp.DialConfig(in.url, amqp.Config{Dial: func(network, addr string) (net.Conn, error) {
-		return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(context.Background(), network, addr)
+		conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(context.Background(), network, addr)
+		if err != nil {
+			return nil, err
+		}
+		// The library takes it away when the connection is open.
+		return conn, conn.SetDeadline(time.Now().Add(20 * time.Second))
 	}})
 }
 
