@@ -108,6 +108,7 @@ func (r *rabbit) receive(n int) (received []*amqp10client.Message) {
 
 // RabbitMQ's plugin keeps the same bytes and properties as any peer gets.
 func TestRabbitMQ(t *testing.T) {
+	t.Parallel()
 	b := newRabbit(t, nil)
 	c := b.config()
 	c.ApplicationProperties = values(map[string]any{"text": "a", "n": "{{ body.?n }}", "yes": true})
@@ -138,6 +139,7 @@ func TestRabbitMQ(t *testing.T) {
 
 // A broker that accepts what no queue gets is told of once, however often it connects.
 func TestABrokerThatAcceptsTheUnroutableIsToldOf(t *testing.T) {
+	t.Parallel()
 	b := newRabbit(t, nil)
 	r := run(t, b.config())
 	r.Await(relay.Up)
@@ -159,6 +161,7 @@ func TestABrokerThatAcceptsTheUnroutableIsToldOf(t *testing.T) {
 // Wrong credentials are said in words, without the password, and are not tried again at
 // once: that would lock the account.
 func TestRefusedCredentials(t *testing.T) {
+	t.Parallel()
 	const secret = `p/a#s:s@w?o%rd&"\ ü`
 	b := newRabbit(t, nil)
 	u, err := url.Parse(b.URL())
@@ -183,6 +186,7 @@ func TestRefusedCredentials(t *testing.T) {
 // TLS with a client certificate, which is the login too; what is refused is said with what
 // to do, and nothing goes in the clear.
 func TestTLSAndSASLExternal(t *testing.T) {
+	t.Parallel()
 	files := certs.New(t)
 	b := newRabbit(t, files)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -225,6 +229,7 @@ func TestTLSAndSASLExternal(t *testing.T) {
 // The hosts are tried in turn, from any of them on; one that does not answer takes no
 // longer than the time that is set for it.
 func TestSeveralURLs(t *testing.T) {
+	t.Parallel()
 	peers := map[string]*amqppeer.Peer{}
 	c := amqp10.Defaults()
 	c.Address = "accept"
@@ -254,6 +259,7 @@ func TestSeveralURLs(t *testing.T) {
 
 // It runs without its broker, and delivers when that comes.
 func TestStartsBeforeTheBroker(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
 		t.Helper()
 		p.Kill()
@@ -271,6 +277,7 @@ func TestStartsBeforeTheBroker(t *testing.T) {
 // Many at once, over a broker that is killed in the middle: what was said to be delivered
 // is there, and the rest is delivered then.
 func TestRabbitMQIsKilled(t *testing.T) {
+	t.Parallel()
 	b := newRabbit(t, nil)
 	r := run(t, b.config())
 	r.Await(relay.Up)

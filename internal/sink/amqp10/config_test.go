@@ -11,6 +11,7 @@ import (
 )
 
 func TestValidate(t *testing.T) {
+	t.Parallel()
 	urls := func(urls ...string) func(*amqp10.Config) {
 		return func(c *amqp10.Config) {
 			c.URL = setting.URL{}

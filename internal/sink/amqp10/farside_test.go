@@ -102,6 +102,7 @@ func shownValue(value any) []any {
 
 // RabbitMQ, Qpid Proton and rhea see the same bytes and properties of the same message.
 func TestEveryFarSideSeesTheSame(t *testing.T) {
+	t.Parallel()
 	bodies := map[string][]byte{
 		"empty": nil, "text": []byte("plain"), "json": []byte(`{"n": 7}`), "bytes": {0, 1, 0xff, 0xfe},
 		"large": []byte(strings.Repeat("短信", 11_000)), "lines": []byte("a\r\nb\x00c"),

@@ -62,6 +62,7 @@ func FuzzMessages(f *testing.F) {
 
 // A message id that is no text, or is very long, is no reason to lose the connection.
 func TestHostileIDs(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
 		t.Helper()
 		r := run(t, config(p, "accept"))
@@ -82,6 +83,7 @@ func TestHostileIDs(t *testing.T) {
 
 // Old TLS is refused before anything of the protocol is said.
 func TestTLS11IsRefused(t *testing.T) {
+	t.Parallel()
 	files := certs.New(t)
 	pair, err := tls.LoadX509KeyPair(files.ServerCert, files.ServerKey)
 	require.NoError(t, err)

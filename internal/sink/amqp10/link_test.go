@@ -19,6 +19,7 @@ import (
 // A message whose time ends while it is written is written to its end: half of one would
 // make the broker end the connection over the next one, with all that is under way on it.
 func TestAMessageThatRunsOutOfTimeHarmsNoOther(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
 		t.Helper()
 		c := config(p, "accept")
@@ -55,6 +56,7 @@ func requireDeliversAgain(t *testing.T, r *relaytest.Running, ms []relay.Message
 // Some brokers end a link that has been idle. The next message finds that out before it is
 // written, and goes over a new one: that is no failed try.
 func TestALinkThatTheBrokerEndedWhileIdle(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
 		t.Helper()
 		r := run(t, config(p, "idle"))
@@ -73,6 +75,7 @@ func TestALinkThatTheBrokerEndedWhileIdle(t *testing.T) {
 // A broker gets no more messages than it has granted credit for. The others wait for their
 // time, and what waits for them does not pile up.
 func TestCreditIsKept(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
 		t.Helper()
 		c := config(p, "credit.40")

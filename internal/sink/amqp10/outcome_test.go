@@ -21,6 +21,7 @@ import (
 // Only a message that the broker has accepted is delivered: every other outcome has a
 // result and a reason of its own, and silence ends with the timeout.
 func TestOnlyAcceptedIsDelivered(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
 		t.Helper()
 		for address, want := range map[string]struct {
@@ -62,6 +63,7 @@ func TestOnlyAcceptedIsDelivered(t *testing.T) {
 
 // A message whose outcome does not come holds up its own result only.
 func TestAHungOutcomeHoldsUpItsOwnMessageOnly(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
 		t.Helper()
 		c := config(p, `{{ body.silent ? "silent" : "accept" }}`)
@@ -95,6 +97,7 @@ func TestAHungOutcomeHoldsUpItsOwnMessageOnly(t *testing.T) {
 // A link that the broker ends is attached again, and what was under way on it is no
 // delivery. The links to other addresses are unharmed.
 func TestADetachedLinkIsAttachedAgain(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
 		t.Helper()
 		r := run(t, config(p, "accept"))
@@ -122,6 +125,7 @@ func TestADetachedLinkIsAttachedAgain(t *testing.T) {
 
 // An address that the broker refuses is told of, and tried again; it does not harm the others.
 func TestAnAddressThatIsRefused(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
 		t.Helper()
 		c := config(p, "refuse")
@@ -156,6 +160,7 @@ func TestAnAddressThatIsRefused(t *testing.T) {
 // Without credit nothing is sent, nothing is delivered, and nothing grows: the messages
 // wait for their time, and the sink is down until one of them gets through.
 func TestWithoutCreditItIsBounded(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
 		t.Helper()
 		c := config(p, "nocredit")
@@ -186,6 +191,7 @@ func TestWithoutCreditItIsBounded(t *testing.T) {
 // A peer that goes away in the middle of a window: nothing of it counts as delivered, no
 // try has failed, and all of it arrives when the peer is back.
 func TestThePeerGoesInTheMiddleOfAWindow(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
 		t.Helper()
 		c := config(p, "silent")
@@ -228,6 +234,7 @@ func TestThePeerGoesInTheMiddleOfAWindow(t *testing.T) {
 
 // A connection that the peer cuts at a message takes nothing for delivered.
 func TestTheConnectionIsCut(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
 		t.Helper()
 		r := run(t, config(p, "drop"))
@@ -244,6 +251,7 @@ func TestTheConnectionIsCut(t *testing.T) {
 // A peer that stops reading, with the TCP window full, is given up after the time that a
 // write may take.
 func TestAStalledPeer(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
 		t.Helper()
 		c := config(p, "accept")
@@ -267,6 +275,7 @@ func TestAStalledPeer(t *testing.T) {
 
 // What is sent as settled counts as delivered when it is written, whatever becomes of it.
 func TestSettled(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
 		t.Helper()
 		c := config(p, "reject")
@@ -282,6 +291,7 @@ func TestSettled(t *testing.T) {
 
 // Every peer sees the same bytes and properties, with their types.
 func TestMessagesAreTheSameForEveryPeer(t *testing.T) {
+	t.Parallel()
 	at := time.Date(2026, time.March, 1, 9, 30, 0, 0, time.UTC)
 	bodies := [][]byte{nil, []byte("plain"), []byte(`{"n": 7}`), {0, 1, 0xff, 0xfe}, []byte(strings.Repeat("短信", 20_000))}
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
@@ -346,6 +356,7 @@ func requireJSON(t *testing.T, want, got any) {
 
 // What a message makes of a template can fail that message, and no other; no value is told.
 func TestInvalidPropertiesRejectTheirMessage(t *testing.T) {
+	t.Parallel()
 	p := amqppeer.Start(t, amqppeer.Proton)
 	long := strings.Repeat("hunter2", 10_000)
 	for name, set := range map[string]func(c *amqp10.Config){
@@ -371,7 +382,10 @@ func TestInvalidPropertiesRejectTheirMessage(t *testing.T) {
 			r.Await(relay.Up)
 			ms := relaytest.Messages("m", 64, 0)
 			for i := range ms {
-				ms[i].Body = fmt.Appendf(nil, `{"bad": %t, "filler": "%s"}`, i%8 == 3, long)
+				ms[i].Body = []byte(`{"bad": false}`)
+				if i%8 == 3 {
+					ms[i].Body = fmt.Appendf(nil, `{"bad": true, "filler": "%s"}`, long)
+				}
 			}
 			for i, result := range relaytest.Deliver(t.Context(), t, r.Sink, ms) {
 				if i%8 != 3 || name == "control" || name == "odd address" {
@@ -390,6 +404,7 @@ func TestInvalidPropertiesRejectTheirMessage(t *testing.T) {
 
 // Addresses that messages decide do not make the links grow without end.
 func TestLinksAreBounded(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, p *amqppeer.Peer) {
 		t.Helper()
 		r := run(t, config(p, "accept.{{ id }}"))

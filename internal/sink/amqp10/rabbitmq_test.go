@@ -38,6 +38,7 @@ func (r *rabbit) count(queue string) (n int) {
 // What the documentation says of the addresses of RabbitMQ before version 4, the loss of
 // what no queue gets included.
 func TestAddressesOfRabbitMQ(t *testing.T) {
+	t.Parallel()
 	b := newRabbit(t, nil)
 	b.with(func(ch *amqp.Channel) {
 		require.NoError(t, ch.ExchangeDeclare("orders", "topic", true, false, false, false, nil))
@@ -87,6 +88,7 @@ func TestAddressesOfRabbitMQ(t *testing.T) {
 // A queue that refuses ends the connection of RabbitMQ's plugin. Nothing that it refused
 // counts as delivered, and the sink works again when there is room.
 func TestAQueueOfRabbitMQThatRefuses(t *testing.T) {
+	t.Parallel()
 	b := newRabbit(t, nil)
 	b.with(func(ch *amqp.Channel) {
 		_, err := ch.QueueDeclare("small", true, false, false, false, amqp.Table{"x-max-length": int32(10), "x-overflow": "reject-publish"})
@@ -127,6 +129,7 @@ func TestAQueueOfRabbitMQThatRefuses(t *testing.T) {
 
 // A password that was replaced in its file is used with the next connection.
 func TestThePasswordIsReadAgain(t *testing.T) {
+	t.Parallel()
 	b := newRabbit(t, nil)
 	for _, args := range [][]string{{"add_user", "relay", "first"}, {"set_permissions", "relay", ".*", ".*", ".*"}} {
 		_, err := b.Ctl(bounded(t), args...)

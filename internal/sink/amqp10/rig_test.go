@@ -26,7 +26,10 @@ func kinds() []amqppeer.Kind { return []amqppeer.Kind{amqppeer.Proton, amqppeer.
 func each(t *testing.T, test func(t *testing.T, p *amqppeer.Peer)) {
 	t.Helper()
 	for _, kind := range kinds() {
-		t.Run(string(kind), func(t *testing.T) { test(t, amqppeer.Start(t, kind)) })
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			test(t, amqppeer.Start(t, kind))
+		})
 	}
 }
 
