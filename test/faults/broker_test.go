@@ -89,11 +89,18 @@ func TestBrokerStoppedInOrder(t *testing.T) {
 	w.awaitDeleted(500)
 	require.NoError(t, b.Stop(bounded(t)))
 	w.requireAway("")
-	require.Contains(t, w.relay.Log(), "CONNECTION_FORCED", "the broker's own words")
 
 	require.NoError(t, b.Start(bounded(t)))
 	w.await("up", "")
 	sent()
+	// What the broker says last is read where nothing is written to it at that moment: the
+	// kernel drops it otherwise.
+	w.awaitDeleted(messages)
+	require.NoError(t, b.Stop(bounded(t)))
+	w.requireAway("")
+	require.Contains(t, w.relay.Log(), "CONNECTION_FORCED", "the broker's own words")
+	require.NoError(t, b.Start(bounded(t)))
+	w.await("up", "")
 	require.LessOrEqual(t, w.finishRested(atRest, in), 256, "at most what was in flight")
 }
 
