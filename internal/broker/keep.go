@@ -62,11 +62,11 @@ func (k *Keeper) Run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		k.Disconnected(err)
 		if text := err.Error(); text != said[i] {
 			said[i] = text
 			k.Log.Warn("no connection to the broker", zap.String("address", k.Addresses[i]), zap.Error(err))
 		}
+		k.Disconnected(err)
 		if time.Since(began) > lasted {
 			failures = 0
 		}

@@ -133,7 +133,7 @@ const (
 func Defaults() *Config {
 	return &Config{
 		SASL:           SASLPlain,
-		Heartbeat:      10 * time.Second,
+		Heartbeat:      6 * time.Second, // which finds a silent broker within Timeout
 		DialTimeout:    5 * time.Second,
 		ConnectTimeout: 10 * time.Second,
 		Settings: Settings{

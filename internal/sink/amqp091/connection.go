@@ -143,6 +143,10 @@ func dial(ctx context.Context, t target, settings *Config, deps relay.SinkDeps) 
 
 // close ends the connection, in order where the broker still answers.
 func (c *connection) close() {
+	// While it blocks publishers a broker does not read the close, and each heartbeat of its
+	// own would move the library's deadline.
+	cut := time.AfterFunc(closeTimeout, func() { _ = c.net.Close() })
+	defer cut.Stop()
 	_ = c.amqp.CloseDeadline(time.Now().Add(closeTimeout))
 	_ = c.net.Close()
 	<-c.over.Done()
@@ -196,6 +200,7 @@ const (
 type channel struct {
 	amqp    *amqp.Channel
 	mode    mode
+	owner   *exchange // whose messages a plain one carries: what the broker says of them comes later
 	returns chan amqp.Return
 	closed  chan *amqp.Error
 	cause   *amqp.Error // why the broker closed it
@@ -239,8 +244,8 @@ func (ch *channel) drain(returned map[string]uint16) map[string]uint16 {
 }
 
 // acquire waits for a channel of a mode whose window holds the given number of messages,
-// or maxWindow.
-func (c *connection) acquire(ctx context.Context, mode mode, messages int) (*channel, error) {
+// or maxWindow. Only plain ones have an owner.
+func (c *connection) acquire(ctx context.Context, mode mode, owner *exchange, messages int) (*channel, error) {
 	select {
 	case c.slots <- struct{}{}:
 	case <-ctx.Done():
@@ -250,7 +255,7 @@ func (c *connection) acquire(ctx context.Context, mode mode, messages int) (*cha
 	}
 	window := min(maxWindow, max(minWindow, messages))
 	c.mu.Lock()
-	i := slices.IndexFunc(c.idle, func(ch *channel) bool { return ch.mode == mode && cap(ch.returns) >= window })
+	i := slices.IndexFunc(c.idle, func(ch *channel) bool { return ch.mode == mode && ch.owner == owner && cap(ch.returns) >= window })
 	if i >= 0 {
 		ch := c.idle[i]
 		c.idle = slices.Delete(c.idle, i, i+1)
@@ -267,7 +272,7 @@ func (c *connection) acquire(ctx context.Context, mode mode, messages int) (*cha
 		c.discard(unfit)
 	}
 
-	ch := &channel{mode: mode, headers: amqp.Table{}}
+	ch := &channel{mode: mode, owner: owner, headers: amqp.Table{}}
 	err := c.bounded(func() (err error) {
 		if ch.amqp, err = c.amqp.Channel(); err != nil {
 			return err

@@ -160,9 +160,7 @@ func (e *Endpoint) session(ctx context.Context, t target, connected func()) (err
 	})
 	defer func() {
 		// Said before the connection is closed, which may take a while.
-		if e.connection.CompareAndSwap(c, nil) {
-			e.disconnected(err)
-		}
+		e.drop(c, err)
 		if stop() {
 			closing.Done()
 			c.close()
@@ -184,8 +182,8 @@ func (e *Endpoint) session(ctx context.Context, t target, connected func()) (err
 		return err
 	}
 	connected()
-	e.connection.Store(c)
 	e.mu.Lock()
+	e.connection.Store(c)
 	e.trouble, e.blocked = "", ""
 	e.report()
 	e.mu.Unlock()
@@ -231,8 +229,17 @@ func (e *Endpoint) setBlocked(b amqp.Blocking) {
 
 // gone reports a connection that has ended, if it is the present one.
 func (e *Endpoint) gone(c *connection, err error) {
+	e.drop(c, fmt.Errorf("lost the connection: %w", err))
+}
+
+// drop takes a connection out of use, if it is the present one, and says why: in one step,
+// or what is said of it would be taken for the next one.
+func (e *Endpoint) drop(c *connection, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	if e.connection.CompareAndSwap(c, nil) {
-		e.disconnected(fmt.Errorf("lost the connection: %w", err))
+		e.trouble = err.Error()
+		e.report()
 	}
 }
 

@@ -146,6 +146,8 @@ type exchange struct {
 
 	// proven says that state is Up; it is written under Endpoint.mu.
 	proven atomic.Bool
+	// refused counts the messages that were refused alone since one was taken.
+	refused atomic.Int32
 	// The rest is guarded by Endpoint.mu.
 	state    relay.State
 	cause    string // the name of what is wrong with it
@@ -243,6 +245,9 @@ func (e *Endpoint) works(x *exchange) {
 func (e *Endpoint) fails(x *exchange, refusal *amqp.Error, probe bool) error {
 	cause, advice := x.advice(refusal)
 	err := fmt.Errorf("%s: %w", advice, brokerError{refusal})
+	if refusal.Code == amqp.AccessRefused {
+		err = fmt.Errorf("%s (%d)", advice, refusal.Code) // the broker's words may hold a routing key
+	}
 	failure := relay.Fail(cause, err)
 	e.mu.Lock()
 	defer e.mu.Unlock()

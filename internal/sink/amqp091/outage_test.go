@@ -202,7 +202,8 @@ func TestStalledBrokerAtFirst(t *testing.T) {
 	require.NoError(t, b.Pause())
 	began := time.Now()
 	for _, result := range relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)) {
-		relaytest.RequireReason(t, "channel_closed", result)
+		relaytest.RequireReason(t, "connection_lost", result)
+		require.ErrorIs(t, result.Err, relay.ErrSinkDown)
 	}
 	require.Less(t, time.Since(began), writeDeadline+time.Second)
 	require.NoError(t, b.Resume())
@@ -262,6 +263,25 @@ func TestBlocked(t *testing.T) {
 	r.Await(relay.Up)
 	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 16, 10)))
 	require.Len(t, in.ids(), 16)
+}
+
+// A broker that blocks publishers does not read the close either, and its heartbeats go on:
+// the end does not wait for it.
+func TestTheEndWhileTheBrokerBlocks(t *testing.T) {
+	t.Parallel()
+	b := broker.Private(t)
+	in := newInbox(t, b.URL())
+	c := in.config()
+	c.Heartbeat = time.Second
+	r := run(t, c)
+	r.Await(relay.Up)
+	require.NoError(t, b.Block(bounded(t)))
+	relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 4, 10))
+	r.AwaitReason(relay.Down, "the broker blocks publishers")
+	began := time.Now()
+	r.End()
+	require.Less(t, time.Since(began), 4*time.Second)
+	require.NoError(t, b.Unblock(bounded(t)))
 }
 
 // A connection that ends again and again leaves nothing behind; goleak looks.

@@ -193,7 +193,7 @@ func (r *replies) late() relay.Result {
 func (r *replies) open(c *connection) (*replyChannel, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if ch := r.channel; ch != nil && ch.connection == c && !ch.amqp.IsClosed() {
+	if ch := r.channel; ch != nil && ch.connection == c && !ch.amqp.IsClosed() && ch.failure.Load() == nil {
 		return ch, nil
 	}
 	ch := &replyChannel{connection: c, ended: make(chan struct{}), waiting: map[string]func(relay.Result){}}
@@ -247,6 +247,9 @@ func (r *replies) read(ch *replyChannel, answers <-chan amqp.Delivery, returns <
 	}
 	ch.failure.Store(&failure)
 	close(ch.ended)
+	if !ch.amqp.IsClosed() {
+		_ = ch.connection.bounded(ch.amqp.Close) // the broker has taken the consumer away
+	}
 	for _, answer := range ch.end() {
 		answer(failure)
 	}

@@ -251,6 +251,9 @@ func (s *Sink) unroutable(code uint16) relay.Result {
 
 // works notes that the exchange took a message.
 func (s *Sink) works() {
+	if s.exchange.refused.Load() > 0 {
+		s.exchange.refused.Store(0)
+	}
 	if !s.exchange.proven.Load() {
 		s.endpoint.works(s.exchange)
 	}
@@ -292,10 +295,11 @@ func refusal(ch *channel) *amqp.Error {
 // refuses finds out whether the broker refuses a message for what it is, where no confirm
 // can tell: it is published to nobody, on a channel that carries nothing else.
 func (s *Sink) refuses(ctx context.Context, c *connection, p amqp.Publishing) *amqp.Error {
-	ch, err := c.acquire(ctx, plain, 1)
+	ch, err := c.acquire(ctx, plain, new(exchange), 1)
 	if err != nil {
 		return nil
 	}
+	defer c.release(ch, false)
 	headers := maps.Clone(p.Headers)
 	delete(headers, "CC") // which would lead somewhere
 	delete(headers, "BCC")
@@ -305,7 +309,6 @@ func (s *Sink) refuses(ctx context.Context, c *connection, p amqp.Publishing) *a
 		// Answered after the message was looked at.
 		err = c.bounded(func() error { return ch.amqp.Qos(0, 0, false) })
 	}
-	defer c.release(ch, err == nil)
 	if err == nil {
 		return nil
 	}

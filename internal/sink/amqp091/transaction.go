@@ -19,13 +19,19 @@ func (s *Sink) transact(ctx context.Context, c *connection, ms []relay.Message, 
 	for base := 0; base < len(ms); base += maxWindow {
 		part := ms[base:min(base+maxWindow, len(ms))]
 		failure := s.commit(ctx, c, part, base, b)
-		if failure == nil || len(part) == 1 || !errors.Is(failure, errMessageRefused) {
+		if !errors.Is(failure, errMessageRefused) {
 			continue
 		}
 		// One of them made it fail, and the others with it: each for itself.
 		for i := range part {
-			if !b.Given(base+i) && ctx.Err() == nil {
-				_ = s.commit(ctx, c, part[i:i+1], base+i, b) // and it has its result
+			if b.Given(base+i) || ctx.Err() != nil {
+				continue
+			}
+			if len(part) > 1 {
+				failure = s.commit(ctx, c, part[i:i+1], base+i, b)
+			}
+			if errors.Is(failure, errMessageRefused) && !s.refusedAlone(ctx, c, &part[i], base+i, b) {
+				b.Give(base+i, relay.Result{Err: failure})
 			}
 		}
 	}
@@ -36,12 +42,11 @@ func (s *Sink) transact(ctx context.Context, c *connection, ms []relay.Message, 
 var errMessageRefused = errors.New("the broker refused the transaction")
 
 // commit makes one transaction and reports the results of its messages. Its error says why
-// it failed; where that wraps errMessageRefused and there are several messages, they have
-// no result yet.
+// it failed; where that wraps errMessageRefused they have no result yet.
 func (s *Sink) commit(ctx context.Context, c *connection, ms []relay.Message, base int, b *relay.Answers) error {
-	ch, err := c.acquire(ctx, transactional, len(ms))
+	ch, err := c.acquire(ctx, transactional, nil, len(ms))
 	if err != nil {
-		s.noChannel(ctx, err, b)
+		s.noChannel(ctx, c, err, b)
 		return err
 	}
 	committed := false
@@ -52,10 +57,7 @@ func (s *Sink) commit(ctx context.Context, c *connection, ms []relay.Message, ba
 		cause := refusal(ch)
 		switch {
 		case cause != nil && (len(ms) > 1 || cause.Code == amqp.PreconditionFailed):
-			failure = relay.Fail(reasonTransactionFailed, fmt.Errorf("publish to exchange %q: %w: %w", s.exchange.Name, errMessageRefused, brokerError{cause}))
-			if len(ms) > 1 || s.refusedAlone(ctx, c, &ms[0], base, b) {
-				return failure
-			}
+			return relay.Fail(reasonTransactionFailed, fmt.Errorf("publish to exchange %q: %w: %w", s.exchange.Name, errMessageRefused, brokerError{cause}))
 		default:
 			failure = s.lost(c, ch, err)
 		}
@@ -112,9 +114,9 @@ func (s *Sink) refusedAlone(ctx context.Context, c *connection, m *relay.Message
 
 // write publishes the messages and waits for nothing.
 func (s *Sink) write(ctx context.Context, c *connection, ms []relay.Message, b *relay.Answers) {
-	ch, err := c.acquire(ctx, plain, len(ms))
+	ch, err := c.acquire(ctx, plain, s.exchange, len(ms))
 	if err != nil {
-		s.noChannel(ctx, err, b)
+		s.noChannel(ctx, c, err, b)
 		return
 	}
 	defer c.release(ch, true)

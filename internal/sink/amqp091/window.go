@@ -77,13 +77,22 @@ func (s *Sink) refuse(f fallen, b *relay.Answers) {
 		result = s.messageRefused(f.cause)
 	case f.took:
 		// As topic permissions of RabbitMQ do.
-		result.Err = relay.Fail(reasonExchangeRefused, fmt.Errorf("not permitted to publish to exchange %q with this routing key: grant it: %w", s.exchange.Name, brokerError{f.cause}))
+		result.Err = s.keyRefused()
+	case len(f.index) == 1 && s.exchange.proven.Load() && s.exchange.refused.Add(1) == 1:
+		// It may be the key of this one; the next message tells.
+		result.Err = s.keyRefused()
 	default:
 		result.Err = s.endpoint.fails(s.exchange, f.cause, true)
 	}
 	for _, i := range f.index {
 		b.Give(i, result)
 	}
+}
+
+// keyRefused is why a message is refused that the exchange might take under another key.
+// The broker's own words hold the key, which may be what the message says.
+func (s *Sink) keyRefused() error {
+	return relay.Fail(reasonExchangeRefused, fmt.Errorf("not permitted to publish to exchange %q with this routing key, %q: grant it (%d)", s.exchange.Name, s.settings.RoutingKey, amqp.AccessRefused))
 }
 
 // messageRefused is the result of a message that made the broker close the channel.
@@ -95,9 +104,9 @@ func (s *Sink) messageRefused(cause *amqp.Error) relay.Result {
 // window publishes messages, of which the first has the index base in its batch, and gives
 // those that fell with the channel.
 func (s *Sink) window(ctx context.Context, c *connection, ms []relay.Message, base int, b *relay.Answers) fallen {
-	ch, err := c.acquire(ctx, confirming, len(ms))
+	ch, err := c.acquire(ctx, confirming, nil, len(ms))
 	if err != nil {
-		s.noChannel(ctx, err, b)
+		s.noChannel(ctx, c, err, b)
 		return fallen{}
 	}
 	w := &window{sink: s, connection: c, channel: ch, messages: ms, base: base, batch: b, pending: ch.pending[:0]}
@@ -110,8 +119,13 @@ func (s *Sink) window(ctx context.Context, c *connection, ms []relay.Message, ba
 }
 
 // noChannel gives every message its result where there is no channel.
-func (s *Sink) noChannel(ctx context.Context, err error, b *relay.Answers) {
-	if ctx.Err() == nil {
+func (s *Sink) noChannel(ctx context.Context, c *connection, err error, b *relay.Answers) {
+	switch {
+	case ctx.Err() != nil: // and Deliver says so
+	case c.amqp.IsClosed():
+		s.endpoint.gone(c, err)
+		b.Finish(relay.Result{Err: relay.Fail(reasonConnectionLost, fmt.Errorf("open a channel: %w: %w", relay.ErrSinkDown, err))})
+	default:
 		b.Finish(relay.Result{Err: relay.Fail(reasonChannelClosed, fmt.Errorf("open a channel: %w", err))})
 	}
 }

@@ -101,7 +101,7 @@ func dial(ctx context.Context, t target, c *Config, deps relay.SinkDeps, workers
 	}
 	parting := context.WithoutCancel(ctx)
 	return &connection{
-		amqp: opened, net: raw, links: map[string]*link{}, freed: make(chan struct{}, 1),
+		amqp: opened, net: raw, links: map[string]*link{}, freed: make(chan struct{}),
 		endSession: func(session *amqp.Session) {
 			workers.Go(func() {
 				ctx, cancel := context.WithTimeout(parting, closeTimeout)
@@ -137,7 +137,7 @@ type connection struct {
 
 	mu    sync.Mutex
 	links map[string]*link // by address
-	// freed tells that a link is no longer in use; size 1.
+	// freed is closed, and made anew, when a link is no longer in use.
 	freed chan struct{}
 	// endSession ends a session without waiting for it; Run waits.
 	endSession func(session *amqp.Session)
@@ -192,10 +192,10 @@ type link struct {
 // all links are in use. The caller releases it.
 func (c *connection) acquire(ctx context.Context, address string) (*link, error) {
 	for {
-		l, mine := c.take(address)
+		l, mine, freed := c.take(address)
 		if l == nil {
 			select {
-			case <-c.freed:
+			case <-freed:
 				continue
 			case <-ctx.Done():
 				return nil, ctx.Err()
@@ -222,21 +222,21 @@ func (c *connection) acquire(ctx context.Context, address string) (*link, error)
 }
 
 // take gives the link to an address with one user more; mine says that it is to be
-// attached. nil: there is no place for another.
-func (c *connection) take(address string) (l *link, mine bool) {
+// attached. nil: there is no place for another until freed is closed.
+func (c *connection) take(address string) (l *link, mine bool, freed <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	l, found := c.links[address]
 	if !found {
 		if len(c.links) >= maxLinks && !c.evict() {
-			return nil, false
+			return nil, false, c.freed
 		}
 		l = &link{address: address, turn: make(chan struct{}, 1), attached: make(chan struct{})}
 		c.links[address] = l
 	}
 	l.users++
 	l.used = time.Now()
-	return l, !found
+	return l, !found, nil
 }
 
 // evict closes the least recently used link that nobody uses. It is called with mu held.
@@ -267,15 +267,12 @@ func (c *connection) release(l *link, reusable bool) {
 			delete(c.links, l.address)
 		}
 	}
-	if l.users > 0 {
-		return
-	}
-	if l.retired {
+	if l.users == 0 && l.retired {
 		c.end(l)
 	}
-	select {
-	case c.freed <- struct{}{}:
-	default:
+	if l.users == 0 || l.retired {
+		close(c.freed)
+		c.freed = make(chan struct{})
 	}
 }
 

@@ -70,7 +70,7 @@ type address struct {
 	name     string
 	state    relay.State
 	cause    string // the name of what is wrong with it
-	reason   string // the same in words
+	err      error  // the same in words
 	failures int
 	due      time.Time // when a Down address is tried again
 	probe    bool      // only a message can tell whether it works again
@@ -106,13 +106,16 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 	return newSink(e, settings)
 }
 
+// errUnchecked is what is wrong with an address until it was looked at.
+var errUnchecked = errors.New("not checked yet")
+
 // use finds or adds an address that is the same for all messages.
 func (e *Endpoint) use(name string) *address {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	found, ok := e.addresses[name]
 	if !ok {
-		found = &address{name: name, cause: reasonAddress, reason: "not checked yet"}
+		found = &address{name: name, cause: reasonAddress, err: errUnchecked}
 		e.addresses[name] = found
 		e.wake()
 	}
@@ -168,15 +171,13 @@ func (e *Endpoint) session(ctx context.Context, t target, connected func()) (err
 	}
 	defer func() {
 		// Said before the connection is closed, which may take a while.
-		if e.connection.CompareAndSwap(c, nil) {
-			e.disconnected(err)
-		}
+		e.drop(c, err)
 		c.close()
 	}()
 	e.mu.Lock()
 	for _, a := range e.addresses {
 		// What was known of it belongs to the last connection.
-		*a = address{name: a.name, cause: reasonAddress, reason: "not checked yet"}
+		*a = address{name: a.name, cause: reasonAddress, err: errUnchecked}
 	}
 	e.mu.Unlock()
 	e.check(ctx, c)
@@ -185,8 +186,8 @@ func (e *Endpoint) session(ctx context.Context, t target, connected func()) (err
 	}
 	connected()
 	e.warnOfUnroutable(c)
-	e.connection.Store(c)
 	e.mu.Lock()
+	e.connection.Store(c)
 	e.trouble = ""
 	e.report()
 	e.mu.Unlock()
@@ -225,8 +226,17 @@ func (e *Endpoint) warnOfUnroutable(c *connection) {
 
 // gone reports a connection that has ended, if it is the present one.
 func (e *Endpoint) gone(c *connection) {
+	e.drop(c, fmt.Errorf("lost the connection: %w", c.cause()))
+}
+
+// drop takes a connection out of use, if it is the present one, and says why: in one step,
+// or what is said of it would be taken for the next one.
+func (e *Endpoint) drop(c *connection, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	if e.connection.CompareAndSwap(c, nil) {
-		e.disconnected(fmt.Errorf("lost the connection: %w", c.cause()))
+		e.trouble = err.Error()
+		e.report()
 	}
 }
 
@@ -252,7 +262,10 @@ func (e *Endpoint) report() {
 	for _, a := range e.addresses {
 		if a.state > best || reason == "" {
 			best = max(best, a.state)
-			reason = a.reason
+			reason = ""
+			if a.err != nil {
+				reason = a.err.Error()
+			}
 		}
 	}
 	if best == relay.Up {
@@ -347,11 +360,11 @@ func (e *Endpoint) fails(a *address, cause string, err error, probe bool) {
 	if a.state == relay.Down && time.Now().Before(a.due) {
 		return // another batch has said so
 	}
-	if err.Error() != a.reason {
+	if a.err == nil || err.Error() != a.err.Error() {
 		e.log.Warn("address cannot be used", zap.String("address", a.name), zap.Error(err))
 	}
 	a.due = broker.Again(&a.failures)
-	a.state, a.cause, a.reason, a.probe = relay.Down, cause, err.Error(), probe
+	a.state, a.cause, a.err, a.probe = relay.Down, cause, err, probe
 	e.report()
 	e.wake()
 }
@@ -366,7 +379,7 @@ func (e *Endpoint) begin(a *address) (*connection, error) {
 	case !e.running || c == nil:
 		return nil, relay.Fail(reasonNotConnected, fmt.Errorf("%w: %s", relay.ErrSinkDown, e.trouble))
 	case a != nil && a.state == relay.Down:
-		return nil, relay.Fail(a.cause, errors.New(a.reason))
+		return nil, relay.Fail(a.cause, a.err)
 	}
 	e.workers.Add(1)
 	return c, nil

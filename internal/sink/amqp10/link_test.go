@@ -75,8 +75,7 @@ func TestALinkThatTheBrokerEndedWhileIdle(t *testing.T) {
 // A broker gets no more messages than it has granted credit for. The others wait for their
 // time, and what waits for them does not pile up.
 func TestCreditIsKept(t *testing.T) {
-	t.Parallel()
-	each(t, func(t *testing.T, p *amqppeer.Peer) {
+	eachAlone(t, func(t *testing.T, p *amqppeer.Peer) {
 		t.Helper()
 		c := config(p, "credit.40")
 		c.Timeout = 4 * time.Second // plenty for 40 messages on a busy machine

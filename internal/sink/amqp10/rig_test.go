@@ -33,6 +33,14 @@ func each(t *testing.T, test func(t *testing.T, p *amqppeer.Peer)) {
 	}
 }
 
+// eachAlone is for a test that counts goroutines: nothing runs beside it.
+func eachAlone(t *testing.T, test func(t *testing.T, p *amqppeer.Peer)) {
+	t.Helper()
+	for _, kind := range kinds() {
+		t.Run(string(kind), func(t *testing.T) { test(t, amqppeer.Start(t, kind)) })
+	}
+}
+
 func config(p *amqppeer.Peer, address string) *amqp10.Config {
 	c := amqp10.Defaults()
 	c.URL = setting.NewURL(p.URL())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	amqp "github.com/Azure/go-amqp"
 
@@ -15,6 +16,10 @@ import (
 
 // window is how many messages of one Deliver may be without an outcome.
 const window = 256
+
+// lateness is how long Deliver waits, once its time is over, for those who find that out
+// too.
+const lateness = 100 * time.Millisecond
 
 // The reasons of failures.
 const (
@@ -112,6 +117,16 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 	select {
 	case <-finished:
 	case <-timed.Done():
+		if ctx.Err() == nil {
+			// Whoever waited for credit knows more of why it is late.
+			moment := time.NewTimer(lateness)
+			defer moment.Stop()
+			select {
+			case <-finished:
+			case <-moment.C:
+			case <-ctx.Done():
+			}
+		}
 	}
 	// Otherwise every message has its result.
 	if timed.Err() != nil {
@@ -132,52 +147,84 @@ func (s *Sink) timedOut() error {
 }
 
 // send sends the messages, each without waiting for the outcome of those before it, and
-// waits for all outcomes.
+// waits for all outcomes. Those to one address go in order; an address that takes nothing
+// holds up no other.
 func (s *Sink) send(ctx, caller context.Context, c *connection, ms []relay.Message, b *relay.Answers) {
-	var outcomes sync.WaitGroup
-	defer outcomes.Wait()
-	room := make(chan struct{}, window)
+	type outgoing struct {
+		index   int
+		message *amqp.Message
+	}
+	byAddress := map[string][]outgoing{}
 	for i := range ms {
 		address, message, err := s.prepare(&ms[i])
 		if err != nil {
 			b.Give(i, relay.Result{Outcome: relay.Rejected, Err: err})
 			continue
 		}
-		select {
-		case room <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
-		settled := s.settings.Settle == SettleSettled
-		l, usable, receipt, err := c.send(ctx, address, message, settled)
-		if l == nil {
-			b.Give(i, relay.Result{Err: s.noLink(ctx, c, address, err)})
-			<-room
-			continue
-		}
-		if err != nil || settled {
-			result := relay.Result{Outcome: relay.Delivered}
-			if err != nil {
-				result = s.notSent(ctx, caller, c, err)
+		byAddress[address] = append(byAddress[address], outgoing{i, message})
+	}
+	var sending, outcomes sync.WaitGroup
+	room := make(chan struct{}, window)
+	sendAll := func(address string, all []outgoing) {
+		for _, o := range all {
+			select {
+			case room <- struct{}{}:
+			case <-ctx.Done():
+				return
 			}
-			b.Give(i, result)
-			c.release(l, usable)
-			<-room
-			continue
+			s.sendOne(ctx, caller, c, address, o.message, func(r relay.Result) { b.Give(o.index, r) }, func(wait func()) {
+				if wait == nil {
+					<-room
+					return
+				}
+				outcomes.Go(func() {
+					wait()
+					<-room
+				})
+			})
 		}
-		outcomes.Go(func() {
-			defer func() { <-room }()
+	}
+	for address, all := range byAddress {
+		if len(byAddress) == 1 {
+			sendAll(address, all)
+			break
+		}
+		sending.Go(func() { sendAll(address, all) })
+	}
+	sending.Wait()
+	outcomes.Wait()
+}
+
+// sendOne sends a message and gives its result, at once or in what it hands to later, which
+// is called in any case; nil: there is nothing to wait for.
+func (s *Sink) sendOne(ctx, caller context.Context, c *connection, address string, message *amqp.Message, give func(relay.Result), later func(wait func())) {
+	settled := s.settings.Settle == SettleSettled
+	l, usable, receipt, err := c.send(ctx, address, message, settled)
+	switch {
+	case l == nil:
+		give(relay.Result{Err: s.noLink(ctx, c, address, err)})
+	case err != nil:
+		give(s.notSent(ctx, caller, c, err))
+		c.release(l, usable)
+	case settled:
+		s.endpoint.works(s.fixed)
+		give(relay.Result{Outcome: relay.Delivered})
+		c.release(l, usable)
+	default:
+		later(func() {
 			state, err := receipt.Wait(ctx)
 			// An outcome that is still owed would be kept for as long as the link is: the
 			// messages to come get another one.
 			c.release(l, err == nil)
 			if err != nil {
-				b.Give(i, relay.Result{Err: s.lost(ctx, c, err)})
+				give(relay.Result{Err: s.lost(ctx, c, err)})
 				return
 			}
-			b.Give(i, s.outcome(state))
+			give(s.outcome(state))
 		})
+		return
 	}
+	later(nil)
 }
 
 // errTooLarge is the cause of a message that is larger than the link allows.
@@ -246,7 +293,7 @@ func (s *Sink) notSent(ctx, caller context.Context, c *connection, err error) re
 		failure := fmt.Errorf("send to %q: %w: the broker granted no credit within %v", s.settings.Address, relay.ErrSinkDown, s.settings.Timeout)
 		s.endpoint.fails(s.fixed, reasonNoCredit, failure, true)
 		return relay.Result{Err: relay.Fail(reasonNoCredit, failure)}
-	case errors.As(err, &remote) && remote.Condition == amqp.ErrCondMessageSizeExceeded:
+	case !ended(err) && errors.As(err, &remote) && remote.Condition == amqp.ErrCondMessageSizeExceeded:
 		return relay.Result{Outcome: relay.Rejected, Err: relay.Fail(reasonTooLarge, fmt.Errorf("send to %q: %w", s.settings.Address, errTooLarge))}
 	}
 	return relay.Result{Err: s.lost(ctx, c, err)}
