@@ -52,9 +52,6 @@ func StartCluster(ctx context.Context, cfg Config, size int) (_ *Cluster, err er
 		return nil, err
 	}
 	epmd := ports[size*nodePorts]
-	if c.epmd, err = startEPMD(ctx, epmd); err != nil {
-		return nil, err
-	}
 	cfg.Conf += clusterConf
 	for i := range size {
 		dir, err := os.MkdirTemp(cfg.Dir, "mnsrelay-broker-")
@@ -64,6 +61,9 @@ func StartCluster(ctx context.Context, cfg Config, size int) (_ *Cluster, err er
 		n := &Node{dir: dir, name: fmt.Sprintf("mnsrelay%d@localhost", i)}
 		c.nodes = append(c.nodes, n)
 		cfg.Conf += fmt.Sprintf("cluster_formation.classic_config.nodes.%d = %s\n", i+1, n.name)
+	}
+	if c.epmd, err = startEPMD(ctx, epmd, c.nodes[0].dir); err != nil {
+		return nil, err
 	}
 	cookie := newCookie()
 	var starting errgroup.Group

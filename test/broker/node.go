@@ -75,7 +75,7 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if n.epmd, err = startEPMD(ctx, ports[nodePorts]); err != nil {
+	if n.epmd, err = startEPMD(ctx, ports[nodePorts], dir); err != nil {
 		return nil, err
 	}
 	if err := n.configure(cfg, ports, ports[nodePorts], newCookie()); err != nil {
@@ -89,9 +89,9 @@ func Start(ctx context.Context, cfg Config) (_ *Node, err error) {
 
 // startEPMD starts the process by which Erlang nodes find each other. They would start
 // "epmd -daemon", which outlives everything; this one is a child in the foreground.
-func startEPMD(ctx context.Context, port int) (*process.Process, error) {
+func startEPMD(ctx context.Context, port int, home string) (*process.Process, error) {
 	cmd := exec.Command("epmd", "-port", strconv.Itoa(port), "-address", "127.0.0.1") //nolint:noctx,gosec // It lives until Close; its argument is a number.
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home}
 	epmd, err := process.Start(cmd, nil)
 	if err != nil {
 		return nil, fmt.Errorf("start epmd: %w", err)

@@ -62,7 +62,7 @@ const (
 )
 
 // patience bounds what has to happen and takes no set time.
-const patience = 60 * time.Second
+const patience = 90 * time.Second
 
 func bounded(t *testing.T) context.Context {
 	t.Helper()
@@ -586,23 +586,29 @@ func (in *inbox) with(do func(ch *amqp.Channel)) {
 func (in *inbox) read() (taken int) {
 	in.t.Helper()
 	in.with(func(ch *amqp.Channel) {
-		deliveries, err := ch.Consume(in.name, "", true, false, false, false, nil)
+		const consumer, quiet = "reader", 300 * time.Millisecond
+		deliveries, err := ch.Consume(in.name, consumer, true, false, false, false, nil)
 		require.NoError(in.t, err)
-		const quiet = 300 * time.Millisecond
 		idle := time.NewTimer(quiet)
 		defer idle.Stop()
+		cancelled := false
 		for {
 			select {
 			case d, open := <-deliveries:
-				require.True(in.t, open, "the broker ends the consumer")
+				if !open {
+					require.True(in.t, cancelled, "the broker ends the consumer")
+					return
+				}
 				in.copies[d.MessageId]++
 				in.bodies[d.MessageId] = string(d.Body)
 				taken++
 			case <-idle.C:
 				q, err := ch.QueueDeclarePassive(in.name, true, false, false, false, in.arguments)
 				require.NoError(in.t, err)
-				if q.Messages == 0 && len(deliveries) == 0 {
-					return
+				if q.Messages == 0 && !cancelled {
+					// What comes before the answer is given out before deliveries ends.
+					cancelled = true
+					require.NoError(in.t, ch.Cancel(consumer, false))
 				}
 			}
 			idle.Reset(quiet)
