@@ -449,7 +449,7 @@ func (w *world) needs() need {
 }
 
 // pooled is how many idle connections to MNS a relay may keep for receives and deletes.
-const pooled = 16
+const pooled = 8 + 16
 
 // requireRest waits until the relay needs no more than before, but for what it keeps.
 func (w *world) requireRest(before need) { w.t.Helper(); w.requireRestOf(before, 1) }
