@@ -83,6 +83,9 @@ const (
 //   - whatever goes wrong with the far side is Retry, in bounded time, with a named
 //     reason, and passes by itself when the far side is back;
 //   - the end of a context ends Deliver, the end of Run's closes everything.
+//
+// It looks at every goroutine of the process, so no test may run beside it: do not call
+// it from a test that is parallel.
 func TestSink(t *testing.T, h SinkHarness) {
 	t.Helper()
 	for _, c := range []struct {

@@ -13,7 +13,6 @@ import (
 )
 
 func TestConformance(t *testing.T) {
-	t.Parallel()
 	const timeout = time.Second
 	relaytest.TestSink(t, relaytest.SinkHarness{
 		Timeout: timeout,
