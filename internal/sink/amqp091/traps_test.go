@@ -125,9 +125,11 @@ func TestRecoveryLosesConfirms(t *testing.T) {
 	proxy, err := broker.NewProxy(bounded(t), in.url)
 	require.NoError(t, err)
 	t.Cleanup(proxy.Close)
-	_, ch := bare(t, proxy.URL(), amqp.Config{Recovery: &amqp.Recovery{
+	conn, ch := bare(t, proxy.URL(), amqp.Config{Recovery: &amqp.Recovery{
 		ReconnectionConfig: &amqp.ReconnectionConfig{MaxRetryCount: 1000, RetryInterval: 50 * time.Millisecond},
 	}})
+	states := make(chan *amqp.StateChanged, 16)
+	conn.NotifyStateChange(states)
 	told := ch.NotifyPublish(make(chan amqp.Confirmation, 2*messages))
 	c := in.config()
 	c.URL, c.Timeout = setting.NewURL(proxy.URL()), time.Minute
@@ -173,5 +175,15 @@ func TestRecoveryLosesConfirms(t *testing.T) {
 	require.NoError(t, proxy.Start(t.Context()))
 	r.Await(relay.Up)
 	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", messages, 1)))
+	recovered := time.NewTimer(patience)
+	defer recovered.Stop()
+	for open := false; !open; {
+		select {
+		case state := <-states:
+			open = state.To == amqp.StateOpen
+		case <-recovered.C:
+			require.Fail(t, "the library does not recover")
+		}
+	}
 	require.Empty(t, told, "of %d messages the library said nothing", messages)
 }
