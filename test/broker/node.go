@@ -231,6 +231,14 @@ func (n *Node) Unblock(ctx context.Context) error {
 	return err
 }
 
+// Sync returns once what was declared is on disk. RabbitMQ 3.10 mostly waits for that when
+// it declares, and not always: its database keeps what it writes for up to two seconds, and
+// a broker that is killed meanwhile does not know a durable queue any more.
+func (n *Node) Sync(ctx context.Context) error {
+	_, err := n.Ctl(ctx, "eval", "ok = mnesia:sync_log().")
+	return err
+}
+
 // Ctl runs rabbitmqctl, which takes about a second, and gives what it wrote.
 func (n *Node) Ctl(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, ctl, append([]string{"--quiet"}, args...)...) //nolint:gosec // A fixed program, a test's own arguments.

@@ -54,6 +54,7 @@ func TestBrokerKilledWithAWindowInFlight(t *testing.T) {
 	const messages, room = 3000, 256
 	b := node(t, broker.Config{})
 	in := newInbox(t, b.URL(), nil)
+	require.NoError(t, b.Sync(bounded(t)))
 	w, way := single(t, in, emulator.QueueConfig{VisibilityTimeout: 10 * time.Second}, nil, nil)
 	atRest := w.needs()
 	sent := w.sending(messages, 300, 1500)

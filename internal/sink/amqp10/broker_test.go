@@ -278,7 +278,10 @@ func TestStartsBeforeTheBroker(t *testing.T) {
 // is there, and the rest is delivered then.
 func TestRabbitMQIsKilled(t *testing.T) {
 	t.Parallel()
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	defer cancel()
 	b := newRabbit(t, nil)
+	require.NoError(t, b.Sync(ctx))
 	r := run(t, b.config())
 	r.Await(relay.Up)
 	var (
@@ -313,8 +316,6 @@ func TestRabbitMQIsKilled(t *testing.T) {
 		})
 	}
 	<-killed
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
-	defer cancel()
 	require.NoError(t, b.Kill(ctx))
 	require.NoError(t, b.Start(ctx))
 	work.Wait()
