@@ -98,6 +98,7 @@ func newWorld(t *testing.T, shared bool) *world {
 	w.hook = newHook(t)
 	w.inbox, err = newInbox(ctx, w.node.URL())
 	require.NoError(t, err)
+	require.NoError(t, w.node.Sync(ctx))
 	w.inbox.watch(t)
 
 	if shared {
