@@ -77,17 +77,6 @@ func OneOf(one setting.URL, several []setting.URL) (urls []setting.URL, paths []
 	return several, paths, nil
 }
 
-// Credentials reports the problems of user name and password beside the URLs.
-func Credentials(username string, password setting.Secret) error {
-	switch {
-	case username == "" && !password.IsZero():
-		return setting.Problemf("username", "required where password is set")
-	case username != "" && password.IsZero():
-		return setting.Problemf("password", "required where username is set")
-	}
-	return nil
-}
-
 // Dial connects, with TLS where the address has it. The files of TLS are read anew. Timeout
 // bounds name lookup and TCP, ctx all of it.
 func (a *Address) Dial(ctx context.Context, timeout time.Duration, files *setting.TLS) (net.Conn, error) {

@@ -529,5 +529,5 @@ func TestParsingTwiceGivesTheSame(t *testing.T) {
 	i := slices.IndexFunc(first.Sinks, func(s config.Sink) bool { return s.Name == "hook" })
 	hook, is := first.Sinks[i].Settings.(*webhook.Config)
 	require.True(t, is)
-	require.Equal(t, "Bearer hook-token", hook.Headers["authorization"].Reveal())
+	require.Equal(t, "hook-token", hook.BearerToken.Reveal())
 }

@@ -110,3 +110,14 @@ func FileText(data []byte) (string, error) {
 	}
 	return text, nil
 }
+
+// Credentials reports the problems of user name and password beside a URL.
+func Credentials(username string, password Secret) error {
+	switch {
+	case username == "" && !password.IsZero():
+		return Problemf("username", "required where password is set")
+	case username != "" && password.IsZero():
+		return Problemf("password", "required where username is set")
+	}
+	return nil
+}

@@ -227,7 +227,7 @@ type target struct {
 func (c *Config) targets() ([]target, error) {
 	var targets []target
 	urls, paths, problem := broker.OneOf(c.URL, c.URLs)
-	problems := []error{problem, broker.Credentials(c.Username, c.Password), c.TLS.Validate("tls")}
+	problems := []error{problem, setting.Credentials(c.Username, c.Password), c.TLS.Validate("tls")}
 	report := func(path, format string, args ...any) {
 		problems = append(problems, setting.Problemf(path, format, args...))
 	}

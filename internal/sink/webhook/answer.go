@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
 )
 
 // The reasons under which failures are counted.
@@ -20,6 +21,7 @@ const (
 	reasonAddress       = "address_refused"  // see guard
 	reasonDNS           = "dns"              // no address for the host
 	reasonConnect       = "connect"          // no TCP connection
+	reasonProxy         = "proxy"            // the environment's proxy gives no way
 	reasonTLS           = "tls"              // no trust, or no TLS at all
 	reasonNetwork       = "network"          // the connection broke, or what came is not HTTP
 	reasonAnswerTooLong = "answer_too_long"  // a 2xx whose body does not end
@@ -107,6 +109,8 @@ func classify(ctx context.Context, err error) error {
 	}
 	var (
 		refused   *refusedError
+		proxy     *proxyError
+		files     *filesError
 		dns       *net.DNSError
 		op        *net.OpError
 		untrusted *tls.CertificateVerificationError
@@ -116,18 +120,22 @@ func classify(ctx context.Context, err error) error {
 	switch {
 	case errors.As(err, &refused):
 		return relay.Fail(reasonAddress, refused)
+	case errors.As(err, &proxy):
+		return relay.Fail(reasonProxy, err)
+	case errors.As(err, &files):
+		return relay.Fail(reasonTLS, err)
 	case errors.As(err, &dns):
 		return relay.Fail(reasonDNS, err)
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return relay.Fail(reasonTimeout, err)
 	case errors.As(err, &untrusted), errors.As(err, &notTLS):
-		return relay.Fail(reasonTLS, err)
+		return relay.Fail(reasonTLS, setting.AdviseTLS(err))
 	case errors.As(err, &op):
 		switch op.Op {
 		case "dial":
 			return relay.Fail(reasonConnect, err)
 		case "remote error", "local error": // what crypto/tls calls an alert
-			return relay.Fail(reasonTLS, err)
+			return relay.Fail(reasonTLS, setting.AdviseTLS(err))
 		}
 	}
 	return relay.Fail(reasonNetwork, &shortError{err})

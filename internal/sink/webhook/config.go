@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -27,7 +28,16 @@ type Config struct {
 	URL setting.URL `yaml:"url"`
 	// Settings are those that a route may set otherwise.
 	Settings `yaml:",inline"`
-	// Signing signs requests. A later version acts on it.
+	// Username and Password are sent as basic authorization; BearerToken as a bearer's.
+	// One of these, the URL's user info and a header authorization may be set. What comes
+	// from a file is read again when it is older than a second.
+	Username    string         `yaml:"username"`
+	Password    setting.Secret `yaml:"password"`
+	BearerToken setting.Secret `yaml:"bearer_token"`
+	// TLS says whom to trust and who we are, for https. Its files are read again for each
+	// connection.
+	TLS setting.TLS `yaml:"tls"`
+	// Signing signs requests.
 	Signing Signing `yaml:"signing"`
 	// Concurrency is how many requests may be under way at once, over all routes
 	// that lead here: 1 to 4096.
@@ -40,6 +50,10 @@ type Config struct {
 
 // Settings are the settings of a webhook that a route may set otherwise.
 type Settings struct {
+	// Method is POST, PUT or PATCH.
+	Method string `yaml:"method"`
+	// Compression of the body is none or gzip, which is sent as the content encoding.
+	Compression string `yaml:"compression"`
 	// Headers are sent with every request, beside those of the relay itself. A
 	// route's own are added to the sink's. Values may hold {{ }} templates.
 	Headers map[string]setting.Secret `yaml:"headers"`
@@ -51,7 +65,8 @@ type Settings struct {
 	Retry Retry `yaml:"retry"`
 }
 
-// Signing holds the secrets of the Standard Webhooks signature, the newest first.
+// Signing holds the secrets of the Standard Webhooks signature: each whsec_ and 24 to 64
+// bytes in base64. More than one while they are rotated: each signs.
 type Signing struct {
 	Secrets []setting.Secret `yaml:"secrets"`
 }
@@ -82,8 +97,10 @@ type Network struct {
 func Defaults() *Config {
 	return &Config{
 		Settings: Settings{
-			Timeout: 10 * time.Second,
-			Retry:   Retry{MaxAttempts: 3, Initial: 200 * time.Millisecond, Max: 5 * time.Second},
+			Method:      http.MethodPost,
+			Compression: compressionNone,
+			Timeout:     10 * time.Second,
+			Retry:       Retry{MaxAttempts: 3, Initial: 200 * time.Millisecond, Max: 5 * time.Second},
 		},
 		Concurrency: 16,
 	}
@@ -96,14 +113,23 @@ const (
 	maxConcurrency = 4096
 )
 
+const (
+	compressionNone = "none"
+	compressionGzip = "gzip"
+)
+
 // Validate reports every problem at once, each a *setting.Problem.
 func (c *Config) Validate() error {
 	problems := []error{c.validateURL(), c.validateSettings()}
 	report := func(err error) { problems = append(problems, err) }
 
-	if len(c.Signing.Secrets) > 0 {
-		report(setting.NotSupportedYet("signing.secrets", "signing"))
+	for i, secret := range c.Signing.Secrets {
+		if _, err := ParseKey(secret.Reveal()); err != nil {
+			report(setting.Problemf("signing.secrets["+strconv.Itoa(i)+"]", "%v", err))
+		}
 	}
+	report(c.validateAuthorization())
+	report(c.TLS.Validate("tls"))
 	if c.Concurrency < 1 || c.Concurrency > maxConcurrency {
 		report(setting.Problemf("concurrency", "is %d; write a number from 1 to %d", c.Concurrency, maxConcurrency))
 	}
@@ -141,13 +167,6 @@ func (c *Config) validateURL() error {
 			return setting.Problemf("url", "has the port %s; write one from 1 to 65535", port)
 		}
 	}
-	if u.User != nil {
-		for name := range c.Headers {
-			if strings.EqualFold(name, "authorization") {
-				return setting.Problemf("url", "has user info while headers has authorization; keep one of them")
-			}
-		}
-	}
 	addr, err := netip.ParseAddr(u.Hostname())
 	if err != nil {
 		return nil //nolint:nilerr // a name: what it resolves to is checked on each dial
@@ -160,6 +179,41 @@ func (c *Config) validateURL() error {
 		return setting.Problemf("url", "%v", err)
 	}
 	return nil
+}
+
+// validateAuthorization reports what would be sent as authorization twice.
+func (c *Config) validateAuthorization() error {
+	problems := []error{setting.Credentials(c.Username, c.Password)}
+	var ways []string
+	if u, _, err := c.parseURL(); err == nil && u.User != nil {
+		ways = append(ways, "user info in url")
+	}
+	if c.Username != "" {
+		ways = append(ways, "username")
+		if strings.Contains(c.Username, ":") {
+			problems = append(problems, setting.Problemf("username", "has a colon, which ends the name in basic authorization; use another user"))
+		}
+	}
+	if !c.BearerToken.IsZero() {
+		ways = append(ways, "bearer_token")
+		if !bearerSafe(c.BearerToken.Reveal()) {
+			problems = append(problems, setting.Problemf("bearer_token", "has a space, a line break or another character that a token cannot have"))
+		}
+	}
+	for name := range c.Headers {
+		if strings.EqualFold(name, "authorization") {
+			ways = append(ways, "headers."+name)
+		}
+	}
+	if len(ways) > 1 {
+		problems = append(problems, setting.Problemf("", "has %s: each would be sent as authorization; keep one", strings.Join(ways, " and ")))
+	}
+	return errors.Join(problems...)
+}
+
+// bearerSafe tells whether a token can stand in a header: RFC 6750 allows less.
+func bearerSafe(token string) bool {
+	return token != "" && !strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
 // parseURL reads the URL; where it is a template it gives that too, and the URL as it is
@@ -209,6 +263,12 @@ func (s *Settings) validateSettings() error {
 	var problems []error
 	report := func(err error) { problems = append(problems, err) }
 
+	if !slices.Contains([]string{http.MethodPost, http.MethodPut, http.MethodPatch}, s.Method) {
+		report(setting.Problemf("method", "is %q; write POST, PUT or PATCH", s.Method))
+	}
+	if s.Compression != compressionNone && s.Compression != compressionGzip {
+		report(setting.Problemf("compression", "is %q; write none or gzip", s.Compression))
+	}
 	if s.Timeout <= 0 || s.Timeout > maxTimeout {
 		report(setting.Problemf("timeout", "is %v; write a duration above 0s, at most %v", s.Timeout, maxTimeout))
 	}

@@ -22,6 +22,13 @@ func TestConfig(t *testing.T) {
 	allow := func(networks ...string) func(*webhook.Config) {
 		return func(c *webhook.Config) { c.Network.Allow = networks }
 	}
+	signing := func(secrets ...string) func(*webhook.Config) {
+		return func(c *webhook.Config) {
+			for _, s := range secrets {
+				c.Signing.Secrets = append(c.Signing.Secrets, setting.NewSecret(s))
+			}
+		}
+	}
 	for _, c := range []struct {
 		name   string
 		change func(*webhook.Config)
@@ -51,7 +58,7 @@ func TestConfig(t *testing.T) {
 		{"user info and authorization", func(c *webhook.Config) {
 			to("https://u:p@hooks.example.com/")(c)
 			header("Authorization", "Bearer x")(c)
-		}, "url: has user info while headers has authorization"},
+		}, "has user info in url and headers.Authorization: each would be sent as authorization; keep one"},
 		{"a private address", to("https://10.0.0.1/"), `url: 10.0.0.1 is not an address of the public internet`},
 		{"a private address that is allowed", func(c *webhook.Config) { to("https://10.0.0.1/")(c); allow("10.0.0.0/8")(c) }, ""},
 
@@ -82,7 +89,21 @@ func TestConfig(t *testing.T) {
 		{"no network", allow("10.0.0.0/8", "10.0.0.1"), `network.allow[1]: "10.0.0.1" is not a network`},
 		{"a mapped network", allow("::ffff:10.0.0.0/104"), "network.allow[0]: \"::ffff:10.0.0.0/104\" is an IPv4 network written as IPv6"},
 
-		{"signing", func(c *webhook.Config) { c.Signing.Secrets = []setting.Secret{setting.NewSecret("s")} }, "signing.secrets: signing is not supported yet"},
+		{"signing", signing("whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz", "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"), ""},
+		{"a secret that is not base64", signing("whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz", "hunter2!"), "signing.secrets[1]: is not base64; write whsec_"},
+		{"a short secret", signing("whsec_aHVudGVyMg=="), "signing.secrets[0]: has 7 bytes; a secret has 24 to 64"},
+		{"an asymmetric key", signing("whsk_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"), "signing.secrets[0]: is a key of asymmetric signatures (v1a)"},
+		{"a user", func(c *webhook.Config) { c.Username, c.Password = "u", setting.NewSecret("p") }, ""},
+		{"a user without a password", func(c *webhook.Config) { c.Username = "u" }, "password: required where username is set"},
+		{"a user with a colon", func(c *webhook.Config) { c.Username, c.Password = "u:v", setting.NewSecret("p") }, "username: has a colon"},
+		{"a token", func(c *webhook.Config) { c.BearerToken = setting.NewSecret("abc.def-_~+/=") }, ""},
+		{"a token of two lines", func(c *webhook.Config) { c.BearerToken = setting.NewSecret("a\nb") }, "bearer_token: has a space, a line break"},
+		{"a token and a user", func(c *webhook.Config) {
+			c.Username, c.Password, c.BearerToken = "u", setting.NewSecret("p"), setting.NewSecret("t")
+		}, "has username and bearer_token: each would be sent as authorization"},
+		{"a certificate without a key", func(c *webhook.Config) { c.TLS.CertFile = "x" }, "tls: cert_file and key_file belong together"},
+		{"another method", func(c *webhook.Config) { c.Method = "GET" }, `method: is "GET"; write POST, PUT or PATCH`},
+		{"another compression", func(c *webhook.Config) { c.Compression = "zstd" }, `compression: is "zstd"; write none or gzip`},
 		{"a rate limit", func(c *webhook.Config) { c.RateLimit.PerSecond = 1 }, "rate_limit: a rate limit is not supported yet"},
 		{"retry", func(c *webhook.Config) {
 			c.Retry = webhook.Retry{MaxAttempts: 20, Initial: time.Millisecond, Max: 5 * time.Minute}

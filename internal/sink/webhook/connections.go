@@ -9,22 +9,32 @@ import (
 // connections knows what is open: http.Transport closes only those that it finds
 // idle, and one whose last request was just cancelled is not.
 type connections struct {
-	dialer *net.Dialer
+	dialer *dialer
 
 	mu     sync.Mutex
 	open   map[*connection]struct{}
 	closed bool
 }
 
-func newConnections(dialer *net.Dialer) *connections {
+func newConnections(dialer *dialer) *connections {
 	return &connections{dialer: dialer, open: make(map[*connection]struct{})}
 }
 
+// dial is for http, dialTLS for https.
 func (c *connections) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	dialed, err := c.dialer.DialContext(ctx, network, address)
+	dialed, err := c.dialer.connect(ctx, "http", network, address)
 	if err != nil {
 		return nil, err
 	}
+	return c.keep(dialed)
+}
+
+func (c *connections) dialTLS(ctx context.Context, network, address string) (net.Conn, error) {
+	return c.dialer.dialTLS(ctx, network, address, c.keep)
+}
+
+// keep knows the connection until it is closed.
+func (c *connections) keep(dialed net.Conn) (net.Conn, error) {
 	conn := &connection{Conn: dialed, owner: c}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -19,8 +19,8 @@ import (
 // system's, because it has no other way to trust one.
 var trusted = selfSigned()
 
-// TestMain sets what a process reads but once from its environment: the authorities
-// to trust, and a proxy that has to be ignored.
+// TestMain sets what a process reads but once from its environment: the authorities to
+// trust.
 func TestMain(m *testing.M) { os.Exit(runTests(m)) }
 
 func runTests(m *testing.M) int {
@@ -35,14 +35,8 @@ func runTests(m *testing.M) int {
 	if err := os.WriteFile(file, block, 0o600); err != nil {
 		panic(err)
 	}
-	for name, value := range map[string]string{
-		"SSL_CERT_FILE": file,
-		"HTTP_PROXY":    "http://127.0.0.1:9",
-		"HTTPS_PROXY":   "http://127.0.0.1:9",
-	} {
-		if err := os.Setenv(name, value); err != nil {
-			panic(err)
-		}
+	if err := os.Setenv("SSL_CERT_FILE", file); err != nil {
+		panic(err)
 	}
 	return m.Run()
 }

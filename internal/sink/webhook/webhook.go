@@ -9,9 +9,9 @@
 // not offered, headers and bodies are bounded, and nothing that the endpoint sends is
 // quoted in an error beyond a few words. Which address is connected to is checked
 // when the connection is made, after DNS, so that a name cannot lead to loopback, to
-// private networks or to a cloud's metadata unless network.allow says so. For the
-// same reason HTTP_PROXY and its kin are ignored: behind a proxy the check would see
-// the proxy's address only.
+// private networks or to a cloud's metadata unless network.allow says so. A proxy of the
+// environment (HTTPS_PROXY and its kin) is asked for a tunnel to the address that was
+// checked, never for the name.
 //
 // What the configuration says by {{ }} of the URL and of headers is worked out for each
 // message. A value can fill a place and never make one: in the URL it is percent-encoded,
@@ -25,13 +25,12 @@ package webhook
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -43,11 +42,8 @@ import (
 
 	"mnsrelay/internal/expr"
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
 )
-
-// HeaderID carries the message's id, as in Standard Webhooks; bytes that are not
-// visible ASCII, and %, are percent-encoded in it.
-const HeaderID = "webhook-id"
 
 const (
 	// maxAnswer is how much of an answer's body is read, in bytes, and how long its
@@ -71,7 +67,8 @@ type Endpoint struct {
 	url         *url.URL       // without user info; of a template a sample
 	template    *expr.Template // of the URL; nil: it is the same for all messages
 	show        string         // how errors name the URL: its path may be a secret, too
-	basic       string         // the authorization header that the user info makes, or empty
+	auth        authorization
+	signer      *signer // nil: requests are not signed
 	agent       string
 	connections *connections
 	transport   *http.Transport
@@ -103,8 +100,14 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read network.allow: %w", err)
 	}
+	s, err := newSigner(c.Signing.Secrets, deps.Log)
+	if err != nil {
+		return nil, err
+	}
 	e := &Endpoint{
 		settings: c.Settings,
+		auth:     newAuthorization(c),
+		signer:   s,
 		url:      u,
 		template: template,
 		show:     u.Scheme + "://" + u.Host,
@@ -116,18 +119,15 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 	}
 	if u.User != nil {
 		password, _ := u.User.Password()
-		auth := &http.Request{Header: http.Header{}}
-		auth.SetBasicAuth(u.User.Username(), password)
-		e.basic = auth.Header.Get("Authorization")
+		e.auth = authorization{username: u.User.Username(), password: &renewed{secret: setting.NewSecret(password)}}
 		u.User = nil
 	}
-	e.connections = newConnections(&net.Dialer{Timeout: c.Timeout, Control: g.control})
+	e.connections = newConnections(newDialer(c, g))
 	e.transport = &http.Transport{
-		DialContext:         e.connections.dial,
-		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout: c.Timeout,
-		ForceAttemptHTTP2:   true,
-		HTTP2:               &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: c.Timeout},
+		DialContext:       e.connections.dial,
+		DialTLSContext:    e.connections.dialTLS,
+		ForceAttemptHTTP2: true,
+		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: c.Timeout},
 		// net/http goes on with a dial after its request has ended; the limit
 		// bounds those, too.
 		MaxConnsPerHost:        c.Concurrency,
@@ -168,12 +168,13 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 			return nil, err
 		}
 	}
-	request := &http.Request{Method: http.MethodPost, URL: e.url, Header: http.Header{}}
+	request := &http.Request{Method: settings.Method, URL: e.url, Header: http.Header{}}
 	request.Header.Set("User-Agent", e.agent)
-	if e.basic != "" {
-		request.Header.Set("Authorization", e.basic)
-	}
-	p := &poster{endpoint: e, request: request, timeout: settings.Timeout}
+	// The receiver knows a duplicate by its id, so a request whose connection ends before
+	// the first byte of an answer, as one kept alive may at any time, can be sent again at
+	// once. To net/http an empty key says so; it is not sent.
+	request.Header["Idempotency-Key"] = nil
+	p := &poster{endpoint: e, request: request, timeout: settings.Timeout, gzip: settings.Compression == compressionGzip}
 	for name, value := range settings.Headers {
 		template, err := expr.CompileSetting("headers."+name, value.Reveal())
 		if err != nil {
@@ -252,6 +253,7 @@ type poster struct {
 	request  *http.Request // what all requests have in common; cloned for each
 	headers  []header
 	timeout  time.Duration
+	gzip     bool
 }
 
 // Deliver is part of relay.Sink.
@@ -276,8 +278,13 @@ func (p *poster) post(ctx context.Context, m *relay.Message) relay.Result {
 	// puts no URL into its errors.
 	resp, err := p.endpoint.transport.RoundTrip(request)
 	if err != nil {
-		return p.endpoint.failed(classify(ctx, err))
+		err = classify(ctx, err)
+		if p.endpoint.connections.dialer.asked.Load() {
+			err = fmt.Errorf("%w (the receiver asks for a client certificate: set or check tls.cert_file and tls.key_file)", err)
+		}
+		return p.endpoint.failed(err)
 	}
+	p.endpoint.connections.dialer.asked.Store(false)
 	defer resp.Body.Close() //nolint:errcheck // the answer was read as far as it matters
 	_, err = io.CopyN(io.Discard, resp.Body, maxAnswer)
 	complete := errors.Is(err, io.EOF) // CopyN's word for "it ended before the limit"
@@ -316,7 +323,11 @@ func (p *poster) newRequest(ctx context.Context, m *relay.Message) (*http.Reques
 	if h.Get("Content-Type") == "" {
 		h.Set("Content-Type", m.ContentType())
 	}
-	h.Set(HeaderID, headerSafe(m.ID))
+	id := idOf(m)
+	h.Set(HeaderID, id)
+	if auth := p.endpoint.auth.header(); auth != "" {
+		h.Set("Authorization", auth)
+	}
 	for name, value := range m.Headers {
 		if name != relay.HeaderDeadError { // words in printable ASCII, for people
 			value = headerSafe(value)
@@ -324,16 +335,33 @@ func (p *poster) newRequest(ctx context.Context, m *relay.Message) (*http.Reques
 		h.Set(name, value)
 	}
 
+	body := m.Body
+	if p.endpoint.signer != nil {
+		p.endpoint.signer.sign(h, id, body, time.Now())
+	}
+	if p.gzip && len(body) > 0 {
+		body = compress(body)
+		h.Set("Content-Encoding", "gzip")
+	}
 	request.Body = http.NoBody
-	if len(m.Body) > 0 {
-		request.ContentLength = int64(len(m.Body))
-		request.Body = io.NopCloser(bytes.NewReader(m.Body))
-		// For the requests of which HTTP/2 says that the server has not seen them.
+	if len(body) > 0 {
+		request.ContentLength = int64(len(body))
+		// For requests that are sent again on another connection.
 		request.GetBody = func() (io.ReadCloser, error) {
-			return io.NopCloser(bytes.NewReader(m.Body)), nil
+			return io.NopCloser(bytes.NewReader(body)), nil
 		}
+		request.Body, _ = request.GetBody()
 	}
 	return request, nil
+}
+
+// compress gives the body as gzip.
+func compress(body []byte) []byte {
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	_, _ = w.Write(body) // into memory
+	_ = w.Close()
+	return b.Bytes()
 }
 
 // failed is the result of a failure: Retry, with the endpoint's name.
@@ -355,6 +383,12 @@ func (e *Endpoint) report(text string) {
 		return
 	}
 	e.log.Error("the webhook refuses messages", zap.String("url", e.show), zap.String("answer", text))
+}
+
+// idOf is the message's id as a header has it. Standard Webhooks signs it with a dot after
+// it, so it has none itself.
+func idOf(m *relay.Message) string {
+	return strings.ReplaceAll(headerSafe(m.ID), ".", "%2E")
 }
 
 // headerSafe makes a text fit for a header, so that the same text always gives the

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -584,20 +583,6 @@ func TestAllowedAddresses(t *testing.T) {
 	c.Network.Allow = []string{"64:ff9b::/96"}
 	c.URL = setting.NewURL("https://[64:ff9b::808:808]")
 	require.NoError(t, c.Validate())
-}
-
-// TestProxyOfTheEnvironment relies on TestMain for the variables: net/http reads them
-// once in a process.
-func TestProxyOfTheEnvironment(t *testing.T) {
-	require.NotEmpty(t, os.Getenv("HTTP_PROXY"))
-	config := webhook.Defaults()
-	config.Timeout = timeout
-	config.Network.Allow = []string{"127.0.0.0/8"} // the proxy's address
-	config.URL = setting.NewURL("http://hooks.invalid/")
-	endpoint, err := config.Open(relay.SinkDeps{Instance: "mnsrelay/test", Log: zap.NewNop()})
-	require.NoError(t, err)
-	run(t, endpoint)
-	requireFailure(t, relay.Retry, "dns", deliver(t, bind(t, endpoint), message("1"))[0])
 }
 
 func TestRequest(t *testing.T) {
