@@ -12,6 +12,7 @@ import (
 
 	"mnsrelay/internal/config"
 	"mnsrelay/internal/httpapi"
+	"mnsrelay/internal/relay"
 )
 
 // loaded is which configuration is in force, and how the last try to change it went.
@@ -168,6 +169,11 @@ func find[T any](all []*T, is func(*T) bool) *T {
 func (a *App) apply(receive, work, connected context.Context, p *plan) {
 	a.log.Info("reloading", zap.Strings("stop_sources", names(p.stopSources)), zap.Strings("start_sources", names(p.startSources)),
 		zap.Int("stop_sinks", len(p.stopSinks)), zap.Int("start_sinks", len(p.startSinks)))
+	for _, s := range p.sinks {
+		if resumer, ok := s.endpoint.(relay.Resumer); ok && !slices.Contains(p.startSinks, s) {
+			resumer.Resume()
+		}
+	}
 	for _, s := range p.stopSources {
 		s.stop()
 	}

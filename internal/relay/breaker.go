@@ -30,6 +30,9 @@ const (
 // ReasonCircuitOpen is why a message was not sent to a sink behind an open circuit.
 const ReasonCircuitOpen = "circuit_open"
 
+// ReasonHeld is why a message was not sent to a sink that asked to be left alone.
+const ReasonHeld = "held"
+
 // Breaker tells, by what becomes of messages, the health of a far side that no
 // connection tells of. It is Up until a number of messages in a row have failed, then
 // Down for a while, then on Probe: one message at a time goes through. The first that is
@@ -45,10 +48,18 @@ type Breaker struct {
 	// timer ends the time for which the circuit is open; it does not run otherwise.
 	timer *time.Timer
 
+	// resume ends a Hold; it does not run otherwise.
+	resume *time.Timer
+
 	mu     sync.Mutex
 	last   error // of the message that failed last
 	opened time.Time
 	closed bool
+	// circuitState and circuitReason are the health by the circuit alone.
+	circuitState  State
+	circuitReason string
+	held          error // why nothing is sent until heldUntil; nil: nothing holds it
+	heldUntil     time.Time
 }
 
 var _ Reporter = (*Breaker)(nil)
@@ -64,7 +75,7 @@ func NewBreaker(cfg BreakerConfig, log *zap.Logger) *Breaker {
 	if cfg.Probe == 0 {
 		cfg.Probe = defaultProbe
 	}
-	b := &Breaker{monitor: NewMonitor(Up, ""), probe: cfg.Probe, log: log}
+	b := &Breaker{monitor: NewMonitor(Up, ""), circuitState: Up, probe: cfg.Probe, log: log}
 	b.circuit = gobreaker.NewTwoStepCircuitBreaker[Outcome](gobreaker.Settings{
 		MaxRequests: 1,
 		// It goes by itself from open to half-open after more than this, when asked: the
@@ -76,6 +87,8 @@ func NewBreaker(cfg BreakerConfig, log *zap.Logger) *Breaker {
 	})
 	b.timer = time.AfterFunc(math.MaxInt64, func() { b.circuit.State() })
 	b.timer.Stop()
+	b.resume = time.AfterFunc(math.MaxInt64, b.expire)
+	b.resume.Stop()
 	return b
 }
 
@@ -88,6 +101,7 @@ func (b *Breaker) Close(reason string) {
 	defer b.mu.Unlock()
 	b.closed = true
 	b.timer.Stop()
+	b.resume.Stop()
 	b.monitor.Set(Down, reason)
 }
 
@@ -101,22 +115,87 @@ func (b *Breaker) changed(_ string, from, to gobreaker.State) {
 	switch to {
 	case gobreaker.StateOpen:
 		b.timer.Reset(b.probe)
-		b.monitor.Set(Down, "circuit open: "+b.last.Error())
+		b.circuitState, b.circuitReason = Down, "circuit open: "+b.last.Error()
 		if from == gobreaker.StateClosed {
 			b.opened = time.Now()
 			b.log.Warn("circuit opened: messages fail one after another; one is sent now and then until it is delivered",
 				zap.Duration("every", b.probe), zap.Error(b.last))
 		}
 	case gobreaker.StateHalfOpen:
-		b.monitor.Set(Probe, "circuit half open: "+b.last.Error())
+		b.circuitState, b.circuitReason = Probe, "circuit half open: "+b.last.Error()
 	case gobreaker.StateClosed:
-		b.monitor.Set(Up, "")
+		b.circuitState, b.circuitReason = Up, ""
 		b.log.Info("circuit closed: messages are delivered again", zap.Duration("after", time.Since(b.opened)))
 	}
+	b.publish()
+}
+
+// publish tells the health; mu is held.
+func (b *Breaker) publish() {
+	switch {
+	case b.closed:
+	case b.held == nil:
+		b.monitor.Set(b.circuitState, b.circuitReason)
+	case b.heldUntil.IsZero():
+		b.monitor.Set(Down, "stopped until a reload: "+b.held.Error())
+	default:
+		b.monitor.Set(Down, "left alone until "+b.heldUntil.UTC().Format("15:04:05Z")+": "+b.held.Error())
+	}
+}
+
+// UntilResumed is as long as it takes until Resume is called.
+const UntilResumed time.Duration = math.MaxInt64
+
+// Hold makes the health Down for a time, because the far side asked for it by what cause
+// says. A longer time replaces a shorter one.
+func (b *Breaker) Hold(d time.Duration, cause error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	until := time.Now().Add(d)
+	switch {
+	case b.closed, b.held != nil && (b.heldUntil.IsZero() || !until.After(b.heldUntil)):
+		return
+	case d == UntilResumed:
+		until = time.Time{}
+		b.resume.Stop()
+		b.log.Error("stopped: nothing is sent before the configuration is reloaded", zap.Error(cause))
+	default:
+		b.resume.Reset(d)
+		if b.held == nil {
+			b.log.Warn("left alone for a while, as was asked for", zap.Duration("for", d), zap.Error(cause))
+		}
+	}
+	b.held, b.heldUntil = cause, until
+	b.publish()
+}
+
+// expire ends a Hold whose time is over.
+func (b *Breaker) expire() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.held != nil && !b.heldUntil.IsZero() && !time.Now().Before(b.heldUntil) { // or it was made longer just then
+		b.held, b.heldUntil = nil, time.Time{}
+		b.publish()
+	}
+}
+
+// Resume ends a Hold.
+func (b *Breaker) Resume() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.resume.Stop()
+	b.held, b.heldUntil = nil, time.Time{}
+	b.publish()
 }
 
 // allow lets a message through, whose result is to be given to report, or says why not.
 func (b *Breaker) allow() (report func(error), err error) {
+	b.mu.Lock()
+	held := b.held
+	b.mu.Unlock()
+	if held != nil {
+		return nil, Fail(ReasonHeld, fmt.Errorf("not sent, for the far side asked to be left alone: %w", held))
+	}
 	report, err = b.circuit.Allow()
 	if err == nil {
 		return report, nil

@@ -286,3 +286,69 @@ func TestAnOpenCircuitPausesItsSource(t *testing.T) {
 		r.stop()
 	})
 }
+
+const askedReason = "status 429: the endpoint answered 429"
+
+var errAsked = relay.Fail("status_429", errors.New("the endpoint answered 429"))
+
+// A breaker that is held sends nothing, whatever its circuit says, and then again says
+// what the circuit says. The longest time holds.
+func TestBreakerIsHeld(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		breaker := relay.NewBreaker(relay.BreakerConfig{}, zap.NewNop())
+		defer breaker.Close("")
+		far := relaytest.NewRecorder()
+		sink := breaker.Guard(far)
+
+		began := time.Now()
+		breaker.Hold(time.Minute, errAsked)
+		breaker.Hold(time.Second, errAsked)
+		requireHealth(t, breaker, relay.Down, "left alone until "+began.Add(time.Minute).UTC().Format("15:04:05Z")+": "+askedReason)
+		require.Equal(t, map[string]int{"retry held": 3}, reasons(results(t.Context(), t, sink, 3)))
+		health, changed := breaker.Health()
+		require.Equal(t, relay.Down, health.State)
+		<-changed
+		require.Equal(t, time.Minute, time.Since(began))
+		requireHealth(t, breaker, relay.Up, "")
+		require.Equal(t, map[string]int{"delivered": 1}, reasons(results(t.Context(), t, sink, 1)))
+
+		// A longer time replaces a shorter one.
+		began = time.Now()
+		breaker.Hold(time.Second, errAsked)
+		breaker.Hold(time.Minute, errAsked)
+		for health, changed := breaker.Health(); health.State != relay.Up; health, changed = breaker.Health() {
+			<-changed
+		}
+		require.Equal(t, time.Minute, time.Since(began))
+
+		// What is stopped is not started by a time, only by Resume.
+		breaker.Hold(relay.UntilResumed, errAsked)
+		breaker.Hold(time.Second, errAsked)
+		time.Sleep(1000 * time.Hour)
+		requireHealth(t, breaker, relay.Down, "stopped until a reload: "+askedReason)
+		breaker.Resume()
+		requireHealth(t, breaker, relay.Up, "")
+		breaker.Resume()
+		requireHealth(t, breaker, relay.Up, "")
+	})
+}
+
+// A circuit that opens while the far side is left alone is open afterwards.
+func TestBreakerOpensWhileItIsHeld(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		breaker := relay.NewBreaker(relay.BreakerConfig{Probe: time.Hour}, zap.NewNop())
+		defer breaker.Close("")
+		far := relaytest.NewRecorder()
+		far.Answer(func(context.Context, relay.Message) relay.Result {
+			breaker.Hold(time.Minute, errAsked)
+			return relay.Result{Err: errStatus}
+		})
+		results(t.Context(), t, breaker.Guard(far), 5)
+		health, changed := breaker.Health()
+		require.Contains(t, health.Reason, "left alone until ")
+		<-changed
+		requireHealth(t, breaker, relay.Down, "circuit open: "+brokenReason)
+	})
+}

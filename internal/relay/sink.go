@@ -61,6 +61,13 @@ type Retrier interface {
 	Retries() Retries
 }
 
+// Resumer is an Endpoint that may have been told by the far side to leave it alone. Resume
+// makes it try again: an operator who reloads the configuration may have mended the far
+// side, even where the configuration is the same.
+type Resumer interface {
+	Resume()
+}
+
 // SinkDeps are what every sink is opened with.
 type SinkDeps struct {
 	// Name is the sink's name in the configuration.

@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -266,5 +268,36 @@ sinks:
 	require.Equal(t, 1, left(t, server, queue))
 	require.Equal(t, http.StatusOK, r.post("/api/v1/sources/sms/resume"))
 	eventually(t, 10*time.Second, "delivered", func() bool { return left(t, server, queue) == 0 })
+	require.Zero(t, r.end(syscall.SIGTERM))
+}
+
+// A webhook that says that it is gone is asked no more, and the status says why; a reload
+// of the same configuration asks it again.
+func TestAReloadAsksAWebhookThatWasGone(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Int64
+	var mended atomic.Bool
+	hook := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		if !mended.Load() {
+			w.WriteHeader(http.StatusGone)
+		}
+	}))
+	defer hook.Close()
+	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{VisibilityTimeout: 5 * time.Second})
+	file := newConfigFile(t, toWebhook(url, queue, hook.URL, "    redelivery: {initial: 1s, max: 1s}"))
+	r := runRelay(t, file.path)
+	send(t, server, queue, 3, 0)
+	eventually(t, 10*time.Second, "the status says so", func() bool {
+		_, text := r.get("/api/v1/status")
+		return strings.Contains(text, "stopped until a reload") && strings.Contains(text, "410")
+	})
+	before := asked.Load()
+	require.LessOrEqual(t, before, int64(3), "those that were under way")
+	mended.Store(true)
+	<-time.After(2 * time.Second) // longer than the redelivery
+	require.Equal(t, before, asked.Load())
+	require.Equal(t, http.StatusOK, r.post("/api/v1/reload"))
+	eventually(t, 20*time.Second, "every message is deleted", func() bool { return left(t, server, queue) == 0 })
 	require.Zero(t, r.end(syscall.SIGTERM))
 }

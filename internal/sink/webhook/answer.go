@@ -36,6 +36,8 @@ type verdict struct {
 	// advice tells an operator what to do about a status that every message will
 	// get; empty for those that pass or concern one message.
 	advice string
+	// busy says that the endpoint wants fewer requests.
+	busy bool
 }
 
 // judge tells what an answer's status means. What may be an operator's mistake (401,
@@ -49,7 +51,9 @@ func judge(status int) verdict {
 	case http.StatusTooEarly:
 		return verdict{reason: "status_425"}
 	case http.StatusTooManyRequests:
-		return verdict{reason: "status_429"}
+		return verdict{reason: "status_429", busy: true}
+	case http.StatusServiceUnavailable:
+		return verdict{reason: "status_5xx", busy: true}
 	case http.StatusUnauthorized:
 		return verdict{reason: "status_401", advice: "check the authorization header or the URL's user info"}
 	case http.StatusForbidden:
@@ -57,7 +61,7 @@ func judge(status int) verdict {
 	case http.StatusNotFound:
 		return verdict{reason: "status_404", advice: "check the URL's path"}
 	case http.StatusGone:
-		return verdict{reason: "status_410", advice: "the endpoint is gone for good: remove this sink or write its new URL"}
+		return verdict{reason: "status_410", advice: "the endpoint says that it is gone for good, and is not asked again before a reload: remove this sink or write its new URL"}
 	}
 	switch status / 100 {
 	case 2:

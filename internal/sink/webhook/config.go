@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/net/http/httpguts"
+	"golang.org/x/time/rate"
 
 	"mnsrelay/internal/expr"
 	"mnsrelay/internal/relay"
@@ -42,7 +43,7 @@ type Config struct {
 	// Concurrency is how many requests may be under way at once, over all routes
 	// that lead here: 1 to 4096.
 	Concurrency int `yaml:"concurrency"`
-	// RateLimit limits requests. A later version acts on it.
+	// RateLimit bounds how often a request begins, over all routes that lead here.
 	RateLimit RateLimit `yaml:"rate_limit"`
 	// Network says which addresses may be connected to.
 	Network Network `yaml:"network"`
@@ -81,10 +82,27 @@ type Retry struct {
 	Max     time.Duration `yaml:"max"`
 }
 
-// RateLimit is a token bucket; zero is no limit.
+// RateLimit is a token bucket.
 type RateLimit struct {
+	// PerSecond is how many requests may begin in a second, 0.01 to 1000000; 0: no limit.
 	PerSecond float64 `yaml:"per_second"`
-	Burst     int     `yaml:"burst"`
+	// Burst is how many may begin at once after a pause, 1 to 1000000; 0: as many as a
+	// second allows, one at least.
+	Burst int `yaml:"burst"`
+}
+
+func (r RateLimit) limit() rate.Limit {
+	if r.PerSecond == 0 {
+		return rate.Inf
+	}
+	return rate.Limit(r.PerSecond)
+}
+
+func (r RateLimit) burst() int {
+	if r.Burst == 0 {
+		return max(1, int(r.PerSecond))
+	}
+	return r.Burst
 }
 
 // Network opens what is closed by default: see the package comment.
@@ -111,6 +129,8 @@ const (
 	maxAttempts    = 20
 	maxPause       = 5 * time.Minute
 	maxConcurrency = 4096
+	minRate        = 0.01
+	maxRate        = 1_000_000
 )
 
 const (
@@ -133,8 +153,14 @@ func (c *Config) Validate() error {
 	if c.Concurrency < 1 || c.Concurrency > maxConcurrency {
 		report(setting.Problemf("concurrency", "is %d; write a number from 1 to %d", c.Concurrency, maxConcurrency))
 	}
-	if c.RateLimit != (RateLimit{}) {
-		report(setting.NotSupportedYet("rate_limit", "a rate limit"))
+	if r := c.RateLimit.PerSecond; r != 0 && !(r >= minRate && r <= maxRate) {
+		report(setting.Problemf("rate_limit.per_second", "is %v; write a number from %v to %d, or 0 for no limit", r, minRate, maxRate))
+	}
+	switch b := c.RateLimit.Burst; {
+	case b < 0 || b > maxRate:
+		report(setting.Problemf("rate_limit.burst", "is %d; write a number from 1 to %d, or 0 for as many as a second allows", b, maxRate))
+	case b > 0 && c.RateLimit.PerSecond == 0:
+		report(setting.Problemf("rate_limit.burst", "there is no limit that it could exceed: write per_second too"))
 	}
 	for i, network := range c.Network.Allow {
 		if _, err := parseNetwork(network); err != nil {

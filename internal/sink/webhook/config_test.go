@@ -1,6 +1,7 @@
 package webhook_test
 
 import (
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +22,9 @@ func TestConfig(t *testing.T) {
 	}
 	allow := func(networks ...string) func(*webhook.Config) {
 		return func(c *webhook.Config) { c.Network.Allow = networks }
+	}
+	limited := func(perSecond float64, burst int) func(*webhook.Config) {
+		return func(c *webhook.Config) { c.RateLimit = webhook.RateLimit{PerSecond: perSecond, Burst: burst} }
 	}
 	signing := func(secrets ...string) func(*webhook.Config) {
 		return func(c *webhook.Config) {
@@ -104,7 +108,13 @@ func TestConfig(t *testing.T) {
 		{"a certificate without a key", func(c *webhook.Config) { c.TLS.CertFile = "x" }, "tls: cert_file and key_file belong together"},
 		{"another method", func(c *webhook.Config) { c.Method = "GET" }, `method: is "GET"; write POST, PUT or PATCH`},
 		{"another compression", func(c *webhook.Config) { c.Compression = "zstd" }, `compression: is "zstd"; write none or gzip`},
-		{"a rate limit", func(c *webhook.Config) { c.RateLimit.PerSecond = 1 }, "rate_limit: a rate limit is not supported yet"},
+		{"a rate limit", limited(0.5, 0), ""},
+		{"a rate limit with a burst", limited(100, 10), ""},
+		{"a negative rate", limited(-1, 0), "rate_limit.per_second: is -1; write a number from 0.01 to 1000000"},
+		{"an endless rate", limited(math.Inf(1), 0), "rate_limit.per_second: is +Inf"},
+		{"no rate at all", limited(math.NaN(), 0), "rate_limit.per_second: is NaN"},
+		{"a negative burst", limited(1, -1), "rate_limit.burst: is -1"},
+		{"a burst of nothing", limited(0, 5), "rate_limit.burst: there is no limit that it could exceed"},
 		{"retry", func(c *webhook.Config) {
 			c.Retry = webhook.Retry{MaxAttempts: 20, Initial: time.Millisecond, Max: 5 * time.Minute}
 		}, ""},

@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"math"
 	"net/url"
 	"time"
 
@@ -24,4 +25,10 @@ func RenderURL(template string, m *relay.Message) (*url.URL, error) {
 		return nil, err
 	}
 	return renderURL(t, expr.Of(m))
+}
+
+// NeverOpen keeps the circuit closed, before anything is bound.
+func NeverOpen(e relay.Endpoint) {
+	endpoint := e.(*Endpoint)
+	endpoint.breaker = relay.NewBreaker(relay.BreakerConfig{Failures: math.MaxInt}, endpoint.log)
 }

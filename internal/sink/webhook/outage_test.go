@@ -37,7 +37,7 @@ func TestOutage(t *testing.T) {
 		status int
 		reason string
 	}{
-		{500, "status 5xx"}, {429, "status 429"}, {401, "status 401"}, {403, "status 403"}, {404, "status 404"}, {410, "status 410"},
+		{500, "status 5xx"}, {429, "status 429"}, {401, "status 401"}, {403, "status 403"}, {404, "status 404"},
 	} {
 		t.Run(http.StatusText(c.status), func(t *testing.T) {
 			var status atomic.Int64

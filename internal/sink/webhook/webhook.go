@@ -39,6 +39,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/time/rate"
 
 	"mnsrelay/internal/expr"
 	"mnsrelay/internal/relay"
@@ -75,8 +76,9 @@ type Endpoint struct {
 	log         *zap.Logger
 	breaker     *relay.Breaker
 
-	// slots holds a token for each request under way.
-	slots chan struct{}
+	// rate bounds how often a request begins; limit how many are under way.
+	rate  *rate.Limiter
+	limit *limit
 	// stopped is closed when Run's ctx has ended.
 	stopped chan struct{}
 
@@ -88,6 +90,7 @@ var (
 	_ relay.Endpoint = (*Endpoint)(nil)
 	_ relay.Sink     = (*Sink)(nil)
 	_ relay.Retrier  = (*Sink)(nil)
+	_ relay.Resumer  = (*Endpoint)(nil)
 )
 
 // New makes the endpoint of a validated Config.
@@ -114,7 +117,8 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 		agent:    deps.Instance,
 		log:      deps.Log,
 		breaker:  relay.NewBreaker(relay.BreakerConfig{}, deps.Log),
-		slots:    make(chan struct{}, c.Concurrency),
+		rate:     rate.NewLimiter(c.RateLimit.limit(), c.RateLimit.burst()),
+		limit:    newLimit(c.Concurrency, deps.Log),
 		stopped:  make(chan struct{}),
 	}
 	if u.User != nil {
@@ -145,9 +149,7 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	<-ctx.Done()
 	close(e.stopped)
 	e.breaker.Close("closed")
-	for range cap(e.slots) {
-		e.slots <- struct{}{} // for good: no request starts any more
-	}
+	e.limit.close()
 	e.transport.CloseIdleConnections() // ends dials that nobody waits for
 	e.connections.close()
 	return nil
@@ -224,28 +226,39 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 			done(i, s.endpoint.failed(relay.Fail(reasonStopped, err)))
 			continue
 		}
+		began := time.Now()
 		posts.Go(func() {
-			defer s.endpoint.release()
-			s.poster.Deliver(ctx, ms[i:i+1], func(_ int, r relay.Result) { done(i, r) })
+			said := loadSame
+			defer func() { s.endpoint.limit.release(began, said) }()
+			s.poster.Deliver(ctx, ms[i:i+1], func(_ int, r relay.Result) {
+				said = loadOf(r)
+				done(i, r)
+			})
 		})
 	}
 	posts.Wait()
 }
 
-// acquire waits for a slot, or until ctx or the endpoint has ended. Where a slot is
-// free all the same, the request does not begin: its context has ended.
+// acquire waits until a request may begin, or until ctx or the endpoint has ended. Where
+// a slot is free all the same, the request does not begin: its context has ended.
 func (e *Endpoint) acquire(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-e.stopped:
-		return errStopped
-	case e.slots <- struct{}{}:
-		return nil
+	if err := e.rate.Wait(ctx); err != nil {
+		return err
 	}
+	return e.limit.acquire(ctx)
 }
 
-func (e *Endpoint) release() { <-e.slots }
+// loadOf is what a result says about the load of the endpoint.
+func loadOf(r relay.Result) load {
+	var busy *busyError
+	switch {
+	case r.Outcome == relay.Delivered:
+		return loadFine
+	case errors.As(r.Err, &busy):
+		return loadHeavy
+	}
+	return loadSame
+}
 
 // poster posts messages one after another.
 type poster struct {
@@ -306,13 +319,29 @@ func (p *poster) post(ctx context.Context, m *relay.Message) relay.Result {
 		text += ": " + v.advice
 		p.endpoint.report(text)
 	}
-	result := p.endpoint.failed(relay.Fail(v.reason, errors.New("the endpoint answered "+text)))
+	err = errors.New("the endpoint answered " + text)
+	if v.busy {
+		err = &busyError{err}
+	}
+	result := p.endpoint.failed(relay.Fail(v.reason, err))
 	result.Outcome = v.outcome
 	if v.outcome == relay.Retry {
 		result.RetryAfter = retryAfter(resp.Header, time.Now())
 	}
+	switch {
+	case resp.StatusCode == http.StatusGone && p.endpoint.template == nil:
+		p.endpoint.breaker.Hold(relay.UntilResumed, result.Err)
+	case v.busy && result.RetryAfter > 0:
+		p.endpoint.breaker.Hold(result.RetryAfter, result.Err)
+	}
 	return result
 }
+
+// busyError is an answer that says that there were too many requests.
+type busyError struct{ error }
+
+// Resume asks an endpoint again that said that it is gone, or to be left alone.
+func (e *Endpoint) Resume() { e.breaker.Resume() }
 
 func (p *poster) newRequest(ctx context.Context, m *relay.Message) (*http.Request, error) {
 	request := p.request.Clone(ctx)
