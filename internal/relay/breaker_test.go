@@ -325,7 +325,7 @@ func TestBreakerIsHeld(t *testing.T) {
 		// What is stopped is not started by a time, only by Resume.
 		breaker.Hold(relay.UntilResumed, errAsked)
 		breaker.Hold(time.Second, errAsked)
-		time.Sleep(1000 * time.Hour)
+		<-time.After(1000 * time.Hour)
 		requireHealth(t, breaker, relay.Down, "stopped until a reload: "+askedReason)
 		breaker.Resume()
 		requireHealth(t, breaker, relay.Up, "")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -99,7 +100,7 @@ func (c *crowd) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 		c.refused++
 	}
 	c.mu.Unlock()
-	time.Sleep(2 * time.Millisecond) // as long as work takes
+	<-time.After(2 * time.Millisecond) // as long as work takes
 	c.mu.Lock()
 	c.now--
 	c.mu.Unlock()
@@ -129,7 +130,7 @@ func TestConcurrencyAdapts(t *testing.T) {
 	sink := bind(t, endpoint)
 	ms := make([]relay.Message, 2000)
 	for i := range ms {
-		ms[i] = message(fmt.Sprint(i))
+		ms[i] = message(strconv.Itoa(i))
 	}
 	deliver(t, sink, ms...)
 	most, refused := far.reset(room)
