@@ -60,7 +60,9 @@ func compile(source, text string, from int) (*program, error) {
 		functions: make(map[int64]string),
 	}
 	root := checked.NativeRep().Expr()
-	p.path, _ = selection(root)
+	if path, ok := selection(root); ok {
+		p.path = path
+	}
 	if root.Kind() == ast.LiteralKind {
 		p.constant = root.AsLiteral()
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"mnsrelay/internal/expr"
+	"mnsrelay/internal/relay"
 )
 
 func template(t *testing.T, source string) *expr.Template {
@@ -251,4 +252,22 @@ func FuzzTemplate(f *testing.F) {
 			require.Equal(t, text, s)
 		}
 	})
+}
+
+// Only what selects from the body is read from it: no other variable gets the body's
+// numbers, whatever names they have there.
+func TestOtherVariablesAreNotTakenFromTheBody(t *testing.T) {
+	t.Parallel()
+	const source = "{{ id }} {{ queue }} {{ source }} {{ attempt }} {{ attributes.topic }} {{ text.size() }}"
+	for body, size := range map[string]string{
+		"12345678901234567890": "20", "7": "1", `{"topic":7,"id":8}`: "18", `{"k":[1]}`: "9", `[1]`: "3",
+	} {
+		m := &relay.Message{
+			ID: "the id", Queue: "the queue", Source: "the source", Attempt: 3, Body: []byte(body),
+			Attributes: map[string]string{"topic": "the topic"},
+		}
+		got, err := template(t, source).Render(expr.Of(m))
+		require.NoError(t, err)
+		require.Equal(t, "the id the queue the source 3 the topic "+size, got, body)
+	}
 }
