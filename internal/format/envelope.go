@@ -1,4 +1,4 @@
-package file
+package format
 
 import (
 	"bytes"
@@ -9,10 +9,10 @@ import (
 	"mnsrelay/internal/relay"
 )
 
-// line is what one message becomes. Exactly one of Body and BodyBase64 is there, an
-// empty body included; Body where the body is UTF-8 text, JSON or not. Dead is there
-// for a dead letter only.
-type line struct {
+// envelope is a message with all that is known of it. Exactly one of Body and BodyBase64
+// is there, an empty body included; Body where the body is UTF-8 text, JSON or not. Dead
+// is there for a dead letter only.
+type envelope struct {
 	ID         string            `json:"id"`
 	Source     string            `json:"source"`
 	Attempt    int               `json:"attempt"`
@@ -32,42 +32,45 @@ type dead struct {
 	Last   string `json:"last"`
 }
 
-// encode writes messages as JSON, one a line. JSON escapes line breaks, so that a
-// line is always one message.
-func encode(ms []relay.Message) ([]byte, error) {
+// Envelopes writes messages as JSON, one a line. JSON escapes line breaks, so that a line
+// is always one message.
+func Envelopes(ms []relay.Message) ([]byte, error) {
 	var b bytes.Buffer
 	encoder := json.NewEncoder(&b)
 	encoder.SetEscapeHTML(false) // these lines are read by people, too
 	for i := range ms {
-		m := &ms[i]
-		l := line{
-			ID:         m.ID,
-			Source:     m.Source,
-			Attempt:    m.Attempt,
-			EnqueuedAt: m.EnqueuedAtText(),
-			Attributes: m.Attributes,
-		}
-		if l.Attributes == nil {
-			l.Attributes = map[string]string{}
-		}
-		if d := m.Dead; d != nil {
-			l.Dead = &dead{
-				Reason: d.Reason,
-				Error:  d.Error,
-				Sink:   d.Sink,
-				First:  d.First.UTC().Format(relay.EnqueuedAtFormat),
-				Last:   d.Last.UTC().Format(relay.EnqueuedAtFormat),
-			}
-		}
-		if utf8.Valid(m.Body) {
-			text := string(m.Body)
-			l.Body = &text
-		} else {
-			l.BodyBase64 = m.Body
-		}
-		if err := encoder.Encode(l); err != nil {
-			return nil, fmt.Errorf("encode message %q: %w", m.ID, err)
+		if err := encoder.Encode(envelopeOf(&ms[i])); err != nil {
+			return nil, fmt.Errorf("encode message %q: %w", ms[i].ID, err)
 		}
 	}
 	return b.Bytes(), nil
+}
+
+func envelopeOf(m *relay.Message) envelope {
+	e := envelope{
+		ID:         m.ID,
+		Source:     m.Source,
+		Attempt:    m.Attempt,
+		EnqueuedAt: m.EnqueuedAtText(),
+		Attributes: m.Attributes,
+	}
+	if e.Attributes == nil {
+		e.Attributes = map[string]string{}
+	}
+	if d := m.Dead; d != nil {
+		e.Dead = &dead{
+			Reason: d.Reason,
+			Error:  d.Error,
+			Sink:   d.Sink,
+			First:  d.First.UTC().Format(relay.EnqueuedAtFormat),
+			Last:   d.Last.UTC().Format(relay.EnqueuedAtFormat),
+		}
+	}
+	if utf8.Valid(m.Body) {
+		text := string(m.Body)
+		e.Body = &text
+	} else {
+		e.BodyBase64 = m.Body
+	}
+	return e
 }

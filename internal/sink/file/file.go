@@ -27,6 +27,7 @@ import (
 	"go.uber.org/zap"
 
 	"mnsrelay/internal/expr"
+	"mnsrelay/internal/format"
 	"mnsrelay/internal/relay"
 )
 
@@ -299,7 +300,7 @@ func (e *Endpoint) append(ctx context.Context, files []lot) error {
 	}
 	b := batch{written: make(chan error, 1)}
 	for _, l := range files {
-		lines, err := encode(l.messages)
+		lines, err := format.Envelopes(l.messages)
 		if err != nil {
 			return relay.Fail(reasonEncode, err)
 		}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"mnsrelay/internal/expr"
+	"mnsrelay/internal/format"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 )
@@ -53,6 +54,8 @@ type Config struct {
 type Settings struct {
 	// Method is POST, PUT or PATCH.
 	Method string `yaml:"method"`
+	// Config says what of a message is sent.
+	format.Config `yaml:",inline"`
 	// Compression of the body is none or gzip, which is sent as the content encoding.
 	Compression string `yaml:"compression"`
 	// Headers are sent with every request, beside those of the relay itself. A
@@ -116,6 +119,7 @@ func Defaults() *Config {
 	return &Config{
 		Settings: Settings{
 			Method:      http.MethodPost,
+			Config:      format.Defaults(),
 			Compression: compressionNone,
 			Timeout:     10 * time.Second,
 			Retry:       Retry{MaxAttempts: 3, Initial: 200 * time.Millisecond, Max: 5 * time.Second},
@@ -291,6 +295,9 @@ func (s *Settings) validateSettings() error {
 
 	if !slices.Contains([]string{http.MethodPost, http.MethodPut, http.MethodPatch}, s.Method) {
 		report(setting.Problemf("method", "is %q; write POST, PUT or PATCH", s.Method))
+	}
+	if _, err := s.Compile(); err != nil {
+		report(err)
 	}
 	if s.Compression != compressionNone && s.Compression != compressionGzip {
 		report(setting.Problemf("compression", "is %q; write none or gzip", s.Compression))

@@ -42,6 +42,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"mnsrelay/internal/expr"
+	"mnsrelay/internal/format"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 )
@@ -176,7 +177,11 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 	// the first byte of an answer, as one kept alive may at any time, can be sent again at
 	// once. To net/http an empty key says so; it is not sent.
 	request.Header["Idempotency-Key"] = nil
-	p := &poster{endpoint: e, request: request, timeout: settings.Timeout, gzip: settings.Compression == compressionGzip}
+	formatter, err := settings.Compile()
+	if err != nil {
+		return nil, err
+	}
+	p := &poster{endpoint: e, request: request, format: formatter, timeout: settings.Timeout, gzip: settings.Compression == compressionGzip}
 	for name, value := range settings.Headers {
 		template, err := expr.CompileSetting("headers."+name, value.Reveal())
 		if err != nil {
@@ -265,6 +270,7 @@ type poster struct {
 	endpoint *Endpoint
 	request  *http.Request // what all requests have in common; cloned for each
 	headers  []header
+	format   *format.Formatter
 	timeout  time.Duration
 	gzip     bool
 }
@@ -349,8 +355,15 @@ func (p *poster) newRequest(ctx context.Context, m *relay.Message) (*http.Reques
 	if err := p.fill(request, m); err != nil {
 		return nil, err
 	}
-	if h.Get("Content-Type") == "" {
-		h.Set("Content-Type", m.ContentType())
+	payload, err := p.format.Format(m)
+	if err != nil {
+		return nil, err
+	}
+	if h.Get("Content-Type") == "" || p.format.Structured() {
+		h.Set("Content-Type", payload.ContentType)
+	}
+	for _, a := range payload.Attributes {
+		h.Set("ce-"+a.Name, eventSafe(a.Value))
 	}
 	id := idOf(m)
 	h.Set(HeaderID, id)
@@ -364,7 +377,7 @@ func (p *poster) newRequest(ctx context.Context, m *relay.Message) (*http.Reques
 		h.Set(name, value)
 	}
 
-	body := m.Body
+	body := payload.Body
 	if p.endpoint.signer != nil {
 		p.endpoint.signer.sign(h, id, body, time.Now())
 	}
@@ -418,6 +431,12 @@ func (e *Endpoint) report(text string) {
 // it, so it has none itself.
 func idOf(m *relay.Message) string {
 	return strings.ReplaceAll(headerSafe(m.ID), ".", "%2E")
+}
+
+// eventSafe makes an attribute of an event fit for a header (CloudEvents HTTP protocol
+// binding 1.0.2, 3.1.3.2).
+func eventSafe(value string) string {
+	return strings.ReplaceAll(headerSafe(value), `"`, "%22")
 }
 
 // headerSafe makes a text fit for a header, so that the same text always gives the

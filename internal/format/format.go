@@ -1,0 +1,220 @@
+// Package format makes of a message what a sink sends: its body as it came or as a
+// template makes it, the whole message as JSON, or an event of CloudEvents 1.0
+// (github.com/cloudevents/spec, v1.0.2). Which of its parts go where, into headers or into
+// properties, is the sink's own (the protocol bindings of the same specification).
+package format
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"unicode/utf8"
+
+	"mnsrelay/internal/expr"
+	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
+)
+
+// Kind says what is sent.
+type Kind string
+
+// Body is the body itself, JSON the message as the file sink writes it, CloudEvents an
+// event as JSON (structured mode), CloudEventsBinary the body with the event's attributes
+// beside it.
+const (
+	Body              Kind = "body"
+	JSON              Kind = "json"
+	CloudEvents       Kind = "cloudevents"
+	CloudEventsBinary Kind = "cloudevents_binary"
+)
+
+// Config is what of a message is sent, and how.
+type Config struct {
+	// Format is body, json, cloudevents or cloudevents_binary.
+	Format Kind `yaml:"format"`
+	// Body is a text with {{ }} templates that is sent in the place of the message's body;
+	// empty: the body as it came. It is the data of an event, too.
+	Body string `yaml:"body"`
+	// CloudEvents are the attributes of events that the configuration decides.
+	CloudEvents Attributes `yaml:"cloudevents"`
+}
+
+// Attributes of an event. Each may hold {{ }} templates.
+type Attributes struct {
+	// Source is a URI reference that names where events come from.
+	Source string `yaml:"source"`
+	// Type is what kind of event it is.
+	Type string `yaml:"type"`
+	// Subject is left out where it comes to nothing.
+	Subject string `yaml:"subject"`
+}
+
+// Defaults gives what applies where the configuration is silent.
+func Defaults() Config {
+	return Config{Format: Body, CloudEvents: Attributes{Source: "mns:/queues/{{ queue }}", Type: "mnsrelay.message"}}
+}
+
+// Attribute is one of an event, as text.
+type Attribute struct{ Name, Value string }
+
+// Payload is what a message becomes.
+type Payload struct {
+	Body        []byte
+	ContentType string
+	// Attributes are those of an event in binary mode, but for the content type; else nil.
+	Attributes []Attribute
+}
+
+// Formatter formats messages. It is safe for concurrent use. Make it with Config.Compile.
+type Formatter struct {
+	kind                    Kind
+	body                    *expr.Template // nil: as it came
+	source, kindOf, subject *expr.Template
+}
+
+// ReasonInvalid is why a message is rejected whose attributes would make no event.
+const ReasonInvalid = "invalid_property"
+
+// Compile reports every problem at once, joined, each a *setting.Problem.
+func (c *Config) Compile() (*Formatter, error) {
+	f := &Formatter{kind: c.Format}
+	var problems []error
+	switch c.Format {
+	case Body, JSON, CloudEvents, CloudEventsBinary:
+	default:
+		problems = append(problems, setting.Problemf("format", "is %q; write body, json, cloudevents or cloudevents_binary", string(c.Format)))
+	}
+	if c.Format == JSON && c.Body != "" {
+		problems = append(problems, setting.Problemf("body", "has no place where format is json, which holds the message as it is; remove one of them"))
+	}
+	for _, t := range []struct {
+		path, text string
+		into       **expr.Template
+		required   bool
+	}{
+		{"body", c.Body, &f.body, false},
+		{"cloudevents.source", c.CloudEvents.Source, &f.source, true},
+		{"cloudevents.type", c.CloudEvents.Type, &f.kindOf, true},
+		{"cloudevents.subject", c.CloudEvents.Subject, &f.subject, false},
+	} {
+		if t.text == "" {
+			if t.required {
+				problems = append(problems, setting.Problemf(t.path, "is empty, and every event has one"))
+			}
+			continue
+		}
+		template, err := expr.CompileSetting(t.path, t.text)
+		if err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		*t.into = template
+	}
+	return f, errors.Join(problems...)
+}
+
+// Structured tells whether the content type is that of the format, and not of the data.
+func (f *Formatter) Structured() bool { return f.kind == CloudEvents }
+
+// Format makes the payload of a message. Its error has the reason expr.Reason or
+// ReasonInvalid and holds nothing of the message.
+func (f *Formatter) Format(m *relay.Message) (Payload, error) {
+	if f.kind == JSON {
+		line, err := Envelopes([]relay.Message{*m})
+		return Payload{Body: bytes.TrimSuffix(line, []byte{'\n'}), ContentType: "application/json"}, err
+	}
+	p := Payload{Body: m.Body, ContentType: m.ContentType()}
+	if f.body != nil {
+		text, err := f.body.Render(expr.Of(m))
+		if err != nil {
+			return Payload{}, fmt.Errorf("work out the body: %w", err)
+		}
+		made := relay.Message{Body: []byte(text)}
+		p.Body, p.ContentType = made.Body, made.ContentType()
+	}
+	if f.kind == Body {
+		return p, nil
+	}
+	attributes, err := f.attributes(m)
+	if err != nil {
+		return Payload{}, err
+	}
+	if f.kind == CloudEventsBinary {
+		p.Attributes = attributes
+		return p, nil
+	}
+	return structured(p, attributes)
+}
+
+// attributes gives the context attributes of an event but for the content type.
+func (f *Formatter) attributes(m *relay.Message) ([]Attribute, error) {
+	in := expr.Of(m)
+	all := []Attribute{
+		{"specversion", "1.0"},
+		{"id", m.ID},
+		{"time", m.EnqueuedAtText()},
+	}
+	for _, a := range []struct {
+		name     string
+		template *expr.Template
+	}{{"source", f.source}, {"type", f.kindOf}, {"subject", f.subject}} {
+		if a.template == nil {
+			continue
+		}
+		value, err := a.template.Render(in)
+		if err != nil {
+			return nil, fmt.Errorf("work out the attribute %s: %w", a.name, err)
+		}
+		switch {
+		case value == "" && a.name == "subject":
+			continue
+		case value == "":
+			return nil, invalid(a.name, "comes to nothing")
+		case a.name == "source":
+			if _, err := url.Parse(value); err != nil { // whose error quotes it
+				return nil, invalid(a.name, "comes to what is no URI reference")
+			}
+		}
+		all = append(all, Attribute{a.name, value})
+	}
+	for _, a := range all {
+		if !utf8.ValidString(a.Value) || strings.ContainsFunc(a.Value, isControl) {
+			return nil, invalid(a.Name, "gets a control character, or is not UTF-8")
+		}
+	}
+	return all, nil
+}
+
+func invalid(name, what string) error {
+	return relay.Fail(ReasonInvalid, fmt.Errorf("the attribute %s %s", name, what))
+}
+
+// isControl tells what no String of CloudEvents may hold ("Type System").
+func isControl(r rune) bool {
+	return r < 0x20 || 0x7f <= r && r <= 0x9f || 0xfdd0 <= r && r <= 0xfdef || r&0xfffe == 0xfffe
+}
+
+// structured gives an event in the JSON format (cloudevents/formats/json-format.md).
+func structured(p Payload, attributes []Attribute) (Payload, error) {
+	event := make(map[string]any, len(attributes)+2)
+	for _, a := range attributes {
+		event[a.Name] = a.Value
+	}
+	switch {
+	case len(p.Body) == 0:
+	case p.ContentType == "application/json":
+		event["datacontenttype"], event["data"] = p.ContentType, json.RawMessage(p.Body)
+	case utf8.Valid(p.Body):
+		event["datacontenttype"], event["data"] = p.ContentType, string(p.Body)
+	default:
+		event["datacontenttype"], event["data_base64"] = p.ContentType, p.Body
+	}
+	body, err := json.Marshal(event)
+	if err != nil {
+		return Payload{}, fmt.Errorf("encode the event: %w", err)
+	}
+	return Payload{Body: body, ContentType: "application/cloudevents+json; charset=utf-8"}, nil
+}
