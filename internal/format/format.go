@@ -57,6 +57,16 @@ func Defaults() Config {
 	return Config{Format: Body, CloudEvents: Attributes{Source: "mns:/queues/{{ queue }}", Type: "mnsrelay.message"}}
 }
 
+// IsAttribute tells whether an event's attribute is one of the specification's, and not an
+// extension.
+func IsAttribute(name string) bool {
+	switch name {
+	case "specversion", "id", "time", "source", "type", "subject", "datacontenttype":
+		return true
+	}
+	return false
+}
+
 // Attribute is one of an event, as text.
 type Attribute struct{ Name, Value string }
 
@@ -205,7 +215,7 @@ func structured(p Payload, attributes []Attribute) (Payload, error) {
 	}
 	switch {
 	case len(p.Body) == 0:
-	case p.ContentType == "application/json":
+	case p.ContentType == "application/json" && utf8.Valid(p.Body):
 		event["datacontenttype"], event["data"] = p.ContentType, json.RawMessage(p.Body)
 	case utf8.Valid(p.Body):
 		event["datacontenttype"], event["data"] = p.ContentType, string(p.Body)

@@ -70,7 +70,7 @@ func TestJSON(t *testing.T) {
 func TestCloudEvents(t *testing.T) {
 	t.Parallel()
 	for name, body := range map[string]string{
-		"json": `{"a":[1,2.50,"<x>"]}`, "text": "短信 \"quoted\"\n", "binary": "\xff\x00\xfe", "empty": "", "null": "null", "number": "12345678901234567890",
+		"json": `{"a":[1,2.50,"<x>"]}`, "text": "短信 \"quoted\"\n", "binary": "\xff\x00\xfe", "json that is not UTF-8": "{\"a\":\"\xff\"}", "empty": "", "null": "null", "number": "12345678901234567890",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -194,7 +194,7 @@ func (b *Breaker) allow() (report func(error), err error) {
 	held := b.held
 	b.mu.Unlock()
 	if held != nil {
-		return nil, Fail(ReasonHeld, fmt.Errorf("not sent, for the far side asked to be left alone: %w", held))
+		return nil, Fail(ReasonHeld, fmt.Errorf("%w: not sent, for it asked to be left alone: %w", ErrSinkDown, held))
 	}
 	report, err = b.circuit.Allow()
 	if err == nil {
@@ -202,7 +202,7 @@ func (b *Breaker) allow() (report func(error), err error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return nil, Fail(ReasonCircuitOpen, fmt.Errorf("not sent, for the last one failed: %w", b.last))
+	return nil, Fail(ReasonCircuitOpen, fmt.Errorf("%w: not sent, for the last one failed: %w", ErrSinkDown, b.last))
 }
 
 // judge tells the circuit what became of a message. Its health is up to date when judge

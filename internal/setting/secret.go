@@ -30,18 +30,28 @@ func (s Secret) Reveal() string { return s.value.reveal() }
 // with the next connection. A secret without a file, or whose file cannot be read, gives
 // the value it was made with.
 func (s Secret) Current() string {
-	if s.file == "" {
-		return s.Reveal()
-	}
-	data, err := ReadFile(s.file)
-	if err != nil {
-		return s.Reveal()
-	}
-	text, err := FileText(data)
+	text, err := s.Read()
 	if err != nil {
 		return s.Reveal()
 	}
 	return text
+}
+
+// Read is Current for those who keep the last value that was good: it fails where the
+// secret's file cannot be read. Its error names the file.
+func (s Secret) Read() (string, error) {
+	if s.file == "" {
+		return s.Reveal(), nil
+	}
+	data, err := ReadFile(s.file)
+	if err != nil {
+		return "", err
+	}
+	text, err := FileText(data)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", s.file, err)
+	}
+	return text, nil
 }
 
 // IsZero reports whether the secret is unset.

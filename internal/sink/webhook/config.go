@@ -226,8 +226,8 @@ func (c *Config) validateAuthorization() error {
 	}
 	if !c.BearerToken.IsZero() {
 		ways = append(ways, "bearer_token")
-		if !bearerSafe(c.BearerToken.Reveal()) {
-			problems = append(problems, setting.Problemf("bearer_token", "has a space, a line break or another character that a token cannot have"))
+		if _, err := bearer(c.BearerToken.Reveal()); err != nil {
+			problems = append(problems, setting.Problemf("bearer_token", "%v", err))
 		}
 	}
 	for name := range c.Headers {
@@ -239,11 +239,6 @@ func (c *Config) validateAuthorization() error {
 		problems = append(problems, setting.Problemf("", "has %s: each would be sent as authorization; keep one", strings.Join(ways, " and ")))
 	}
 	return errors.Join(problems...)
-}
-
-// bearerSafe tells whether a token can stand in a header: RFC 6750 allows less.
-func bearerSafe(token string) bool {
-	return token != "" && !strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
 // parseURL reads the URL; where it is a template it gives that too, and the URL as it is
@@ -332,6 +327,10 @@ func (s *Settings) validateSettings() error {
 			report(setting.Problemf("headers", "has the name %q, which HTTP does not allow; use letters, digits and -", name))
 		case reserved(lower):
 			report(setting.Problemf(path, "is set by the relay or by HTTP itself; remove it"))
+		case s.Format == format.CloudEventsBinary && strings.HasPrefix(lower, eventPrefix) && format.IsAttribute(strings.TrimPrefix(lower, eventPrefix)):
+			report(setting.Problemf(path, "is an attribute that the relay sets: write it under cloudevents, or leave it out"))
+		case s.Format == format.CloudEvents && strings.HasPrefix(lower, eventPrefix):
+			report(setting.Problemf(path, "is no part of an event that is sent as JSON; write format: cloudevents_binary, or another name"))
 		case !httpguts.ValidHeaderFieldValue(template.Sample("")):
 			report(setting.Problemf(path, "has a line break or another control character in its value"))
 		}

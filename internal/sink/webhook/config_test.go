@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"mnsrelay/internal/format"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 	"mnsrelay/internal/sink/webhook"
@@ -101,11 +102,14 @@ func TestConfig(t *testing.T) {
 		{"a user without a password", func(c *webhook.Config) { c.Username = "u" }, "password: required where username is set"},
 		{"a user with a colon", func(c *webhook.Config) { c.Username, c.Password = "u:v", setting.NewSecret("p") }, "username: has a colon"},
 		{"a token", func(c *webhook.Config) { c.BearerToken = setting.NewSecret("abc.def-_~+/=") }, ""},
-		{"a token of two lines", func(c *webhook.Config) { c.BearerToken = setting.NewSecret("a\nb") }, "bearer_token: has a space, a line break"},
+		{"a token of two lines", func(c *webhook.Config) { c.BearerToken = setting.NewSecret("a\nb") }, "bearer_token: is empty, or has a space, a line break"},
 		{"a token and a user", func(c *webhook.Config) {
 			c.Username, c.Password, c.BearerToken = "u", setting.NewSecret("p"), setting.NewSecret("t")
 		}, "has username and bearer_token: each would be sent as authorization"},
 		{"a certificate without a key", func(c *webhook.Config) { c.TLS.CertFile = "x" }, "tls: cert_file and key_file belong together"},
+		{"an extension", func(c *webhook.Config) { c.Format = format.CloudEventsBinary; header("ce-tenant", "x")(c) }, ""},
+		{"an attribute as a header", func(c *webhook.Config) { c.Format = format.CloudEventsBinary; header("CE-Type", "x")(c) }, "headers.CE-Type: is an attribute that the relay sets"},
+		{"an extension of JSON", func(c *webhook.Config) { c.Format = format.CloudEvents; header("ce-tenant", "x")(c) }, "headers.ce-tenant: is no part of an event that is sent as JSON"},
 		{"another method", func(c *webhook.Config) { c.Method = "GET" }, `method: is "GET"; write POST, PUT or PATCH`},
 		{"another compression", func(c *webhook.Config) { c.Compression = "zstd" }, `compression: is "zstd"; write none or gzip`},
 		{"a rate limit", limited(0.5, 0), ""},

@@ -2,8 +2,12 @@ package webhook
 
 import (
 	"encoding/base64"
+	"errors"
+	"strings"
 	"sync"
 	"time"
+
+	"go.uber.org/zap"
 
 	"mnsrelay/internal/setting"
 )
@@ -11,48 +15,93 @@ import (
 // rereadAfter is how old a secret from a file may get before the file is read again.
 const rereadAfter = time.Second
 
-// renewed is a secret that follows its file.
-type renewed struct {
-	secret setting.Secret
+// renewed is a secret that follows its file, as parse understands it. What cannot be read,
+// or is no such secret, is logged once and does not replace the last one.
+type renewed[T any] struct {
+	setting string // where it is written
+	secret  setting.Secret
+	parse   func(text string) (T, error)
+	log     *zap.Logger
 
-	mu   sync.Mutex
-	text string
-	read time.Time
+	mu     sync.Mutex
+	value  T
+	text   string
+	read   time.Time
+	failed bool
+}
+
+func newRenewed[T any](name string, secret setting.Secret, parse func(string) (T, error), log *zap.Logger) (*renewed[T], error) {
+	value, err := parse(secret.Reveal())
+	if err != nil {
+		return nil, setting.Problemf(name, "%v", err)
+	}
+	return &renewed[T]{setting: name, secret: secret, parse: parse, log: log, value: value, text: secret.Reveal()}, nil
 }
 
 // current gives the secret as its file had it at most rereadAfter ago.
-func (r *renewed) current() string {
+func (r *renewed[T]) current() T {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if now := time.Now(); r.read.IsZero() || now.Sub(r.read) >= rereadAfter {
-		r.text, r.read = r.secret.Current(), now
+	now := time.Now()
+	if now.Sub(r.read) < rereadAfter {
+		return r.value
 	}
-	return r.text
+	r.read = now
+	text, err := r.secret.Read()
+	if err == nil && text != r.text {
+		var value T
+		if value, err = r.parse(text); err == nil {
+			r.value, r.text = value, text
+			r.log.Info("a secret was replaced", zap.String("setting", r.setting))
+		}
+	}
+	if err != nil && !r.failed {
+		r.log.Error("a secret was replaced by what is none, or cannot be read; the last one stays in use",
+			zap.String("setting", r.setting), zap.Error(err))
+	}
+	r.failed = err != nil
+	return r.value
 }
 
 // authorization makes the header of that name; empty: none is configured.
-type authorization struct {
-	username string
-	password *renewed // of basic authentication (RFC 7617)
-	bearer   *renewed // RFC 6750
-}
+type authorization struct{ value *renewed[string] }
 
-func newAuthorization(c *Config) authorization {
+// newAuthorization reads what a validated Config has beside the user info of the URL.
+func newAuthorization(c *Config, log *zap.Logger) (authorization, error) {
+	var (
+		value *renewed[string]
+		err   error
+	)
 	switch {
 	case !c.BearerToken.IsZero():
-		return authorization{bearer: &renewed{secret: c.BearerToken}}
+		value, err = newRenewed("bearer_token", c.BearerToken, bearer, log)
 	case c.Username != "":
-		return authorization{username: c.Username, password: &renewed{secret: c.Password}}
+		value, err = newRenewed("password", c.Password, basic(c.Username), log)
 	}
-	return authorization{}
+	return authorization{value}, err
+}
+
+// bearer makes the header of a token (RFC 6750).
+func bearer(token string) (string, error) {
+	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", errors.New("is empty, or has a space, a line break or another character that a token cannot have")
+	}
+	return "Bearer " + token, nil
+}
+
+// basic makes the header of a password (RFC 7617).
+func basic(username string) func(password string) (string, error) {
+	return func(password string) (string, error) {
+		if password == "" {
+			return "", errors.New("is empty")
+		}
+		return "Basic " + base64.StdEncoding.EncodeToString([]byte(username+":"+password)), nil
+	}
 }
 
 func (a authorization) header() string {
-	switch {
-	case a.bearer != nil:
-		return "Bearer " + a.bearer.current()
-	case a.password != nil:
-		return "Basic " + base64.StdEncoding.EncodeToString([]byte(a.username+":"+a.password.current()))
+	if a.value == nil {
+		return ""
 	}
-	return ""
+	return a.value.current()
 }

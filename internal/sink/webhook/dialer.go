@@ -43,10 +43,38 @@ func newDialer(c *Config, g guard) *dialer {
 	return &dialer{
 		plain:   &net.Dialer{Timeout: c.Timeout, Control: g.control},
 		guard:   g,
-		proxy:   httpproxy.FromEnvironment().ProxyFunc(),
+		proxy:   environmentProxy(),
 		tls:     c.TLS,
 		timeout: c.Timeout,
 	}
+}
+
+// environmentProxy is the proxy that the environment names for a URL. A variable that is no
+// URL is an error, and not, as to the library, no proxy: the operator wants one.
+func environmentProxy() func(*url.URL) (*url.URL, error) {
+	config := httpproxy.FromEnvironment()
+	find := config.ProxyFunc()
+	return func(u *url.URL) (*url.URL, error) {
+		value, name := config.HTTPProxy, "HTTP_PROXY"
+		if u.Scheme == "https" {
+			value, name = config.HTTPSProxy, "HTTPS_PROXY"
+		}
+		proxy, err := find(u)
+		if err != nil || proxy == nil && value != "" && !isProxyURL(value) {
+			return nil, errors.New("the environment's " + name + " cannot be read as a URL") // and may hold a password
+		}
+		return proxy, nil
+	}
+}
+
+// isProxyURL tells whether the library can read a proxy, which may be a host and port.
+func isProxyURL(value string) bool {
+	for _, text := range []string{value, "http://" + value} {
+		if u, err := url.Parse(text); err == nil && u.Host != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // dialTLS makes a connection for https. The plain one below it is handed to keep. It
@@ -89,11 +117,14 @@ func (d *dialer) dialTLS(ctx context.Context, network, address string, keep func
 }
 
 // connect makes a connection for a request of the scheme.
+// Its time is bounded here: net/http goes on with a dial after its request has ended.
 func (d *dialer) connect(ctx context.Context, scheme, network, address string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, d.timeout, errTimeout)
+	defer cancel()
 	proxy, err := d.proxy(&url.URL{Scheme: scheme, Host: address})
 	switch {
 	case err != nil:
-		return nil, &proxyError{errors.New("the environment's proxy variable is no URL")} // and may hold a password
+		return nil, &proxyError{err}
 	case proxy == nil:
 		return d.plain.DialContext(ctx, network, address)
 	}
@@ -119,18 +150,31 @@ func (d *dialer) tunnel(ctx context.Context, proxy *url.URL, address string) (ne
 	if err != nil {
 		return nil, err
 	}
-	for _, addr := range addrs {
+	for i, addr := range addrs {
 		if refused := d.guard.check(addr); refused != nil {
 			err = refused
 			continue
 		}
 		var conn net.Conn
-		if conn, err = d.open(ctx, proxy, net.JoinHostPort(addr.Unmap().String(), port)); err == nil {
+		if conn, err = d.share(ctx, len(addrs)-i, func(ctx context.Context) (net.Conn, error) {
+			return d.open(ctx, proxy, net.JoinHostPort(addr.Unmap().String(), port))
+		}); err == nil {
 			return conn, nil
 		}
 		err = &proxyError{err}
 	}
 	return nil, err
+}
+
+// share gives open its share of the time that is left for so many addresses.
+func (d *dialer) share(ctx context.Context, addresses int, open func(context.Context) (net.Conn, error)) (net.Conn, error) {
+	left := d.timeout
+	if deadline, ok := ctx.Deadline(); ok {
+		left = time.Until(deadline)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, left/time.Duration(addresses), errTimeout)
+	defer cancel()
+	return open(ctx)
 }
 
 // open asks the proxy for a tunnel to target, an address and port. The proxy's own address
@@ -142,8 +186,8 @@ func (d *dialer) open(ctx context.Context, proxy *url.URL, target string) (_ net
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer func() {
-		if !stop() && err == nil {
-			err = context.Cause(ctx)
+		if !stop() {
+			err = context.Cause(ctx) // and not that the connection is closed
 		}
 		if err != nil {
 			_ = conn.Close()

@@ -223,8 +223,43 @@ func TestProxy(t *testing.T) {
 		result := deliver(t, sinkTo(t, far.url), message("1"))[0] // loopback is never asked of a proxy
 		requireDelivered(t, []relay.Result{result})
 	})
+	t.Run("a proxy that cannot be read", func(t *testing.T) {
+		t.Setenv("HTTP_PROXY", "http://user:hunter2%zz@proxy.example.com:3128")
+		result := deliver(t, sinkWith(t, func(c *webhook.Config) {
+			c.URL = setting.NewURL("http://192.0.2.1/")
+			c.Network.Allow = []string{"192.0.2.0/24"}
+		}), message("1"))[0]
+		requireFailure(t, relay.Retry, "proxy", result)
+		require.ErrorContains(t, result.Err, "HTTP_PROXY cannot be read as a URL")
+		require.NotContains(t, result.Err.Error(), "hunter2")
+	})
 	t.Run("a proxy that is not there", func(t *testing.T) {
 		p.Close()
 		requireFailure(t, relay.Retry, "proxy", through(t, "http://192.0.2.1/"))
 	})
+}
+
+// A proxy that does not answer CONNECT takes up no place for longer than the timeout.
+func TestProxyThatIsSilent(t *testing.T) {
+	for _, scheme := range []string{"http", "https"} {
+		t.Run(scheme, func(t *testing.T) {
+			var asked atomic.Int32
+			silent := listen(t, func(c net.Conn) {
+				asked.Add(1)
+				_, _ = io.Copy(io.Discard, c)
+			})
+			t.Setenv(strings.ToUpper(scheme)+"_PROXY", "http://"+silent)
+			sink := sinkWith(t, func(c *webhook.Config) {
+				c.URL, c.Concurrency = setting.NewURL(scheme+"://192.0.2.1/"), 1
+				c.Network.Allow = []string{"192.0.2.0/24"}
+			})
+			for range 3 {
+				result := deliver(t, sink, message("1"))[0]
+				// The dial and the request have the same time, and either ends first.
+				require.Contains(t, []string{"timeout", "proxy"}, relay.ReasonOf(result.Err))
+				require.ErrorContains(t, result.Err, "no complete answer in time")
+			}
+			require.GreaterOrEqual(t, asked.Load(), int32(2), "later requests dial too")
+		})
+	}
 }

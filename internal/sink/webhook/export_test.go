@@ -27,6 +27,14 @@ func RenderURL(template string, m *relay.Message) (*url.URL, error) {
 	return renderURL(t, expr.Of(m))
 }
 
+// Limit is how many requests there may be at once.
+func Limit(e relay.Endpoint) int {
+	l := e.(*Endpoint).limit
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return int(l.now)
+}
+
 // NeverOpen keeps the circuit closed, before anything is bound.
 func NeverOpen(e relay.Endpoint) {
 	endpoint := e.(*Endpoint)

@@ -24,7 +24,9 @@ func TestCloudEvents(t *testing.T) {
 				c.URL = setting.NewURL(far.url)
 				c.Format = kind
 				c.CloudEvents = format.Attributes{Source: "/sms/{{ queue }}", Type: `report.{{ body.ok ? "ok" : "bad" }}`, Subject: `{{ body.to }}`}
-				c.Headers = map[string]setting.Secret{"ce-tenant": setting.NewSecret("t{{ attempt }}")}
+				if kind == format.CloudEventsBinary {
+					c.Headers = map[string]setting.Secret{"ce-tenant": setting.NewSecret("{{ attempt }} 短 50%")}
+				}
 			})
 			m := message("id 1")
 			m.Queue, m.Body = "q", []byte(`{"ok":true,"to":"短信 \"a\" 100%"}`)
@@ -52,7 +54,7 @@ func TestCloudEvents(t *testing.T) {
 			require.Equal(t, "application/json", e.DataContentType())
 			require.JSONEq(t, string(m.Body), string(e.Data()))
 			if kind == format.CloudEventsBinary {
-				require.Equal(t, "t1", e.Extensions()["tenant"])
+				require.Equal(t, "1%20%E7%9F%AD%2050%25", e.Extensions()["tenant"])
 			}
 		})
 	}

@@ -127,6 +127,25 @@ func TestGoAway(t *testing.T) {
 	requireDelivered(t, deliver(t, sinkTo(t, url), message("1")))
 }
 
+// A connection of HTTP/2 that was used before and is reset in the middle of a request is no
+// failed try either.
+func TestKeptHTTP2ConnectionThatIsReset(t *testing.T) {
+	url := multiplexed(t, func(c net.Conn, framer *http2.Framer, first bool) {
+		stream, _ := request(framer)
+		noContent(framer, stream)
+		stream, ok := request(framer)
+		if ok && first {
+			_ = c.(*tls.Conn).NetConn().(*net.TCPConn).SetLinger(0)
+			return
+		}
+		noContent(framer, stream)
+		_, _ = request(framer)
+	})
+	sink := sinkTo(t, url)
+	requireDelivered(t, deliver(t, sink, message("1")))
+	requireDelivered(t, deliver(t, sink, message("2")))
+}
+
 // What an HTTP/2 receiver may do instead of an answer.
 func TestHostileHTTP2(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -153,6 +153,24 @@ func TestConcurrencyAdapts(t *testing.T) {
 	require.LessOrEqual(t, most, concurrency)
 }
 
+// Only what was sent says something about the load: one answer lowers the limit once,
+// whatever is refused here because of it.
+func TestRefusalsDoNotLowerTheConcurrency(t *testing.T) {
+	far := start(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Retry-After", "30")
+		w.WriteHeader(http.StatusTooManyRequests)
+	})
+	endpoint := open(t, func(c *webhook.Config) { c.URL = setting.NewURL(far.url) })
+	run(t, endpoint)
+	sink := bind(t, endpoint)
+	requireFailure(t, relay.Retry, "status_429", deliver(t, sink, message("1"))[0])
+	for _, result := range deliver(t, sink, make([]relay.Message, 100)...) {
+		requireFailure(t, relay.Retry, "held", result)
+		require.ErrorIs(t, result.Err, relay.ErrSinkDown, "it is no failed try")
+	}
+	require.Equal(t, 8, webhook.Limit(endpoint))
+}
+
 func TestRateLimit(t *testing.T) {
 	far := start(t, accept)
 	sink := sinkWith(t, func(c *webhook.Config) {

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -108,29 +107,20 @@ func Verify(keys []Key, h http.Header, body []byte, now time.Time, tolerance tim
 
 // signer signs requests with every secret, so that the receiver may know either while they
 // are rotated.
-type signer struct {
-	secrets []*renewed
-	log     *zap.Logger
-
-	mu   sync.Mutex
-	keys []Key // as last read, one for each secret
-	text []string
-}
+type signer struct{ keys []*renewed[Key] }
 
 // newSigner makes one of secrets that have been validated; nil for none.
 func newSigner(secrets []setting.Secret, log *zap.Logger) (*signer, error) {
 	if len(secrets) == 0 {
 		return nil, nil //nolint:nilnil // No secrets, no signer.
 	}
-	s := &signer{log: log}
-	for i := range secrets {
-		key, err := ParseKey(secrets[i].Reveal())
+	s := &signer{}
+	for i, secret := range secrets {
+		key, err := newRenewed("signing.secrets["+strconv.Itoa(i)+"]", secret, ParseKey, log)
 		if err != nil {
-			return nil, fmt.Errorf("read signing.secrets[%d]: the secret %w", i, err)
+			return nil, err
 		}
-		s.secrets = append(s.secrets, &renewed{secret: secrets[i]})
 		s.keys = append(s.keys, key)
-		s.text = append(s.text, secrets[i].Reveal())
 	}
 	return s, nil
 }
@@ -138,33 +128,10 @@ func newSigner(secrets []setting.Secret, log *zap.Logger) (*signer, error) {
 // sign sets the three headers. The body is signed as it is before a content encoding.
 func (s *signer) sign(h http.Header, id string, body []byte, now time.Time) {
 	timestamp := strconv.FormatInt(now.Unix(), 10)
-	var signatures []string
-	for _, key := range s.current() {
-		signatures = append(signatures, key.sign(id, timestamp, body))
+	signatures := make([]string, len(s.keys))
+	for i, key := range s.keys {
+		signatures[i] = key.current().sign(id, timestamp, body)
 	}
 	h.Set(HeaderTimestamp, timestamp)
 	h.Set(HeaderSignature, strings.Join(signatures, " "))
-}
-
-// current gives the keys as their files have them now. A file that holds none is told of
-// once, and its last key stays in use.
-func (s *signer) current() []Key {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i, secret := range s.secrets {
-		text := secret.current()
-		if text == s.text[i] {
-			continue
-		}
-		s.text[i] = text
-		key, err := ParseKey(text)
-		if err != nil {
-			s.log.Error("a secret was replaced by what is none; the last one signs on", zap.Int("secret", i), zap.String("problem", "it "+err.Error()))
-			continue
-		}
-		s.log.Info("a secret was replaced", zap.Int("secret", i))
-		s.keys[i] = key
-	}
-	// A copy: the keys are replaced, never changed.
-	return append([]Key(nil), s.keys...)
 }

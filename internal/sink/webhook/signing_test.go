@@ -175,6 +175,13 @@ func TestSecretsFollowTheirFiles(t *testing.T) {
 		return verified('b') && far.last().Header.Get("Authorization") == "Bearer second"
 	}, 5*time.Second, 50*time.Millisecond)
 	write(signing, "junk")
+	require.NoError(t, os.Remove(token)) // the last one stays in use, not the first
+	<-time.After(1100 * time.Millisecond)
+	require.True(t, verified('b'))
+	require.Equal(t, "Bearer second", far.last().Header.Get("Authorization"))
+	require.NoError(t, os.Remove(signing))
+	<-time.After(1100 * time.Millisecond)
+	require.True(t, verified('b'))
 	write(token, "third")
 	require.Eventually(t, func() bool {
 		return verified('b') && far.last().Header.Get("Authorization") == "Bearer third"
@@ -205,6 +212,19 @@ func TestAuthorization(t *testing.T) {
 			require.Equal(t, c.want, far.last().Header.Get("Authorization"))
 		})
 	}
+}
+
+// A route cannot send another authorization beside that of the sink.
+func TestAuthorizationOfARoute(t *testing.T) {
+	endpoint := open(t, func(c *webhook.Config) {
+		c.URL, c.BearerToken = setting.NewURL("https://hooks.example.com/"), setting.NewSecret("t")
+	})
+	run(t, endpoint)
+	_, err := endpoint.Bind(func(settings any) error {
+		settings.(*webhook.Settings).Headers = map[string]setting.Secret{"Authorization": setting.NewSecret("x")}
+		return nil
+	})
+	require.ErrorContains(t, err, "headers.Authorization: the sink sends an authorization of its own")
 }
 
 func TestMethods(t *testing.T) {

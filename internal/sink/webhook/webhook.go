@@ -25,6 +25,7 @@ package webhook
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"errors"
@@ -32,10 +33,13 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -69,6 +73,7 @@ type Endpoint struct {
 	url         *url.URL       // without user info; of a template a sample
 	template    *expr.Template // of the URL; nil: it is the same for all messages
 	show        string         // how errors name the URL: its path may be a secret, too
+	basic       string         // the authorization header that the user info makes, or empty
 	auth        authorization
 	signer      *signer // nil: requests are not signed
 	agent       string
@@ -108,9 +113,13 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
+	auth, err := newAuthorization(c, deps.Log)
+	if err != nil {
+		return nil, err
+	}
 	e := &Endpoint{
 		settings: c.Settings,
-		auth:     newAuthorization(c),
+		auth:     auth,
 		signer:   s,
 		url:      u,
 		template: template,
@@ -124,7 +133,9 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 	}
 	if u.User != nil {
 		password, _ := u.User.Password()
-		e.auth = authorization{username: u.User.Username(), password: &renewed{secret: setting.NewSecret(password)}}
+		sent := &http.Request{Header: http.Header{}}
+		sent.SetBasicAuth(u.User.Username(), password)
+		e.basic = sent.Header.Get("Authorization")
 		u.User = nil
 	}
 	e.connections = newConnections(newDialer(c, g))
@@ -170,19 +181,23 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 		if err := settings.validateSettings(); err != nil {
 			return nil, err
 		}
+		for name := range settings.Headers {
+			if strings.EqualFold(name, "authorization") && (e.basic != "" || e.auth.value != nil) {
+				return nil, setting.Problemf("headers."+name, "the sink sends an authorization of its own, by url, username or bearer_token; write it into the sink's headers instead, and this one here")
+			}
+		}
 	}
 	request := &http.Request{Method: settings.Method, URL: e.url, Header: http.Header{}}
 	request.Header.Set("User-Agent", e.agent)
-	// The receiver knows a duplicate by its id, so a request whose connection ends before
-	// the first byte of an answer, as one kept alive may at any time, can be sent again at
-	// once. To net/http an empty key says so; it is not sent.
-	request.Header["Idempotency-Key"] = nil
 	formatter, err := settings.Compile()
 	if err != nil {
 		return nil, err
 	}
 	p := &poster{endpoint: e, request: request, format: formatter, timeout: settings.Timeout, gzip: settings.Compression == compressionGzip}
 	for name, value := range settings.Headers {
+		if strings.HasPrefix(strings.ToLower(name), eventPrefix) {
+			p.extensions = append(p.extensions, name)
+		}
 		template, err := expr.CompileSetting("headers."+name, value.Reveal())
 		if err != nil {
 			return nil, err
@@ -233,12 +248,10 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 		}
 		began := time.Now()
 		posts.Go(func() {
-			said := loadSame
-			defer func() { s.endpoint.limit.release(began, said) }()
-			s.poster.Deliver(ctx, ms[i:i+1], func(_ int, r relay.Result) {
-				said = loadOf(r)
-				done(i, r)
-			})
+			var result relay.Result
+			s.poster.Deliver(ctx, ms[i:i+1], func(_ int, r relay.Result) { result = r })
+			s.endpoint.limit.release(began, loadOf(result))
+			done(i, result)
 		})
 	}
 	posts.Wait()
@@ -247,16 +260,24 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 // acquire waits until a request may begin, or until ctx or the endpoint has ended. Where
 // a slot is free all the same, the request does not begin: its context has ended.
 func (e *Endpoint) acquire(ctx context.Context) error {
-	if err := e.rate.Wait(ctx); err != nil {
+	if err := e.limit.acquire(ctx); err != nil {
 		return err
 	}
-	return e.limit.acquire(ctx)
+	// In this order: a rate that is waited for first would be spent by those that wait for a
+	// slot, and they would begin all at once.
+	if err := e.rate.Wait(ctx); err != nil {
+		e.limit.release(time.Now(), loadSame)
+		return err
+	}
+	return nil
 }
 
 // loadOf is what a result says about the load of the endpoint.
 func loadOf(r relay.Result) load {
 	var busy *busyError
 	switch {
+	case errors.Is(r.Err, relay.ErrSinkDown):
+		return loadSame // it was not sent, and its error holds that of another
 	case r.Outcome == relay.Delivered:
 		return loadFine
 	case errors.As(r.Err, &busy):
@@ -270,9 +291,11 @@ type poster struct {
 	endpoint *Endpoint
 	request  *http.Request // what all requests have in common; cloned for each
 	headers  []header
-	format   *format.Formatter
-	timeout  time.Duration
-	gzip     bool
+	// extensions are the headers that hold an event's extensions.
+	extensions []string
+	format     *format.Formatter
+	timeout    time.Duration
+	gzip       bool
 }
 
 // Deliver is part of relay.Sink.
@@ -295,7 +318,7 @@ func (p *poster) post(ctx context.Context, m *relay.Message) relay.Result {
 
 	// RoundTrip and no http.Client: it follows no redirect, keeps no cookie and
 	// puts no URL into its errors.
-	resp, err := p.endpoint.transport.RoundTrip(request)
+	resp, err := p.endpoint.roundTrip(request)
 	if err != nil {
 		err = classify(ctx, err)
 		if p.endpoint.connections.dialer.asked.Load() {
@@ -343,6 +366,34 @@ func (p *poster) post(ctx context.Context, m *relay.Message) relay.Result {
 	return result
 }
 
+// roundTrip sends a request, and once more where the connection had been used before and
+// was closed before an answer began: a receiver may close it at any time, and just then.
+// Of what it may have got twice the receiver knows the id. net/http itself would go through
+// all idle connections, and does nothing about a connection of HTTP/2 that is reset.
+func (e *Endpoint) roundTrip(request *http.Request) (*http.Response, error) {
+	var reused, answered atomic.Bool
+	traced := request.WithContext(httptrace.WithClientTrace(request.Context(), &httptrace.ClientTrace{
+		GotConn:              func(c httptrace.GotConnInfo) { reused.Store(c.Reused) },
+		GotFirstResponseByte: func() { answered.Store(true) },
+	}))
+	resp, err := e.transport.RoundTrip(traced)
+	if err == nil || !reused.Load() || answered.Load() || request.Context().Err() != nil || !isClosed(err) {
+		return resp, err
+	}
+	if request.GetBody != nil {
+		if request.Body, err = request.GetBody(); err != nil {
+			return nil, err
+		}
+	}
+	return e.transport.RoundTrip(request)
+}
+
+// isClosed tells whether an error says that the other side has closed the connection.
+func isClosed(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
+		strings.Contains(err.Error(), "server closed idle connection") || strings.Contains(err.Error(), "client connection lost")
+}
+
 // busyError is an answer that says that there were too many requests.
 type busyError struct{ error }
 
@@ -362,12 +413,17 @@ func (p *poster) newRequest(ctx context.Context, m *relay.Message) (*http.Reques
 	if h.Get("Content-Type") == "" || p.format.Structured() {
 		h.Set("Content-Type", payload.ContentType)
 	}
+	if payload.Attributes != nil {
+		for _, name := range p.extensions {
+			h.Set(name, eventSafe(h.Get(name)))
+		}
+	}
 	for _, a := range payload.Attributes {
-		h.Set("ce-"+a.Name, eventSafe(a.Value))
+		h.Set(eventPrefix+a.Name, eventSafe(a.Value))
 	}
 	id := idOf(m)
 	h.Set(HeaderID, id)
-	if auth := p.endpoint.auth.header(); auth != "" {
+	if auth := cmp.Or(p.endpoint.basic, p.endpoint.auth.header()); auth != "" {
 		h.Set("Authorization", auth)
 	}
 	for name, value := range m.Headers {
@@ -432,6 +488,9 @@ func (e *Endpoint) report(text string) {
 func idOf(m *relay.Message) string {
 	return strings.ReplaceAll(headerSafe(m.ID), ".", "%2E")
 }
+
+// eventPrefix begins the headers that hold an event's attributes in binary mode.
+const eventPrefix = "ce-"
 
 // eventSafe makes an attribute of an event fit for a header (CloudEvents HTTP protocol
 // binding 1.0.2, 3.1.3.2).
