@@ -166,7 +166,9 @@ func TestHostileHTTP2(t *testing.T) {
 		"says nothing": {func(_ net.Conn, framer *http2.Framer, _ uint32) { _, _ = request(framer) }, "timeout"},
 		"is no HTTP/2": {func(c net.Conn, _ *http2.Framer, _ uint32) { _, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n") }, "network"},
 		"floods pings": {func(_ net.Conn, framer *http2.Framer, _ uint32) {
-			for framer.WritePing(false, [8]byte{}) == nil {
+			var err error
+			for err == nil {
+				err = framer.WritePing(false, [8]byte{})
 			}
 		}, "timeout"},
 	} {
