@@ -72,10 +72,19 @@ type Attribute struct{ Name, Value string }
 
 // Payload is what a message becomes.
 type Payload struct {
-	Body        []byte
-	ContentType string
+	Body []byte
 	// Attributes are those of an event in binary mode, but for the content type; else nil.
 	Attributes []Attribute
+
+	contentType string // empty: what the body is
+}
+
+// ContentType is that of the format, or else that of the body, which is read for it.
+func (p *Payload) ContentType() string {
+	if p.contentType != "" {
+		return p.contentType
+	}
+	return relay.ContentType(p.Body)
 }
 
 // Formatter formats messages. It is safe for concurrent use. Make it with Config.Compile.
@@ -134,16 +143,15 @@ func (f *Formatter) Structured() bool { return f.kind == CloudEvents }
 func (f *Formatter) Format(m *relay.Message) (Payload, error) {
 	if f.kind == JSON {
 		line, err := Envelopes([]relay.Message{*m})
-		return Payload{Body: bytes.TrimSuffix(line, []byte{'\n'}), ContentType: "application/json"}, err
+		return Payload{Body: bytes.TrimSuffix(line, []byte{'\n'}), contentType: "application/json"}, err
 	}
-	p := Payload{Body: m.Body, ContentType: m.ContentType()}
+	p := Payload{Body: m.Body}
 	if f.body != nil {
 		text, err := f.body.Render(expr.Of(m))
 		if err != nil {
 			return Payload{}, fmt.Errorf("work out the body: %w", err)
 		}
-		made := relay.Message{Body: []byte(text)}
-		p.Body, p.ContentType = made.Body, made.ContentType()
+		p.Body = []byte(text)
 	}
 	if f.kind == Body {
 		return p, nil
@@ -213,18 +221,19 @@ func structured(p Payload, attributes []Attribute) (Payload, error) {
 	for _, a := range attributes {
 		event[a.Name] = a.Value
 	}
+	contentType := p.ContentType()
 	switch {
 	case len(p.Body) == 0:
-	case p.ContentType == "application/json" && utf8.Valid(p.Body):
-		event["datacontenttype"], event["data"] = p.ContentType, json.RawMessage(p.Body)
+	case contentType == "application/json" && utf8.Valid(p.Body):
+		event["datacontenttype"], event["data"] = contentType, json.RawMessage(p.Body)
 	case utf8.Valid(p.Body):
-		event["datacontenttype"], event["data"] = p.ContentType, string(p.Body)
+		event["datacontenttype"], event["data"] = contentType, string(p.Body)
 	default:
-		event["datacontenttype"], event["data_base64"] = p.ContentType, p.Body
+		event["datacontenttype"], event["data_base64"] = contentType, p.Body
 	}
 	body, err := json.Marshal(event)
 	if err != nil {
 		return Payload{}, fmt.Errorf("encode the event: %w", err)
 	}
-	return Payload{Body: body, ContentType: "application/cloudevents+json; charset=utf-8"}, nil
+	return Payload{Body: body, contentType: "application/cloudevents+json; charset=utf-8"}, nil
 }

@@ -48,7 +48,7 @@ func TestBody(t *testing.T) {
 			}
 			require.NoError(t, err)
 			require.Equal(t, c.want, string(p.Body))
-			require.Equal(t, c.contentType, p.ContentType)
+			require.Equal(t, c.contentType, p.ContentType())
 			require.Empty(t, p.Attributes)
 		})
 	}
@@ -58,7 +58,7 @@ func TestJSON(t *testing.T) {
 	t.Parallel()
 	p, err := formatted(t, func(f *format.Config) { f.Format = format.JSON }, message("hi\n"))
 	require.NoError(t, err)
-	require.Equal(t, "application/json", p.ContentType)
+	require.Equal(t, "application/json", p.ContentType())
 	require.JSONEq(t, `{"id":"id-1","source":"sms","attempt":2,"enqueued_at":"2026-03-10T08:00:00.123Z","attributes":{},"body":"hi\n"}`, string(p.Body))
 	p, err = formatted(t, func(f *format.Config) { f.Format = format.JSON }, message("\xff"))
 	require.NoError(t, err)
@@ -79,7 +79,7 @@ func TestCloudEvents(t *testing.T) {
 				f.CloudEvents.Subject = "{{ id }}/短信"
 			}, message(body))
 			require.NoError(t, err)
-			require.Equal(t, "application/cloudevents+json; charset=utf-8", p.ContentType)
+			require.Equal(t, "application/cloudevents+json; charset=utf-8", p.ContentType())
 			var e event.Event
 			require.NoError(t, json.Unmarshal(p.Body, &e))
 			require.NoError(t, e.Validate())
@@ -106,7 +106,7 @@ func TestCloudEventsBinary(t *testing.T) {
 	p, err := formatted(t, func(f *format.Config) { f.Format, f.Body = format.CloudEventsBinary, `{"n": {{ body.a }}}` }, message(`{"a": 1}`))
 	require.NoError(t, err)
 	require.Equal(t, `{"n": 1}`, string(p.Body))
-	require.Equal(t, "application/json", p.ContentType)
+	require.Equal(t, "application/json", p.ContentType())
 	require.Equal(t, []format.Attribute{
 		{Name: "specversion", Value: "1.0"},
 		{Name: "id", Value: "id-1"},

@@ -142,11 +142,14 @@ func (m *Message) EnqueuedAtText() string {
 
 // ContentType tells application/json for a body that is JSON, text/plain for
 // other UTF-8 text, and application/octet-stream for the rest.
-func (m *Message) ContentType() string {
+func (m *Message) ContentType() string { return ContentType(m.Body) }
+
+// ContentType is Message.ContentType of a body.
+func ContentType(body []byte) string {
 	switch {
-	case json.Valid(m.Body):
+	case json.Valid(body):
 		return "application/json"
-	case utf8.Valid(m.Body):
+	case utf8.Valid(body):
 		return "text/plain; charset=utf-8"
 	default:
 		return "application/octet-stream"

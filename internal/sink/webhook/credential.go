@@ -3,6 +3,7 @@ package webhook
 import (
 	"encoding/base64"
 	"errors"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -63,22 +64,26 @@ func (r *renewed[T]) current() T {
 	return r.value
 }
 
-// authorization makes the header of that name; empty: none is configured.
-type authorization struct{ value *renewed[string] }
-
-// newAuthorization reads what a validated Config has beside the user info of the URL.
-func newAuthorization(c *Config, log *zap.Logger) (authorization, error) {
-	var (
-		value *renewed[string]
-		err   error
-	)
+// newAuthorization makes the header of that name from what a validated Config has, user info
+// of its URL included; nil for none.
+func newAuthorization(c *Config, user *url.Userinfo, log *zap.Logger) (*renewed[string], error) {
 	switch {
+	case user != nil:
+		password, _ := user.Password() // none is allowed here
+		return newRenewed("url", setting.NewSecret(password), func(password string) (string, error) {
+			return basicHeader(user.Username(), password), nil
+		}, log)
 	case !c.BearerToken.IsZero():
-		value, err = newRenewed("bearer_token", c.BearerToken, bearer, log)
+		return newRenewed("bearer_token", c.BearerToken, bearer, log)
 	case c.Username != "":
-		value, err = newRenewed("password", c.Password, basic(c.Username), log)
+		return newRenewed("password", c.Password, func(password string) (string, error) {
+			if password == "" {
+				return "", errors.New("is empty")
+			}
+			return basicHeader(c.Username, password), nil
+		}, log)
 	}
-	return authorization{value}, err
+	return nil, nil //nolint:nilnil // No authorization.
 }
 
 // bearer makes the header of a token (RFC 6750).
@@ -89,19 +94,7 @@ func bearer(token string) (string, error) {
 	return "Bearer " + token, nil
 }
 
-// basic makes the header of a password (RFC 7617).
-func basic(username string) func(password string) (string, error) {
-	return func(password string) (string, error) {
-		if password == "" {
-			return "", errors.New("is empty")
-		}
-		return "Basic " + base64.StdEncoding.EncodeToString([]byte(username+":"+password)), nil
-	}
-}
-
-func (a authorization) header() string {
-	if a.value == nil {
-		return ""
-	}
-	return a.value.current()
+// basicHeader makes the header of a name and password (RFC 7617).
+func basicHeader(username, password string) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(username+":"+password))
 }

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -150,15 +149,15 @@ func (d *dialer) tunnel(ctx context.Context, proxy *url.URL, address string) (ne
 	if err != nil {
 		return nil, err
 	}
+	deadline, _ := ctx.Deadline() // connect has set it
 	for i, addr := range addrs {
 		if refused := d.guard.check(addr); refused != nil {
 			err = refused
 			continue
 		}
+		share := time.Until(deadline) / time.Duration(len(addrs)-i)
 		var conn net.Conn
-		if conn, err = d.share(ctx, len(addrs)-i, func(ctx context.Context) (net.Conn, error) {
-			return d.open(ctx, proxy, net.JoinHostPort(addr.Unmap().String(), port))
-		}); err == nil {
+		if conn, err = d.open(ctx, share, proxy, net.JoinHostPort(addr.Unmap().String(), port)); err == nil {
 			return conn, nil
 		}
 		err = &proxyError{err}
@@ -166,20 +165,11 @@ func (d *dialer) tunnel(ctx context.Context, proxy *url.URL, address string) (ne
 	return nil, err
 }
 
-// share gives open its share of the time that is left for so many addresses.
-func (d *dialer) share(ctx context.Context, addresses int, open func(context.Context) (net.Conn, error)) (net.Conn, error) {
-	left := d.timeout
-	if deadline, ok := ctx.Deadline(); ok {
-		left = time.Until(deadline)
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, left/time.Duration(addresses), errTimeout)
+// open asks the proxy for a tunnel to target, an address and port, within a time. The
+// proxy's own address is the operator's, and not checked.
+func (d *dialer) open(ctx context.Context, within time.Duration, proxy *url.URL, target string) (_ net.Conn, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, within, errTimeout)
 	defer cancel()
-	return open(ctx)
-}
-
-// open asks the proxy for a tunnel to target, an address and port. The proxy's own address
-// is the operator's, and not checked.
-func (d *dialer) open(ctx context.Context, proxy *url.URL, target string) (_ net.Conn, err error) {
 	conn, err := d.toProxy(ctx, proxy)
 	if err != nil {
 		return nil, err
@@ -196,7 +186,7 @@ func (d *dialer) open(ctx context.Context, proxy *url.URL, target string) (_ net
 	request := &http.Request{Method: http.MethodConnect, URL: &url.URL{Opaque: target}, Host: target, Header: http.Header{}}
 	if proxy.User != nil {
 		password, _ := proxy.User.Password()
-		request.Header.Set("Proxy-Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(proxy.User.Username()+":"+password)))
+		request.Header.Set("Proxy-Authorization", basicHeader(proxy.User.Username(), password))
 	}
 	if err := request.Write(conn); err != nil {
 		return nil, err

@@ -82,10 +82,8 @@ func TestClientCertificate(t *testing.T) {
 // HTTP/2 is used where it is offered.
 func TestHTTP2(t *testing.T) {
 	var proto atomic.Value
-	far := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) { proto.Store(req.Proto) }))
-	far.TLS = &tls.Config{Certificates: []tls.Certificate{trusted}, MinVersion: tls.VersionTLS12}
 	for _, offered := range []bool{true, false} {
-		far := httptest.NewUnstartedServer(far.Config.Handler)
+		far := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) { proto.Store(req.Proto) }))
 		far.TLS = &tls.Config{Certificates: []tls.Certificate{trusted}, MinVersion: tls.VersionTLS12}
 		far.EnableHTTP2 = offered
 		far.StartTLS()

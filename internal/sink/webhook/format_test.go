@@ -31,11 +31,9 @@ func TestCloudEvents(t *testing.T) {
 			m := message("id 1")
 			m.Queue, m.Body = "q", []byte(`{"ok":true,"to":"短信 \"a\" 100%"}`)
 			requireDelivered(t, deliver(t, sink, m))
-			sent := far.last().Clone(t.Context())
-			sent.Body = http.NoBody
 			request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "/", bytes.NewReader(far.lastBody()))
 			require.NoError(t, err)
-			request.Header = sent.Header
+			request.Header = far.last().Header
 			e, err := cloudevents.NewEventFromHTTPRequest(request)
 			require.NoError(t, err)
 			require.NoError(t, e.Validate())

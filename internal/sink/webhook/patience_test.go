@@ -173,11 +173,12 @@ func TestRefusalsDoNotLowerTheConcurrency(t *testing.T) {
 
 func TestRateLimit(t *testing.T) {
 	far := start(t, accept)
-	sink := sinkWith(t, func(c *webhook.Config) {
+	endpoint := open(t, func(c *webhook.Config) {
 		c.URL = setting.NewURL(far.url)
 		c.RateLimit = webhook.RateLimit{PerSecond: 100, Burst: 5}
 	})
-	other := sink
+	run(t, endpoint)
+	sink, other := bind(t, endpoint), bind(t, endpoint) // of two routes
 	began := time.Now()
 	var both sync.WaitGroup
 	for _, s := range []relay.Sink{sink, other} {

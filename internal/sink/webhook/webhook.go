@@ -25,7 +25,6 @@ package webhook
 
 import (
 	"bytes"
-	"cmp"
 	"compress/gzip"
 	"context"
 	"errors"
@@ -70,12 +69,11 @@ var errStopped = errors.New("the webhook is closed")
 // Endpoint owns the connections to one URL. Make it with New.
 type Endpoint struct {
 	settings    Settings
-	url         *url.URL       // without user info; of a template a sample
-	template    *expr.Template // of the URL; nil: it is the same for all messages
-	show        string         // how errors name the URL: its path may be a secret, too
-	basic       string         // the authorization header that the user info makes, or empty
-	auth        authorization
-	signer      *signer // nil: requests are not signed
+	url         *url.URL         // without user info; of a template a sample
+	template    *expr.Template   // of the URL; nil: it is the same for all messages
+	show        string           // how errors name the URL: its path may be a secret, too
+	auth        *renewed[string] // the authorization header; nil: none
+	signer      *signer          // nil: requests are not signed
 	agent       string
 	connections *connections
 	transport   *http.Transport
@@ -113,7 +111,7 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	auth, err := newAuthorization(c, deps.Log)
+	auth, err := newAuthorization(c, u.User, deps.Log)
 	if err != nil {
 		return nil, err
 	}
@@ -131,13 +129,7 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 		limit:    newLimit(c.Concurrency, deps.Log),
 		stopped:  make(chan struct{}),
 	}
-	if u.User != nil {
-		password, _ := u.User.Password()
-		sent := &http.Request{Header: http.Header{}}
-		sent.SetBasicAuth(u.User.Username(), password)
-		e.basic = sent.Header.Get("Authorization")
-		u.User = nil
-	}
+	u.User = nil // sent as a header
 	e.connections = newConnections(newDialer(c, g))
 	e.transport = &http.Transport{
 		DialContext:       e.connections.dial,
@@ -182,7 +174,7 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 			return nil, err
 		}
 		for name := range settings.Headers {
-			if strings.EqualFold(name, "authorization") && (e.basic != "" || e.auth.value != nil) {
+			if strings.EqualFold(name, "authorization") && e.auth != nil {
 				return nil, setting.Problemf("headers."+name, "the sink sends an authorization of its own, by url, username or bearer_token; write it into the sink's headers instead, and this one here")
 			}
 		}
@@ -411,7 +403,7 @@ func (p *poster) newRequest(ctx context.Context, m *relay.Message) (*http.Reques
 		return nil, err
 	}
 	if h.Get("Content-Type") == "" || p.format.Structured() {
-		h.Set("Content-Type", payload.ContentType)
+		h.Set("Content-Type", payload.ContentType())
 	}
 	if payload.Attributes != nil {
 		for _, name := range p.extensions {
@@ -423,8 +415,8 @@ func (p *poster) newRequest(ctx context.Context, m *relay.Message) (*http.Reques
 	}
 	id := idOf(m)
 	h.Set(HeaderID, id)
-	if auth := cmp.Or(p.endpoint.basic, p.endpoint.auth.header()); auth != "" {
-		h.Set("Authorization", auth)
+	if p.endpoint.auth != nil {
+		h.Set("Authorization", p.endpoint.auth.current())
 	}
 	for name, value := range m.Headers {
 		if name != relay.HeaderDeadError { // words in printable ASCII, for people
