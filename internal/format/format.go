@@ -167,6 +167,48 @@ func (f *Formatter) Format(m *relay.Message) (Payload, error) {
 	return structured(p, attributes)
 }
 
+// Batches tells whether the payloads of several messages can be one.
+func (c *Config) Batches() bool { return c.Format != CloudEventsBinary }
+
+// Element makes the payload of a message as Format does, as JSON that can be part of a
+// batch. A body that is no JSON is a string; one that is no text either has no place there
+// and its error has ReasonInvalid.
+func (f *Formatter) Element(m *relay.Message) (json.RawMessage, error) {
+	p, err := f.Format(m)
+	switch {
+	case err != nil:
+		return nil, err
+	case f.kind != Body:
+		return p.Body, nil
+	case !utf8.Valid(p.Body):
+		return nil, relay.Fail(ReasonInvalid, errors.New("the body is no text, and a batch is JSON: write format: json"))
+	case json.Valid(p.Body):
+		return p.Body, nil
+	}
+	return json.Marshal(string(p.Body)) //nolint:wrapcheck // a string cannot fail
+}
+
+// Batch makes one payload of several elements (for events: the JSON batch format,
+// cloudevents/formats/json-format.md, 4).
+func (f *Formatter) Batch(elements []json.RawMessage) Payload {
+	size := 1
+	for _, e := range elements {
+		size += len(e) + 1
+	}
+	body := append(make([]byte, 0, size), '[')
+	for i, e := range elements {
+		if i > 0 {
+			body = append(body, ',')
+		}
+		body = append(body, e...)
+	}
+	p := Payload{Body: append(body, ']'), contentType: "application/json"}
+	if f.kind == CloudEvents {
+		p.contentType = "application/cloudevents-batch+json; charset=utf-8"
+	}
+	return p
+}
+
 // attributes gives the context attributes of an event but for the content type.
 func (f *Formatter) attributes(m *relay.Message) ([]Attribute, error) {
 	in := expr.Of(m)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -205,8 +204,7 @@ func (b *Breaker) allow() (report func(error), err error) {
 	return nil, Fail(ReasonCircuitOpen, fmt.Errorf("%w: not sent, for the last one failed: %w", ErrSinkDown, b.last))
 }
 
-// judge tells the circuit what became of a message. Its health is up to date when judge
-// returns.
+// judge tells the circuit what became of a message.
 func (b *Breaker) judge(ctx context.Context, report func(error), r Result) {
 	switch {
 	case r.Outcome == Delivered:
@@ -224,52 +222,15 @@ func (b *Breaker) judge(ctx context.Context, report func(error), r Result) {
 	}
 }
 
-// Guard gives a Sink that delivers to s what the circuit lets through and answers for
-// the rest at once: Retry with ReasonCircuitOpen. All sinks to one far side share a
-// Breaker.
-func (b *Breaker) Guard(s Sink) Sink { return &guarded{breaker: b, sink: s} }
-
-type guarded struct {
-	breaker *Breaker
-	sink    Sink
-}
-
-// Deliver is part of Sink.
-func (g *guarded) Deliver(ctx context.Context, ms []Message, done func(i int, r Result)) {
-	reports := make([]func(error), 0, len(ms))
-	index := make([]int, 0, len(ms))
-	for i := range ms {
-		report, err := g.breaker.allow()
-		if err != nil {
-			done(i, Result{Err: err})
-			continue
-		}
-		reports, index = append(reports, report), append(index, i)
+// Do sends what the circuit lets through, and answers for the rest at once: Retry with
+// ReasonCircuitOpen or ReasonHeld. When it returns, the health tells what became of it.
+// All that send to one far side share a Breaker.
+func (b *Breaker) Do(ctx context.Context, send func() Result) Result {
+	report, err := b.allow()
+	if err != nil {
+		return Result{Err: err}
 	}
-	sent := ms
-	switch {
-	case len(index) == 0:
-		return
-	case len(index) < len(ms):
-		sent = make([]Message, len(index))
-		for k, i := range index {
-			sent[k] = ms[i]
-		}
-	}
-
-	answered := make([]atomic.Bool, len(sent))
-	g.sink.Deliver(ctx, sent, func(k int, r Result) {
-		if answered[k].Swap(true) {
-			return
-		}
-		// The health first: what fails while it is Down is no failed try.
-		g.breaker.judge(ctx, reports[k], r)
-		done(index[k], r)
-	})
-	for k := range answered {
-		if !answered[k].Swap(true) {
-			g.breaker.judge(ctx, reports[k], Result{})
-			done(index[k], Result{Err: errUnanswered})
-		}
-	}
+	r := send()
+	b.judge(ctx, report, r)
+	return r
 }

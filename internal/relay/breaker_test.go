@@ -3,6 +3,7 @@ package relay_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -21,6 +22,27 @@ var errStatus = relay.Fail("status_5xx", errors.New("the endpoint answered 503")
 // answering gives every message the same result.
 func answering(r relay.Result) func(context.Context, relay.Message) relay.Result {
 	return func(context.Context, relay.Message) relay.Result { return r }
+}
+
+// guarded sends each message as its circuit lets it, all at once.
+type guarded struct {
+	breaker *relay.Breaker
+	sink    relay.Sink
+}
+
+func guard(b *relay.Breaker, s relay.Sink) relay.Sink { return &guarded{b, s} }
+
+func (g *guarded) Deliver(ctx context.Context, ms []relay.Message, done func(i int, r relay.Result)) {
+	var all sync.WaitGroup
+	for i := range ms {
+		all.Go(func() {
+			done(i, g.breaker.Do(ctx, func() (result relay.Result) {
+				g.sink.Deliver(ctx, ms[i:i+1], func(_ int, r relay.Result) { result = r })
+				return result
+			}))
+		})
+	}
+	all.Wait()
 }
 
 // results delivers n messages at once and gives their results.
@@ -66,7 +88,7 @@ func TestBreakerOpensAndFindsOut(t *testing.T) {
 		breaker := relay.NewBreaker(relay.BreakerConfig{}, zap.New(core))
 		defer breaker.Close("")
 		far := relaytest.NewRecorder()
-		sink := breaker.Guard(far)
+		sink := guard(breaker, far)
 		requireHealth(t, breaker, relay.Up, "")
 
 		far.Answer(answering(relay.Result{Err: errStatus}))
@@ -118,7 +140,7 @@ func TestBreakerLetsOneMessageThroughOnProbe(t *testing.T) {
 		breaker := relay.NewBreaker(relay.BreakerConfig{Failures: 1, Probe: time.Minute}, zap.NewNop())
 		defer breaker.Close("")
 		far := relaytest.NewRecorder()
-		one, other := breaker.Guard(far), breaker.Guard(far)
+		one, other := guard(breaker, far), guard(breaker, far)
 		far.Answer(answering(relay.Result{Err: errStatus}))
 		results(t.Context(), t, one, 1)
 		pass(time.Minute)
@@ -161,7 +183,7 @@ func TestBreakerIsNotMovedByWhatSaysNothing(t *testing.T) {
 				breaker := relay.NewBreaker(relay.BreakerConfig{}, zap.NewNop())
 				defer breaker.Close("")
 				far := relaytest.NewRecorder()
-				sink := breaker.Guard(far)
+				sink := guard(breaker, far)
 				far.Answer(answering(relay.Result{Err: errStatus}))
 				results(t.Context(), t, sink, 4)
 				far.Answer(answering(c.result))
@@ -188,30 +210,17 @@ func TestBreakerIsNotMovedByWhatSaysNothing(t *testing.T) {
 	}
 }
 
-// silent is a sink that gives no result in time, or two.
-type silent struct{ late func(i int, r relay.Result) }
-
-func (s *silent) Deliver(_ context.Context, ms []relay.Message, done func(i int, r relay.Result)) {
-	s.late = done
-	for i := 1; i < len(ms); i++ {
-		done(i, relay.Result{Outcome: relay.Delivered})
-		done(i, relay.Result{Err: errStatus})
-	}
-}
-
+// A forgotten result is a failure like others.
 func TestBreakerCountsAResultThatNeverCame(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		breaker := relay.NewBreaker(relay.BreakerConfig{Failures: 2}, zap.NewNop())
 		defer breaker.Close("")
-		far := &silent{}
-		sink := breaker.Guard(far)
-		require.Equal(t, map[string]int{"retry unanswered": 1, "delivered": 2}, reasons(results(t.Context(), t, sink, 3)))
-		results(t.Context(), t, sink, 1)
+		forgetful := func() relay.Result { return relay.Result{} }
+		breaker.Do(t.Context(), forgetful)
+		requireHealth(t, breaker, relay.Up, "")
+		require.Equal(t, relay.Retry, breaker.Do(t.Context(), forgetful).Outcome)
 		health, _ := breaker.Health()
-		require.Equal(t, relay.Down, health.State)
-		far.late(0, relay.Result{Outcome: relay.Delivered})
-		health, _ = breaker.Health()
 		require.Equal(t, relay.Down, health.State)
 	})
 }
@@ -227,10 +236,10 @@ func TestBreakerForgetsWhatWasSentBeforeItOpened(t *testing.T) {
 			<-time.After(6 * time.Second)
 			return relay.Result{Outcome: relay.Delivered}
 		})
-		go breaker.Guard(slow).Deliver(t.Context(), make([]relay.Message, 1), func(int, relay.Result) {})
+		go guard(breaker, slow).Deliver(t.Context(), make([]relay.Message, 1), func(int, relay.Result) {})
 		synctest.Wait()
 		far.Answer(answering(relay.Result{Err: errStatus}))
-		results(t.Context(), t, breaker.Guard(far), 5)
+		results(t.Context(), t, guard(breaker, far), 5)
 		pass(7 * time.Second)
 		requireHealth(t, breaker, relay.Probe, "circuit half open: "+brokenReason)
 	})
@@ -242,12 +251,12 @@ func TestBreakerThatIsClosedStaysDown(t *testing.T) {
 		breaker := relay.NewBreaker(relay.BreakerConfig{Failures: 1}, zap.NewNop())
 		far := relaytest.NewRecorder()
 		far.Answer(answering(relay.Result{Err: errStatus}))
-		results(t.Context(), t, breaker.Guard(far), 1)
+		results(t.Context(), t, guard(breaker, far), 1)
 		breaker.Close("the end")
 		requireHealth(t, breaker, relay.Down, "the end")
 		pass(time.Minute)
 		far.Answer(nil)
-		results(t.Context(), t, breaker.Guard(far), 1)
+		results(t.Context(), t, guard(breaker, far), 1)
 		requireHealth(t, breaker, relay.Down, "the end")
 	})
 }
@@ -261,7 +270,7 @@ func TestAnOpenCircuitPausesItsSource(t *testing.T) {
 		defer breaker.Close("")
 		r := newRig(t, 1, func(c *relay.Config, d *relay.Deps) {
 			target := &d.Routes[0].Targets[0]
-			target.Sink, target.Health = breaker.Guard(target.Sink), breaker
+			target.Sink, target.Health = guard(breaker, target.Sink), breaker
 			c.MaxReceives = 3
 		})
 		far := r.sinks[0]
@@ -299,7 +308,7 @@ func TestBreakerIsHeld(t *testing.T) {
 		breaker := relay.NewBreaker(relay.BreakerConfig{}, zap.NewNop())
 		defer breaker.Close("")
 		far := relaytest.NewRecorder()
-		sink := breaker.Guard(far)
+		sink := guard(breaker, far)
 
 		began := time.Now()
 		breaker.Hold(time.Minute, errAsked)
@@ -342,10 +351,11 @@ func TestBreakerOpensWhileItIsHeld(t *testing.T) {
 		defer breaker.Close("")
 		far := relaytest.NewRecorder()
 		far.Answer(func(context.Context, relay.Message) relay.Result {
+			<-time.After(time.Second) // all five are under way
 			breaker.Hold(time.Minute, errAsked)
 			return relay.Result{Err: errStatus}
 		})
-		results(t.Context(), t, breaker.Guard(far), 5)
+		results(t.Context(), t, guard(breaker, far), 5)
 		health, changed := breaker.Health()
 		require.Contains(t, health.Reason, "left alone until ")
 		<-changed

@@ -27,6 +27,12 @@ const (
 	reasonAnswerTooLong = "answer_too_long"  // a 2xx whose body does not end
 	reasonStatusUnknown = "status_unknown"   // below 200 or above 599
 	reasonInvalid       = "invalid_property" // a template gave what HTTP has no place for
+	reasonRefused       = "status_4xx"       // a status that no other message need get
+	// Of a message in a batch:
+	reasonAnswerInvalid    = "answer_invalid"    // what begins as results is none
+	reasonUnanswered       = "unanswered"        // there are results, and none for it
+	reasonReceiverFailed   = "receiver_failed"   // its result is to try again
+	reasonReceiverRejected = "receiver_rejected" // its result is never to
 )
 
 // verdict is what a status means.
@@ -69,7 +75,7 @@ func judge(status int) verdict {
 	case 3:
 		return verdict{outcome: relay.Rejected, reason: "status_3xx", advice: "redirects are not followed: write the address that it redirects to as the URL"}
 	case 4:
-		return verdict{outcome: relay.Rejected, reason: "status_4xx"}
+		return verdict{outcome: relay.Rejected, reason: reasonRefused}
 	case 5:
 		return verdict{reason: "status_5xx"}
 	}

@@ -56,6 +56,8 @@ type Settings struct {
 	Method string `yaml:"method"`
 	// Config says what of a message is sent.
 	format.Config `yaml:",inline"`
+	// Batch says how messages share requests.
+	Batch Batch `yaml:"batch"`
 	// Compression of the body is none or gzip, which is sent as the content encoding.
 	Compression string `yaml:"compression"`
 	// Headers are sent with every request, beside those of the relay itself. A
@@ -67,6 +69,18 @@ type Settings struct {
 	// Retry is how often a request is tried before its message goes back to the
 	// queue, as long as its lease lasts.
 	Retry Retry `yaml:"retry"`
+}
+
+// Batch says how many messages share a request, whose body is then a JSON array of what
+// the format makes of each.
+type Batch struct {
+	// MaxMessages is how many a request holds at most: 1, which is no batch, to 256.
+	MaxMessages int `yaml:"max_messages"`
+	// MaxBytes is how long their bodies may be together, as they came; a longer one goes
+	// alone. 1 KiB to 64 MiB.
+	MaxBytes setting.Size `yaml:"max_bytes"`
+	// Linger is how long a message waits for others: 0 to 10 s.
+	Linger time.Duration `yaml:"linger"`
 }
 
 // Signing holds the secrets of the Standard Webhooks signature: each whsec_ and 24 to 64
@@ -120,6 +134,7 @@ func Defaults() *Config {
 		Settings: Settings{
 			Method:      http.MethodPost,
 			Config:      format.Defaults(),
+			Batch:       Batch{MaxMessages: 1, MaxBytes: setting.MiB, Linger: 100 * time.Millisecond},
 			Compression: compressionNone,
 			Timeout:     10 * time.Second,
 			Retry:       Retry{MaxAttempts: 3, Initial: 200 * time.Millisecond, Max: 5 * time.Second},
@@ -138,6 +153,13 @@ const (
 )
 
 const (
+	maxBatch      = 256 // of which an answer can tell, in maxAnswer
+	minBatchBytes = setting.KiB
+	maxBatchBytes = 64 * setting.MiB
+	maxLinger     = 10 * time.Second
+)
+
+const (
 	compressionNone = "none"
 	compressionGzip = "gzip"
 )
@@ -153,6 +175,9 @@ func (c *Config) Validate() error {
 		}
 	}
 	report(c.validateAuthorization())
+	if _, template, err := c.parseURL(); err == nil && template != nil && c.Batch.MaxMessages > 1 {
+		report(setting.Problemf("batch.max_messages", "%s", batchURLHint))
+	}
 	report(c.TLS.Validate("tls"))
 	if c.Concurrency < 1 || c.Concurrency > maxConcurrency {
 		report(setting.Problemf("concurrency", "is %d; write a number from 1 to %d", c.Concurrency, maxConcurrency))
@@ -294,6 +319,7 @@ func (s *Settings) validateSettings() error {
 	if _, err := s.Compile(); err != nil {
 		report(err)
 	}
+	report(s.validateBatch())
 	if s.Compression != compressionNone && s.Compression != compressionGzip {
 		report(setting.Problemf("compression", "is %q; write none or gzip", s.Compression))
 	}
@@ -323,6 +349,8 @@ func (s *Settings) validateSettings() error {
 			continue
 		}
 		switch {
+		case s.Batch.MaxMessages > 1 && !template.Literal():
+			report(setting.Problemf(path, "has a {{ }}, and the messages of a batch share their headers; write a text, or leave batch out"))
 		case !httpguts.ValidHeaderFieldName(name):
 			report(setting.Problemf("headers", "has the name %q, which HTTP does not allow; use letters, digits and -", name))
 		case reserved(lower):
@@ -337,6 +365,27 @@ func (s *Settings) validateSettings() error {
 	}
 	return errors.Join(problems...)
 }
+
+func (s *Settings) validateBatch() error {
+	b := s.Batch
+	var problems []error
+	if b.MaxMessages < 1 || b.MaxMessages > maxBatch {
+		problems = append(problems, setting.Problemf("batch.max_messages", "is %d; write a number from 1, which is no batch, to %d", b.MaxMessages, maxBatch))
+	}
+	if b.MaxBytes < minBatchBytes || b.MaxBytes > maxBatchBytes {
+		problems = append(problems, setting.Problemf("batch.max_bytes", "is %v; write a size from %v to %v", b.MaxBytes, minBatchBytes, maxBatchBytes))
+	}
+	if b.Linger < 0 || b.Linger > maxLinger {
+		problems = append(problems, setting.Problemf("batch.linger", "is %v; write a duration from 0s to %v", b.Linger, maxLinger))
+	}
+	if b.MaxMessages > 1 && !s.Batches() {
+		problems = append(problems, setting.Problemf("format", "is %s, whose attributes are headers, and the messages of a batch share those; write cloudevents, or leave batch out", s.Format))
+	}
+	return errors.Join(problems...)
+}
+
+// batchURLHint says why a batch cannot go where each message says.
+const batchURLHint = "is more than 1, and url has a {{ }}: the messages of a batch go to one URL; write it out, or leave batch out"
 
 // reserved tells whether a header, in lower case, is not the configuration's to set:
 // those of one hop (RFC 9110, 7.6.1), those that net/http derives from the request,

@@ -132,13 +132,18 @@ func arrival(t *testing.T, h http.Header, body []byte) relaytest.Arrival {
 	if err != nil {
 		t.Errorf("%s: %v", webhook.HeaderID, err)
 	}
-	a := relaytest.Arrival{ID: id, Body: body, Headers: map[string]string{}, ContentType: h.Get("Content-Type")}
+	return relaytest.Arrival{ID: id, Body: body, Headers: arrivalHeaders(h), ContentType: h.Get("Content-Type")}
+}
+
+// arrivalHeaders are those of the relay itself.
+func arrivalHeaders(h http.Header) map[string]string {
+	headers := make(map[string]string)
 	for name := range h {
 		if lower := strings.ToLower(name); strings.HasPrefix(lower, "x-") {
-			a.Headers[lower] = h.Get(name)
+			headers[lower] = h.Get(name)
 		}
 	}
-	return a
+	return headers
 }
 
 func (r *receiver) arrived(t *testing.T) []relaytest.Arrival {

@@ -62,7 +62,7 @@ func (l *limit) acquire(ctx context.Context) error {
 	}
 }
 
-// verdicts of a request for the limit.
+// load is what a request says about the load; of several, the largest counts.
 type load int8
 
 const (

@@ -125,6 +125,15 @@ func TestSignatureOfARedelivery(t *testing.T) {
 	require.Len(t, ids, 1)
 }
 
+func gunzip(t *testing.T, data []byte) []byte {
+	t.Helper()
+	reader, err := gzip.NewReader(bytes.NewReader(data))
+	require.NoError(t, err)
+	body, err := io.ReadAll(reader)
+	require.NoError(t, err)
+	return body
+}
+
 // What is signed is the body before its compression.
 func TestSignatureOfACompressedBody(t *testing.T) {
 	far := capturing(t)
@@ -138,10 +147,7 @@ func TestSignatureOfACompressedBody(t *testing.T) {
 	h := far.last().Header
 	require.Equal(t, "gzip", h.Get("Content-Encoding"))
 	require.Less(t, len(far.lastBody()), 1000)
-	reader, err := gzip.NewReader(bytes.NewReader(far.lastBody()))
-	require.NoError(t, err)
-	body, err := io.ReadAll(reader)
-	require.NoError(t, err)
+	body := gunzip(t, far.lastBody())
 	require.Equal(t, m.Body, body)
 	verifier, err := standard.NewWebhook(secret('n'))
 	require.NoError(t, err)

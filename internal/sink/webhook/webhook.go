@@ -179,6 +179,9 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 			}
 		}
 	}
+	if settings.Batch.MaxMessages > 1 && e.template != nil {
+		return nil, setting.Problemf("batch.max_messages", "%s", batchURLHint)
+	}
 	request := &http.Request{Method: settings.Method, URL: e.url, Header: http.Header{}}
 	request.Header.Set("User-Agent", e.agent)
 	formatter, err := settings.Compile()
@@ -200,39 +203,41 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 			p.headers = append(p.headers, header{name: name, value: template})
 		}
 	}
-	return &Sink{endpoint: e, poster: e.breaker.Guard(p), retries: relay.Retries{
+	s := &Sink{endpoint: e, poster: p, retries: relay.Retries{
 		Attempts: settings.Retry.MaxAttempts,
 		Initial:  settings.Retry.Initial,
 		Max:      settings.Retry.Max,
 		Timeout:  settings.Timeout,
-	}}, nil
+	}}
+	if settings.Batch.MaxMessages > 1 {
+		s.gather = &gatherer{Batch: settings.Batch, sink: s}
+	}
+	return s, nil
 }
 
 // Sink posts messages with the settings of one route. Make it with Endpoint.Bind.
 type Sink struct {
 	endpoint *Endpoint
-	poster   relay.Sink
+	poster   *poster
 	retries  relay.Retries
+	// gather is nil where each message has a request of its own.
+	gather *gatherer
 }
 
 // Retries is how often a failed message is posted again under its lease.
 func (s *Sink) Retries() relay.Retries { return s.retries }
 
-// Deliver posts each message once, as many at a time as the endpoint's concurrency
-// allows.
+// Deliver posts each message once, as many requests at a time as the endpoint's
+// concurrency allows.
 func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int, r relay.Result)) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	var watch, posts sync.WaitGroup
-	defer watch.Wait()
-	defer cancel(nil)
-	watch.Go(func() {
-		select {
-		case <-s.endpoint.stopped:
-			cancel(errStopped)
-		case <-ctx.Done():
-		}
-	})
-
+	ctx, stop := s.endpoint.whileRunning(ctx)
+	defer stop()
+	if s.gather != nil {
+		s.gather.deliver(ctx, ms, done)
+		return
+	}
+	var posts sync.WaitGroup
+	defer posts.Wait()
 	for i := range ms {
 		if err := s.endpoint.acquire(ctx); err != nil {
 			done(i, s.endpoint.failed(relay.Fail(reasonStopped, err)))
@@ -240,13 +245,28 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 		}
 		began := time.Now()
 		posts.Go(func() {
-			var result relay.Result
-			s.poster.Deliver(ctx, ms[i:i+1], func(_ int, r relay.Result) { result = r })
-			s.endpoint.limit.release(began, loadOf(result))
-			done(i, result)
+			r := s.endpoint.breaker.Do(ctx, func() relay.Result { return s.poster.post(ctx, &ms[i]) })
+			s.endpoint.limit.release(began, loadOf(r))
+			done(i, r)
 		})
 	}
-	posts.Wait()
+}
+
+// whileRunning gives a context that ends with ctx, and when Run has ended.
+func (e *Endpoint) whileRunning(ctx context.Context) (running context.Context, stop func()) {
+	running, cancel := context.WithCancelCause(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		select {
+		case <-e.stopped:
+			cancel(errStopped)
+		case <-running.Done():
+		}
+	})
+	return running, func() {
+		cancel(nil)
+		watch.Wait()
+	}
 }
 
 // acquire waits until a request may begin, or until ctx or the endpoint has ended. Where
@@ -278,7 +298,7 @@ func loadOf(r relay.Result) load {
 	return loadSame
 }
 
-// poster posts messages one after another.
+// poster makes requests of messages and sends them.
 type poster struct {
 	endpoint *Endpoint
 	request  *http.Request // what all requests have in common; cloned for each
@@ -290,24 +310,26 @@ type poster struct {
 	gzip       bool
 }
 
-// Deliver is part of relay.Sink.
-func (p *poster) Deliver(ctx context.Context, ms []relay.Message, done func(i int, r relay.Result)) {
-	for i := range ms {
-		done(i, p.post(ctx, &ms[i]))
-	}
-}
-
-// post sends one request and judges its answer.
+// post sends a message.
 func (p *poster) post(ctx context.Context, m *relay.Message) relay.Result {
 	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout, errTimeout)
 	defer cancel()
 	request, err := p.newRequest(ctx, m)
 	if err != nil {
-		rejected := p.endpoint.failed(err)
-		rejected.Outcome = relay.Rejected
-		return rejected
+		return p.rejected(err)
 	}
+	return p.send(ctx, request, io.Discard)
+}
 
+// rejected is the result of a message of which no request can be made.
+func (p *poster) rejected(err error) relay.Result {
+	r := p.endpoint.failed(err)
+	r.Outcome = relay.Rejected
+	return r
+}
+
+// send sends a request and judges its answer, whose body it writes to answer.
+func (p *poster) send(ctx context.Context, request *http.Request, answer io.Writer) relay.Result {
 	// RoundTrip and no http.Client: it follows no redirect, keeps no cookie and
 	// puts no URL into its errors.
 	resp, err := p.endpoint.roundTrip(request)
@@ -320,7 +342,7 @@ func (p *poster) post(ctx context.Context, m *relay.Message) relay.Result {
 	}
 	p.endpoint.connections.dialer.asked.Store(false)
 	defer resp.Body.Close() //nolint:errcheck // the answer was read as far as it matters
-	_, err = io.CopyN(io.Discard, resp.Body, maxAnswer)
+	_, err = io.CopyN(answer, resp.Body, maxAnswer)
 	complete := errors.Is(err, io.EOF) // CopyN's word for "it ended before the limit"
 
 	v := judge(resp.StatusCode)
@@ -413,19 +435,28 @@ func (p *poster) newRequest(ctx context.Context, m *relay.Message) (*http.Reques
 	for _, a := range payload.Attributes {
 		h.Set(eventPrefix+a.Name, eventSafe(a.Value))
 	}
-	id := idOf(m)
-	h.Set(HeaderID, id)
-	if p.endpoint.auth != nil {
-		h.Set("Authorization", p.endpoint.auth.current())
-	}
+	describe(h, m)
+	p.finish(request, idOf(m), payload.Body)
+	return request, nil
+}
+
+// describe sets the headers that say of a message what its body does not.
+func describe(h http.Header, m *relay.Message) {
 	for name, value := range m.Headers {
 		if name != relay.HeaderDeadError { // words in printable ASCII, for people
 			value = headerSafe(value)
 		}
 		h.Set(name, value)
 	}
+}
 
-	body := payload.Body
+// finish gives a request its id, its body and what proves where it comes from.
+func (p *poster) finish(request *http.Request, id string, body []byte) {
+	h := request.Header
+	h.Set(HeaderID, id)
+	if p.endpoint.auth != nil {
+		h.Set("Authorization", p.endpoint.auth.current())
+	}
 	if p.endpoint.signer != nil {
 		p.endpoint.signer.sign(h, id, body, time.Now())
 	}
@@ -442,7 +473,6 @@ func (p *poster) newRequest(ctx context.Context, m *relay.Message) (*http.Reques
 		}
 		request.Body, _ = request.GetBody()
 	}
-	return request, nil
 }
 
 // compress gives the body as gzip.
