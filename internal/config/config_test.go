@@ -202,7 +202,7 @@ func TestPresetsGiveWay(t *testing.T) {
 	s := c.Sources[0]
 	require.Equal(t, "alicom-cn", s.Preset)
 	require.Equal(t, "https://1.mns.cn-hangzhou.aliyuncs.com", s.Endpoint.Reveal())
-	require.Equal(t, credentials.Config{Type: credentials.TypeStatic, AccessKeyID: "id", AccessKeySecret: setting.NewSecret("secret")}, s.Credentials)
+	require.Equal(t, credentials.Config{Type: credentials.TypeStatic, AccessKeyID: "id", AccessKeySecret: setting.NewSecret("secret").AsWritten()}, s.Credentials)
 }
 
 func TestPresetsCanBeNamedOrRefused(t *testing.T) {

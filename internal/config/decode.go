@@ -502,11 +502,7 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 		before := reflect.New(v.Type()).Elem()
 		before.Set(v)
 		err = unmarshaler.UnmarshalText([]byte(x.text))
-		if secret, is := reflect.TypeAssert[*setting.Secret](v.Addr()); is {
-			if file, whole := fileOnly(n.Value); whole {
-				*secret = setting.FileSecret(x.text, file)
-			}
-		}
+		noteOrigin(v, n.Value, x)
 		d.shortForm(before, v, path)
 	} else {
 		err = set(v, x.text)
@@ -519,6 +515,22 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 		d.problem(path, "must be %s, not %s", wanted(v, x.text), err)
 	default:
 		d.problem(path, "%s", err)
+	}
+}
+
+// noteOrigin notes in a secret or a URL where its value came from.
+func noteOrigin(v reflect.Value, text string, x expansion) {
+	switch value := v.Addr().Interface().(type) {
+	case *setting.Secret:
+		if file, whole := fileOnly(text); whole {
+			*value = setting.FileSecret(x.text, file)
+		} else if len(x.from) == 0 {
+			*value = value.AsWritten()
+		}
+	case *setting.URL:
+		if len(x.from) == 0 {
+			*value = value.AsWritten()
+		}
 	}
 }
 

@@ -127,7 +127,7 @@ func TestProblemsOfRoutes(t *testing.T) {
 		}},
 		{"with a key that is not there", routed("paused: true", "- {name: all, from: sms, to: [{sink: hook, with: {timout: 3s, colour: red}}]}"), []string{
 			`12:53: routes[0].to[0].with.timout: unknown key: did you mean "timeout"?`,
-			`12:65: routes[0].to[0].with.colour: unknown key: the keys here are method, format, body, cloudevents, compression, headers, timeout and retry`,
+			`12:65: routes[0].to[0].with.colour: unknown key: the keys here are method, format, body, cloudevents, batch, compression, headers, timeout and retry`,
 		}},
 		{"with values that do not fit", routed("paused: true", "- {name: all, from: sms, to: [{sink: events, with: {timeout: 3, mandatory: maybe, exchange: [a], declare: none, headers: {CC: x}}}]}"), []string{
 			`12:64: routes[0].to[0].with.timeout: must be a duration with its unit, as in 3s, not "3"`,

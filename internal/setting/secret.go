@@ -15,6 +15,8 @@ type Secret struct {
 	value hidden
 	// file is where the value comes from; empty: it was written out.
 	file string
+	// written says that it stands in the configuration itself.
+	written bool
 }
 
 // NewSecret wraps s.
@@ -22,6 +24,16 @@ func NewSecret(s string) Secret { return Secret{value: hide(s)} }
 
 // FileSecret wraps s, the whole text of the file at path, which Current reads again.
 func FileSecret(s, path string) Secret { return Secret{value: hide(s), file: path} }
+
+// AsWritten notes that the value stands in the configuration itself, and was not brought
+// into it from the environment or a file.
+func (s Secret) AsWritten() Secret {
+	s.written = true
+	return s
+}
+
+// Written tells whether AsWritten was noted: who may read the configuration knows the value.
+func (s Secret) Written() bool { return s.written }
 
 // Reveal gives the value itself: for the wire only, never for an error or a log.
 func (s Secret) Reveal() string { return s.value.reveal() }

@@ -35,16 +35,28 @@ func (h hidden) reveal() string {
 }
 
 // URL is an address whose user info and query print as ***. The zero value is unset.
-type URL struct{ raw hidden }
+type URL struct {
+	raw     hidden
+	written bool
+}
 
 // NewURL wraps raw without looking at it.
 func NewURL(raw string) URL { return URL{raw: hide(raw)} }
+
+// AsWritten notes that the URL stands in the configuration itself, as Secret.AsWritten does.
+func (u URL) AsWritten() URL {
+	u.written = true
+	return u
+}
+
+// Written tells whether AsWritten was noted.
+func (u URL) Written() bool { return u.written }
 
 // Reveal gives the URL as it was written, credentials included: for a dialer only.
 func (u URL) Reveal() string { return u.raw.reveal() }
 
 // IsZero reports whether the URL is unset.
-func (u URL) IsZero() bool { return u == URL{} }
+func (u URL) IsZero() bool { return u.raw == hidden{} }
 
 // Parse reads the URL. Its error names what is wrong and never quotes the text,
 // which may hold a password.

@@ -277,11 +277,14 @@ func (p *poster) postOnce(ctx context.Context, es []*element) (relay.Result, []b
 	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout, errTimeout)
 	defer cancel()
 	var answer bytes.Buffer
-	r := p.send(ctx, p.newBatchRequest(ctx, es), &answer)
+	request, body := p.newBatchRequest(ctx, es)
+	p.setBody(request, body)
+	r := p.send(ctx, request, &answer)
 	return r, answer.Bytes()
 }
 
-func (p *poster) newBatchRequest(ctx context.Context, es []*element) *http.Request {
+// newBatchRequest is newRequest of several messages.
+func (p *poster) newBatchRequest(ctx context.Context, es []*element) (*http.Request, []byte) {
 	request := p.request.Clone(ctx)
 	parts := make([]json.RawMessage, len(es))
 	for i, el := range es {
@@ -296,8 +299,8 @@ func (p *poster) newBatchRequest(ctx context.Context, es []*element) *http.Reque
 	if len(es) == 1 {
 		describe(h, &es[0].message)
 	}
-	p.finish(request, batchID(es), payload.Body)
-	return request
+	p.prove(h, batchID(es), payload.Body)
+	return request, payload.Body
 }
 
 // batchID is the id of a request: the same for the same messages.

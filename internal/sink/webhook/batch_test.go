@@ -190,30 +190,35 @@ func unpacked(req *http.Request) (arrived []relaytest.Arrival, err error) {
 // Messages of several calls share a request, which is sent when it is full, or when its
 // first message has waited long enough.
 func TestBatchGathers(t *testing.T) {
-	far := newHall(t, nil)
-	sink := far.sink(t, webhook.Batch{MaxMessages: 8, Linger: 10 * time.Second})
-	began := time.Now()
-	var calls sync.WaitGroup
-	for call := range 4 {
-		calls.Go(func() { requireDelivered(t, deliver(t, sink, numbered(call*4, call*4+3)...)) })
-	}
-	calls.Wait()
-	require.Less(t, time.Since(began), 5*time.Second, "what is full does not wait")
-	taken := far.taken()
-	require.Len(t, taken, 2)
-	all := append(slices.Clone(taken[0]), taken[1]...)
-	require.Len(t, taken[0], 8)
-	require.ElementsMatch(t, ids(0, 15), all)
-
-	sink = far.sink(t, webhook.Batch{MaxMessages: 8, Linger: 200 * time.Millisecond})
-	began = time.Now()
-	requireDelivered(t, deliver(t, sink, numbered(1, 3)...))
-	require.GreaterOrEqual(t, time.Since(began), 200*time.Millisecond)
-	require.Equal(t, ids(1, 3), far.taken()[2])
-
-	sink = far.sink(t, webhook.Batch{MaxMessages: 8})
-	requireDelivered(t, deliver(t, sink, numbered(1, 10)...))
-	require.ElementsMatch(t, [][]string{ids(1, 8), ids(9, 10)}, far.taken()[3:], "without a linger what came together goes together")
+	t.Run("until it is full", func(t *testing.T) {
+		far := newHall(t, nil)
+		sink := far.sink(t, webhook.Batch{MaxMessages: 8, Linger: 10 * time.Second})
+		began := time.Now()
+		var calls sync.WaitGroup
+		for call := range 4 {
+			calls.Go(func() { requireDelivered(t, deliver(t, sink, numbered(call*4, call*4+3)...)) })
+		}
+		calls.Wait()
+		require.Less(t, time.Since(began), 5*time.Second, "what is full does not wait")
+		taken := far.taken()
+		require.Len(t, taken, 2)
+		require.Len(t, taken[0], 8)
+		require.ElementsMatch(t, ids(0, 15), append(slices.Clone(taken[0]), taken[1]...))
+	})
+	t.Run("for the linger", func(t *testing.T) {
+		far := newHall(t, nil)
+		sink := far.sink(t, webhook.Batch{MaxMessages: 8, Linger: 200 * time.Millisecond})
+		began := time.Now()
+		requireDelivered(t, deliver(t, sink, numbered(1, 3)...))
+		require.GreaterOrEqual(t, time.Since(began), 200*time.Millisecond)
+		require.Equal(t, [][]string{ids(1, 3)}, far.taken())
+	})
+	t.Run("not without a linger", func(t *testing.T) {
+		far := newHall(t, nil)
+		sink := far.sink(t, webhook.Batch{MaxMessages: 8})
+		requireDelivered(t, deliver(t, sink, numbered(1, 10)...))
+		require.ElementsMatch(t, [][]string{ids(1, 8), ids(9, 10)}, far.taken(), "what came together goes together")
+	})
 }
 
 func TestBatchIsBoundedByBytes(t *testing.T) {
@@ -229,47 +234,57 @@ func TestBatchIsBoundedByBytes(t *testing.T) {
 }
 
 func TestBatchFormats(t *testing.T) {
-	far := capturing(t)
-	ms := []relay.Message{message("1"), message("2"), message("3")}
+	ms := numbered(1, 3)
 	ms[1].Body = []byte("短 \"text\"")
 	ms[2].Body = []byte("\xff\x00")
-	ms[2].Attempt = 1
-	sinkFor := func(change func(c *webhook.Config)) relay.Sink {
-		return sinkWith(t, func(c *webhook.Config) {
+	post := func(t *testing.T, change func(c *webhook.Config)) (results []relay.Result, contentType string, body []byte) {
+		t.Helper()
+		far := capturing(t)
+		results = deliver(t, sinkWith(t, func(c *webhook.Config) {
 			c.URL = setting.NewURL(far.url)
 			c.Batch = webhook.Batch{MaxMessages: 8, MaxBytes: setting.MiB}
 			change(c)
+		}), ms...)
+		return results, far.last().Header.Get("Content-Type"), far.lastBody()
+	}
+
+	t.Run("body", func(t *testing.T) {
+		results, contentType, body := post(t, func(*webhook.Config) {})
+		requireDelivered(t, results[:2])
+		requireFailure(t, relay.Rejected, "invalid_property", results[2])
+		require.JSONEq(t, `[{"id":"1"},"短 \"text\""]`, string(body))
+		require.Equal(t, "application/json", contentType)
+	})
+	t.Run("template", func(t *testing.T) {
+		results, _, body := post(t, func(c *webhook.Config) { c.Body = `{"n": "{{ id }}"}` })
+		requireDelivered(t, results)
+		require.JSONEq(t, `[{"n":"1"},{"n":"2"},{"n":"3"}]`, string(body))
+	})
+	t.Run("json", func(t *testing.T) {
+		results, contentType, body := post(t, func(c *webhook.Config) { c.Format = format.JSON })
+		requireDelivered(t, results)
+		require.Contains(t, string(body), `"body_base64":"/wA="`)
+		require.True(t, json.Valid(body))
+		require.Equal(t, "application/json", contentType)
+	})
+	t.Run("cloudevents", func(t *testing.T) {
+		results, contentType, body := post(t, func(c *webhook.Config) {
+			c.Format = format.CloudEvents
+			c.Headers = map[string]setting.Secret{"content-type": setting.NewSecret("text/plain")}
 		})
-	}
-
-	results := deliver(t, sinkFor(func(*webhook.Config) {}), ms...)
-	requireDelivered(t, results[:2])
-	requireFailure(t, relay.Rejected, "invalid_property", results[2])
-	require.JSONEq(t, `[{"id":"1"},"短 \"text\""]`, string(far.lastBody()))
-	require.Equal(t, "application/json", far.last().Header.Get("Content-Type"))
-
-	requireDelivered(t, deliver(t, sinkFor(func(c *webhook.Config) { c.Body = `{"n": "{{ id }}"}` }), ms...))
-	require.JSONEq(t, `[{"n":"1"},{"n":"2"},{"n":"3"}]`, string(far.lastBody()))
-
-	requireDelivered(t, deliver(t, sinkFor(func(c *webhook.Config) { c.Format = format.JSON }), ms...))
-	require.Contains(t, string(far.lastBody()), `"body_base64":"/wA="`)
-	require.Equal(t, "application/json", far.last().Header.Get("Content-Type"))
-
-	requireDelivered(t, deliver(t, sinkFor(func(c *webhook.Config) {
-		c.Format = format.CloudEvents
-		c.Headers = map[string]setting.Secret{"content-type": setting.NewSecret("text/plain")}
-	}), ms...))
-	require.Equal(t, "application/cloudevents-batch+json; charset=utf-8", far.last().Header.Get("Content-Type"))
-	var events []event.Event
-	require.NoError(t, json.Unmarshal(far.lastBody(), &events))
-	require.Len(t, events, 3)
-	for i := range events {
-		require.NoError(t, events[i].Validate())
-		require.Equal(t, ms[i].ID, events[i].ID())
-		if i != 1 { // JSON has texts in quotes, and the library keeps them
-			require.Equal(t, string(ms[i].Body), string(events[i].Data()))
+		requireDelivered(t, results)
+		require.Equal(t, "application/cloudevents-batch+json; charset=utf-8", contentType)
+		var events []event.Event
+		require.NoError(t, json.Unmarshal(body, &events))
+		require.Len(t, events, 3)
+		for i := range events {
+			require.NoError(t, events[i].Validate())
+			require.Equal(t, ms[i].ID, events[i].ID())
+			if i != 1 { // JSON has texts in quotes, and the library keeps them
+				require.Equal(t, string(ms[i].Body), string(events[i].Data()))
+			}
 		}
-	}
+	})
 }
 
 // A request has an id, a signature and a source, and where it holds one message, what that

@@ -72,6 +72,7 @@ type Endpoint struct {
 	url         *url.URL         // without user info; of a template a sample
 	template    *expr.Template   // of the URL; nil: it is the same for all messages
 	show        string           // how errors name the URL: its path may be a secret, too
+	written     bool             // the URL stands in the configuration: it is no secret
 	auth        *renewed[string] // the authorization header; nil: none
 	signer      *signer          // nil: requests are not signed
 	agent       string
@@ -122,6 +123,7 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 		url:      u,
 		template: template,
 		show:     u.Scheme + "://" + u.Host,
+		written:  c.URL.Written(),
 		agent:    deps.Instance,
 		log:      deps.Log,
 		breaker:  relay.NewBreaker(relay.BreakerConfig{}, deps.Log),
@@ -190,6 +192,9 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 	}
 	p := &poster{endpoint: e, request: request, format: formatter, timeout: settings.Timeout, gzip: settings.Compression == compressionGzip}
 	for name, value := range settings.Headers {
+		if !value.Written() {
+			p.secret = append(p.secret, http.CanonicalHeaderKey(name))
+		}
 		if strings.HasPrefix(strings.ToLower(name), eventPrefix) {
 			p.extensions = append(p.extensions, name)
 		}
@@ -305,19 +310,22 @@ type poster struct {
 	headers  []header
 	// extensions are the headers that hold an event's extensions.
 	extensions []string
-	format     *format.Formatter
-	timeout    time.Duration
-	gzip       bool
+	// secret are the headers whose value does not stand in the configuration.
+	secret  []string
+	format  *format.Formatter
+	timeout time.Duration
+	gzip    bool
 }
 
 // post sends a message.
 func (p *poster) post(ctx context.Context, m *relay.Message) relay.Result {
 	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout, errTimeout)
 	defer cancel()
-	request, err := p.newRequest(ctx, m)
+	request, body, err := p.newRequest(ctx, m)
 	if err != nil {
 		return p.rejected(err)
 	}
+	p.setBody(request, body)
 	return p.send(ctx, request, io.Discard)
 }
 
@@ -414,15 +422,16 @@ type busyError struct{ error }
 // Resume asks an endpoint again that said that it is gone, or to be left alone.
 func (e *Endpoint) Resume() { e.breaker.Resume() }
 
-func (p *poster) newRequest(ctx context.Context, m *relay.Message) (*http.Request, error) {
-	request := p.request.Clone(ctx)
+// newRequest makes the request of a message, all but its body, which is as it is signed.
+func (p *poster) newRequest(ctx context.Context, m *relay.Message) (request *http.Request, body []byte, err error) {
+	request = p.request.Clone(ctx)
 	h := request.Header
 	if err := p.fill(request, m); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	payload, err := p.format.Format(m)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if h.Get("Content-Type") == "" || p.format.Structured() {
 		h.Set("Content-Type", payload.ContentType())
@@ -436,8 +445,8 @@ func (p *poster) newRequest(ctx context.Context, m *relay.Message) (*http.Reques
 		h.Set(eventPrefix+a.Name, eventSafe(a.Value))
 	}
 	describe(h, m)
-	p.finish(request, idOf(m), payload.Body)
-	return request, nil
+	p.prove(h, idOf(m), payload.Body)
+	return request, payload.Body, nil
 }
 
 // describe sets the headers that say of a message what its body does not.
@@ -450,9 +459,8 @@ func describe(h http.Header, m *relay.Message) {
 	}
 }
 
-// finish gives a request its id, its body and what proves where it comes from.
-func (p *poster) finish(request *http.Request, id string, body []byte) {
-	h := request.Header
+// prove sets the id of a request and what proves where it comes from.
+func (p *poster) prove(h http.Header, id string, body []byte) {
 	h.Set(HeaderID, id)
 	if p.endpoint.auth != nil {
 		h.Set("Authorization", p.endpoint.auth.current())
@@ -461,18 +469,25 @@ func (p *poster) finish(request *http.Request, id string, body []byte) {
 		p.endpoint.signer.sign(h, id, body, time.Now())
 	}
 	if p.gzip && len(body) > 0 {
-		body = compress(body)
 		h.Set("Content-Encoding", "gzip")
 	}
+}
+
+// setBody gives a request its body, compressed where that is wanted.
+func (p *poster) setBody(request *http.Request, body []byte) {
 	request.Body = http.NoBody
-	if len(body) > 0 {
-		request.ContentLength = int64(len(body))
-		// For requests that are sent again on another connection.
-		request.GetBody = func() (io.ReadCloser, error) {
-			return io.NopCloser(bytes.NewReader(body)), nil
-		}
-		request.Body, _ = request.GetBody()
+	if len(body) == 0 {
+		return
 	}
+	if p.gzip {
+		body = compress(body)
+	}
+	request.ContentLength = int64(len(body))
+	// For requests that are sent again on another connection.
+	request.GetBody = func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(body)), nil
+	}
+	request.Body, _ = request.GetBody()
 }
 
 // compress gives the body as gzip.
