@@ -96,10 +96,12 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.`,
 	root.AddCommand(
 		newDemo(),
 		newEmulator(),
+		newExplain(),
 		newHealthcheck(),
 		newQueue(),
 		newWebhook(),
 		newRun(),
+		newTest(),
 		newValidate(),
 		newVersion(),
 	)

@@ -1,0 +1,302 @@
+package main
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"mnsrelay/internal/dryrun"
+	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
+)
+
+func newExplain() *cobra.Command {
+	var configFile, messageFile, bodyFile, source string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "explain --config FILE --message FILE",
+		Short: "Show what would become of a message",
+		Long: `Reads a message and tells, without connecting to anything, which routes take it and why the
+others do not, what each sink would send (where to, headers, key, signature, body), and what
+becomes of the message in its queue.
+
+A message is YAML or JSON with the keys source, id, body, attributes, attempt and enqueued_at,
+of which only body is needed; the lines that "queue peek" prints and that the file sink writes
+are such messages. Write body_base64 for what is no text, and raw in the place of body for what
+is still encoded as it is in the queue. --body takes a file that holds nothing but the body.
+
+Secrets that come from the environment or from files are shown as ***.`,
+		Example: `  mnsrelay explain --config mnsrelay.yaml --message message.yaml
+  mnsrelay queue peek --config mnsrelay.yaml --source sms --max 1 | mnsrelay explain -c mnsrelay.yaml --source sms --message -
+  mnsrelay explain --config mnsrelay.yaml --source sms --body report.json --json | jq '.routes[].matches'`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := exclusive(cmd, "message", "body"); err != nil {
+				return err
+			}
+			if messageFile == "" && bodyFile == "" {
+				return usagef(cmd, "which message? write --message FILE, or --body FILE")
+			}
+			cfg, err := load(cmd, configFile)
+			if err != nil {
+				return err
+			}
+			message, err := readGiven(cmd.InOrStdin(), messageFile, bodyFile)
+			if err != nil {
+				return err
+			}
+			if source != "" {
+				message.Source = source
+			}
+			dry, err := dryrun.New(cfg, agent())
+			if err != nil {
+				return err
+			}
+			e, err := dry.Explain(message)
+			if err != nil {
+				return err
+			}
+			var b strings.Builder
+			if asJSON {
+				err = explainJSON(&b, e)
+			} else {
+				explainText(&b, e)
+			}
+			if err != nil {
+				return err
+			}
+			_, err = io.WriteString(cmd.OutOrStdout(), cfg.Conceal(b.String()))
+			return err
+		},
+	}
+	configFlag(cmd, &configFile)
+	cmd.Flags().StringVarP(&messageFile, "message", "m", "", "the `FILE` with the message; - reads standard input")
+	cmd.Flags().StringVar(&bodyFile, "body", "", "a `FILE` that is the body of the message; - reads standard input")
+	cmd.Flags().StringVar(&source, "source", "", "the `NAME` of the source it came from, if the message does not say")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// readGiven reads a message, or one that is but a body.
+func readGiven(stdin io.Reader, messageFile, bodyFile string) (*dryrun.Message, error) {
+	path := messageFile + bodyFile
+	var data []byte
+	var err error
+	if path == "-" {
+		data, err = setting.ReadBounded(stdin)
+	} else {
+		data, err = setting.ReadFile(path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the message: %w", err)
+	}
+	if bodyFile != "" {
+		return &dryrun.Message{BodyBase64: base64.StdEncoding.EncodeToString(data)}, nil
+	}
+	m, err := dryrun.ReadMessage(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s is no message: %w; a file that is the body alone is given by --body", path, err)
+	}
+	return m, nil
+}
+
+// explainText prints an explanation for people.
+func explainText(w io.Writer, e *dryrun.Explanation) {
+	m := &e.Message
+	_, _ = fmt.Fprintf(w, "message %s of source %s: %d bytes, attempt %d, enqueued at %s\n\n", m.ID, m.Source, len(m.Body), m.Attempt, m.EnqueuedAtText())
+	for _, r := range e.Routes {
+		switch {
+		case r.Err != nil:
+			_, _ = fmt.Fprintf(w, "route %s cannot tell: %s\n", r.Name, r.When)
+		case !r.Matches:
+			_, _ = fmt.Fprintf(w, "route %s does not take it, for this is not true: %s\n", r.Name, r.When)
+		case r.When == "":
+			_, _ = fmt.Fprintf(w, "route %s takes it, as every message\n", r.Name)
+		default:
+			_, _ = fmt.Fprintf(w, "route %s takes it: %s\n", r.Name, r.When)
+		}
+		for _, s := range r.Steps {
+			value := s.Value
+			if value == "" {
+				value = "not looked at"
+			}
+			_, _ = fmt.Fprintf(w, "  %s%s  is  %s\n", strings.Repeat("  ", s.Depth), s.Text, value)
+		}
+		for i := range r.Deliveries {
+			explainDelivery(w, &r.Deliveries[i])
+		}
+		_, _ = fmt.Fprintln(w)
+	}
+	if e.Rejected != nil {
+		_, _ = fmt.Fprintf(w, "rejected: %v\n", e.Rejected)
+	}
+	if e.DeadLetter != nil {
+		_, _ = fmt.Fprintln(w, "dead letter")
+		explainDelivery(w, e.DeadLetter)
+	}
+	_, _ = fmt.Fprintln(w, e.End)
+}
+
+func explainDelivery(w io.Writer, d *dryrun.Delivery) {
+	optional := ""
+	if !d.Required && d.Route != "" {
+		optional = ", not required"
+	}
+	_, _ = fmt.Fprintf(w, "  -> %s (%s%s)\n", d.Sink, d.Type, optional)
+	if d.Err != nil {
+		_, _ = fmt.Fprintf(w, "     is rejected: %v\n", d.Err)
+		return
+	}
+	for _, f := range d.Preview.Fields {
+		_, _ = fmt.Fprintf(w, "     %s: %s\n", f.Name, fieldText(f.Value))
+	}
+	body := d.Preview.Body
+	switch {
+	case len(body) == 0:
+		_, _ = fmt.Fprintln(w, "     no body")
+	case utf8.Valid(body):
+		_, _ = fmt.Fprintf(w, "     body, %d bytes:\n       %s\n", len(body), strings.ReplaceAll(strings.TrimSuffix(string(body), "\n"), "\n", "\n       "))
+	default:
+		_, _ = fmt.Fprintf(w, "     body, %d bytes, in base64:\n       %s\n", len(body), base64.StdEncoding.EncodeToString(body))
+	}
+}
+
+// fieldText writes a value; a text only in quotes where it could be taken for something else.
+func fieldText(v any) string {
+	switch v := v.(type) {
+	case string:
+		if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+			return fmt.Sprintf("%q", v)
+		}
+		return v
+	case time.Time:
+		return v.UTC().Format(relay.EnqueuedAtFormat)
+	}
+	text, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Sprint(v)
+	}
+	return string(text)
+}
+
+// The shapes of the JSON.
+type (
+	explanationJSON struct {
+		ID         string            `json:"id"`
+		Source     string            `json:"source"`
+		Attributes map[string]string `json:"attributes,omitempty"`
+		Routes     []routeJSON       `json:"routes"`
+		Rejected   *failureJSON      `json:"rejected,omitempty"`
+		DeadLetter *deliveryJSON     `json:"dead_letter,omitempty"`
+		End        string            `json:"end"`
+	}
+	routeJSON struct {
+		Name       string         `json:"name"`
+		When       string         `json:"when,omitempty"`
+		Matches    bool           `json:"matches"`
+		Error      string         `json:"error,omitempty"`
+		Steps      []stepJSON     `json:"steps,omitempty"`
+		Deliveries []deliveryJSON `json:"deliveries,omitempty"`
+	}
+	stepJSON struct {
+		Text  string `json:"text"`
+		Value string `json:"value,omitempty"`
+	}
+	deliveryJSON struct {
+		Sink       string       `json:"sink"`
+		Type       string       `json:"type"`
+		Required   bool         `json:"required"`
+		Rejected   *failureJSON `json:"rejected,omitempty"`
+		Fields     fieldsJSON   `json:"fields,omitempty"`
+		Body       *string      `json:"body,omitempty"`
+		BodyBase64 []byte       `json:"body_base64,omitempty"`
+	}
+	failureJSON struct {
+		Reason string `json:"reason"`
+		Error  string `json:"error"`
+	}
+	// fieldsJSON is a mapping that keeps its order.
+	fieldsJSON []relay.Field
+)
+
+// MarshalJSON writes the fields in order.
+func (f fieldsJSON) MarshalJSON() ([]byte, error) {
+	var b strings.Builder
+	b.WriteByte('{')
+	for i, field := range f {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		name, err := json.Marshal(field.Name)
+		if err != nil {
+			return nil, err
+		}
+		value, err := json.Marshal(field.Value)
+		if err != nil {
+			return nil, err
+		}
+		b.Write(name)
+		b.WriteByte(':')
+		b.Write(value)
+	}
+	b.WriteByte('}')
+	return []byte(b.String()), nil
+}
+
+func failureOf(err error) *failureJSON {
+	if err == nil {
+		return nil
+	}
+	return &failureJSON{Reason: relay.ReasonOf(err), Error: err.Error()}
+}
+
+func deliveryOf(d *dryrun.Delivery) deliveryJSON {
+	out := deliveryJSON{Sink: d.Sink, Type: d.Type, Required: d.Required, Rejected: failureOf(d.Err), Fields: d.Preview.Fields}
+	switch {
+	case d.Err != nil:
+	case utf8.Valid(d.Preview.Body):
+		text := string(d.Preview.Body)
+		out.Body = &text
+	default:
+		out.BodyBase64 = d.Preview.Body
+	}
+	return out
+}
+
+// explainJSON prints an explanation for programs.
+func explainJSON(w io.Writer, e *dryrun.Explanation) error {
+	out := explanationJSON{
+		ID: e.Message.ID, Source: e.Message.Source, Attributes: e.Message.Attributes,
+		Routes: []routeJSON{}, Rejected: failureOf(e.Rejected), End: e.End,
+	}
+	for _, r := range e.Routes {
+		route := routeJSON{Name: r.Name, When: r.When, Matches: r.Matches}
+		if r.Err != nil {
+			route.Error = r.Err.Error()
+		}
+		for _, s := range r.Steps {
+			route.Steps = append(route.Steps, stepJSON{s.Text, s.Value})
+		}
+		for i := range r.Deliveries {
+			route.Deliveries = append(route.Deliveries, deliveryOf(&r.Deliveries[i]))
+		}
+		out.Routes = append(out.Routes, route)
+	}
+	if e.DeadLetter != nil {
+		dead := deliveryOf(e.DeadLetter)
+		out.DeadLetter = &dead
+	}
+	encoder := json.NewEncoder(w)
+	encoder.SetEscapeHTML(false)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(out)
+}
+
+// agent is what sinks call this process to the far side, as when it runs.
+func agent() string { return fmt.Sprintf("mnsrelay/%s (%s)", buildVersion(), instance()) }

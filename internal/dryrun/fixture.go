@@ -1,0 +1,336 @@
+package dryrun
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v4"
+
+	"mnsrelay/internal/config"
+	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
+)
+
+// Fixtures are the tests of one file.
+type Fixtures struct {
+	// Config is the path of the configuration, relative to the file.
+	Config string `yaml:"config"`
+	// Env and Files stand in for variables and files that the configuration names.
+	Env   map[string]string `yaml:"env"`
+	Files map[string]string `yaml:"files"`
+	Tests []Test            `yaml:"tests"`
+}
+
+// Test is a message and what is expected of it.
+type Test struct {
+	Name    string  `yaml:"name"`
+	Message Message `yaml:"message"`
+	// Deliveries are all that are expected, in any order.
+	Deliveries []Expected `yaml:"deliveries"`
+	// Rejected is the reason for which the message is given up; empty: it is not.
+	Rejected string `yaml:"rejected"`
+
+	line int
+}
+
+// Expected is a delivery that is expected: its sink, and of what the sink sends as much as
+// is written.
+type Expected struct {
+	Sink, Route string
+	// body is nil where any will do.
+	body *yaml.Node
+	// fields are values by name, as JSON; null: there is no such field.
+	fields []field
+	line   int
+}
+
+type field struct {
+	name  string
+	value []byte
+}
+
+// UnmarshalYAML keeps what it does not know as the fields of the delivery.
+func (e *Expected) UnmarshalYAML(n *yaml.Node) error {
+	if n.Kind != yaml.MappingNode {
+		return fmt.Errorf("line %d: a delivery is a mapping: sink, route, body, and what else the sink sends, as routing_key or headers", n.Line)
+	}
+	e.line = n.Line
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		name, value := n.Content[i].Value, n.Content[i+1]
+		switch name {
+		case "sink":
+			e.Sink = value.Value
+		case "route":
+			e.Route = value.Value
+		case "body":
+			e.body = value
+		default:
+			if err := e.flatten(name, value); err != nil {
+				return err
+			}
+		}
+	}
+	if e.Sink == "" {
+		return fmt.Errorf("line %d: the delivery has no sink; write its name", n.Line)
+	}
+	return nil
+}
+
+func (e *Expected) flatten(name string, n *yaml.Node) error {
+	n = resolved(n)
+	if n.Kind == yaml.MappingNode && len(n.Content) > 0 {
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			if err := e.flatten(name+"."+n.Content[i].Value, n.Content[i+1]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	value, err := toJSON(n)
+	e.fields = append(e.fields, field{name, value})
+	return err
+}
+
+// UnmarshalYAML notes where the test stands.
+func (t *Test) UnmarshalYAML(n *yaml.Node) error {
+	type plain Test
+	if err := n.Load((*plain)(t), yaml.WithKnownFields()); err != nil {
+		return err
+	}
+	t.line = n.Line
+	return nil
+}
+
+// Line is where the test stands in its file.
+func (t *Test) Line() int { return t.line }
+
+// ReadFixtures reads the tests of a file.
+func ReadFixtures(path string) (*Fixtures, error) {
+	data, err := setting.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	f := new(Fixtures)
+	if err := yaml.Load(data, f, yaml.WithKnownFields()); err != nil {
+		return nil, fmt.Errorf("%s: %s", path, problem(err))
+	}
+	switch {
+	case len(f.Tests) == 0:
+		return nil, fmt.Errorf("%s: has no tests; write them under tests:", path)
+	case f.Config != "" && !filepath.IsAbs(f.Config):
+		f.Config = filepath.Join(filepath.Dir(path), f.Config)
+	}
+	for i, t := range f.Tests {
+		if t.Name == "" {
+			return nil, fmt.Errorf("%s:%d: tests[%d] has no name", path, t.line, i)
+		}
+	}
+	return f, nil
+}
+
+// Load reads the configuration of the fixtures, or the one at path instead, with their
+// stand-ins.
+func (f *Fixtures) Load(path string) (*config.Config, []config.Warning, error) {
+	if path == "" {
+		path = f.Config
+	}
+	if path == "" {
+		return nil, nil, errors.New("names no configuration: write config: FILE, or --config FILE")
+	}
+	data, err := setting.ReadFile(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	return config.Parse(path, data, config.Environment{
+		Lookup: func(name string) (string, bool) {
+			if value, found := f.Env[name]; found {
+				return value, true
+			}
+			return os.LookupEnv(name)
+		},
+		ReadFile: func(path string) ([]byte, error) {
+			if text, found := f.Files[path]; found {
+				return []byte(text), nil
+			}
+			return setting.ReadFile(path)
+		},
+	})
+}
+
+// Run runs a test and gives what is not as expected, in lines: "-" is expected, "+" is what
+// would be. None: the test passes.
+func (r *Relay) Run(t *Test) (diff []string, err error) {
+	e, err := r.Explain(&t.Message)
+	if err != nil {
+		return nil, err
+	}
+	reason := ""
+	if e.Rejected != nil {
+		reason = relay.ReasonOf(e.Rejected)
+	}
+	if reason != t.Rejected {
+		if t.Rejected != "" {
+			diff = append(diff, "- rejected: "+t.Rejected)
+		}
+		if e.Rejected != nil {
+			diff = append(diff, "+ rejected: "+reason+" ("+e.Rejected.Error()+")")
+		}
+	}
+	made := e.Deliveries()
+	// First what fits, so that of two alike each gets its own.
+	left := slices.Clone(t.Deliveries)
+	for _, exact := range []bool{true, false} {
+		left = slices.DeleteFunc(left, func(want Expected) bool {
+			i := slices.IndexFunc(made, func(d Delivery) bool {
+				return d.Sink == want.Sink && (want.Route == "" || d.Route == want.Route) && (!exact || len(want.diff(&d)) == 0)
+			})
+			if i < 0 {
+				return false
+			}
+			if lines := want.diff(&made[i]); len(lines) > 0 {
+				diff = append(diff, "  "+made[i].title()+":")
+				diff = append(diff, lines...)
+			}
+			made = slices.Delete(made, i, i+1)
+			return true
+		})
+	}
+	for _, want := range left {
+		missing := "- delivery to " + want.Sink
+		if want.Route != "" {
+			missing += " by route " + want.Route
+		}
+		diff = append(diff, missing)
+		for _, refused := range e.refused(want.Sink) {
+			diff = append(diff, "  it is rejected: "+refused.Error())
+		}
+	}
+	for i := range made {
+		diff = append(diff, "+ "+made[i].title())
+	}
+	return diff, nil
+}
+
+// refused gives why a sink would reject the message.
+func (e *Explanation) refused(sink string) (errs []error) {
+	for _, r := range e.Routes {
+		for _, d := range r.Deliveries {
+			if d.Sink == sink && d.Err != nil {
+				errs = append(errs, d.Err)
+			}
+		}
+	}
+	return errs
+}
+
+func (d *Delivery) title() string {
+	if d.Route == "" {
+		return "dead letter to " + d.Sink
+	}
+	return "delivery to " + d.Sink + " by route " + d.Route
+}
+
+// diff gives what of a delivery is not as expected.
+func (e *Expected) diff(d *Delivery) (lines []string) {
+	got := make(map[string][]byte)
+	for _, f := range d.Preview.Fields {
+		flattenValue(got, f.Name, f.Value)
+	}
+	for _, want := range e.fields {
+		value, found := lookup(got, want.name)
+		switch {
+		case bytes.Equal(want.value, []byte("null")):
+			if found {
+				lines = append(lines, "- "+want.name+" is not sent", "+ "+want.name+": "+string(value))
+			}
+		case !found:
+			line := "- " + want.name + ": " + string(want.value)
+			if near, is := setting.Nearest(want.name, slices.Collect(maps.Keys(got))); is {
+				line += "   (there is " + near + ")"
+			}
+			lines = append(lines, line)
+		case !sameJSON(want.value, value):
+			lines = append(lines, "- "+want.name+": "+string(want.value), "+ "+want.name+": "+string(value))
+		}
+	}
+	if e.body == nil {
+		return lines
+	}
+	want, err := bodyOf(e.body)
+	if err != nil {
+		return append(lines, "- body: "+err.Error())
+	}
+	same := bytes.Equal(want, d.Preview.Body)
+	if resolved(e.body).Kind != yaml.ScalarNode {
+		same = sameJSON(want, d.Preview.Body)
+	}
+	if !same {
+		lines = append(lines, "- body: "+printable(want), "+ body: "+printable(d.Preview.Body))
+	}
+	return lines
+}
+
+// lookup finds a field; the names of headers are the same in any case.
+func lookup(got map[string][]byte, name string) ([]byte, bool) {
+	if value, found := got[name]; found {
+		return value, true
+	}
+	for other, value := range got {
+		if strings.EqualFold(other, name) {
+			return value, true
+		}
+	}
+	return nil, false
+}
+
+// flattenValue notes a value as JSON, a mapping by the names in it.
+func flattenValue(into map[string][]byte, name string, v any) {
+	if m, is := v.(map[string]any); is && len(m) > 0 {
+		for key, member := range m {
+			flattenValue(into, name+"."+key, member)
+		}
+		return
+	}
+	into[name] = valueJSON(v)
+}
+
+// valueJSON writes the value of a field. A time is what it is on the wire to a reader.
+func valueJSON(v any) []byte {
+	if at, is := v.(time.Time); is {
+		v = at.UTC().Format(relay.EnqueuedAtFormat)
+	}
+	var b bytes.Buffer
+	encoder := json.NewEncoder(&b)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(v); err != nil {
+		return []byte(fmt.Sprintf("%q", fmt.Sprint(v)))
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+}
+
+func sameJSON(a, b []byte) bool {
+	one, err := fromJSON(a)
+	if err != nil {
+		return false
+	}
+	other, err := fromJSON(b)
+	return err == nil && reflect.DeepEqual(one, other)
+}
+
+// printable is a body for people.
+func printable(body []byte) string {
+	if !utf8.Valid(body) {
+		return fmt.Sprintf("%q", body)
+	}
+	return string(body)
+}
