@@ -126,7 +126,7 @@ func ReadFixtures(path string) (*Fixtures, error) {
 	}
 	switch {
 	case len(f.Tests) == 0:
-		return nil, fmt.Errorf("%s: has no tests; write them under tests:", path)
+		return nil, fmt.Errorf("%s: has no tests; write them under the key tests", path)
 	case f.Config != "" && !filepath.IsAbs(f.Config):
 		f.Config = filepath.Join(filepath.Dir(path), f.Config)
 	}

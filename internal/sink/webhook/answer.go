@@ -28,7 +28,7 @@ const (
 	reasonStatusUnknown = "status_unknown"   // below 200 or above 599
 	reasonInvalid       = "invalid_property" // a template gave what HTTP has no place for
 	reasonRefused       = "status_4xx"       // a status that no other message need get
-	// Of a message in a batch:
+	// The following are those of a message in a batch.
 	reasonAnswerInvalid    = "answer_invalid"    // what begins as results is none
 	reasonUnanswered       = "unanswered"        // there are results, and none for it
 	reasonReceiverFailed   = "receiver_failed"   // its result is to try again

@@ -79,7 +79,7 @@ func (g *gatherer) join(ctx context.Context, ms []relay.Message, answers *relay.
 			g.close()
 		}
 		if g.open == nil {
-			g.begin()
+			g.begin(ctx)
 		}
 		b := g.open
 		b.items = append(b.items, item{message: *m, ended: ctx.Done(), give: func(r relay.Result) { answers.Give(i, r) }})
@@ -108,10 +108,10 @@ func (g *gatherer) limitOf(m *relay.Message) int {
 	return max(1, g.MaxMessages>>min(2*max(m.Attempt-1, 0), 30))
 }
 
-// begin opens a batch; mu is held. Its request is none of the calls' alone, and ends when
-// none of them waits any more.
-func (g *gatherer) begin() {
-	ctx, abandon := context.WithCancelCause(context.Background())
+// begin opens a batch; mu is held. Its request is none of the calls' alone: it ends when
+// none of them waits any more, and not with ctx.
+func (g *gatherer) begin(ctx context.Context) {
+	ctx, abandon := context.WithCancelCause(context.WithoutCancel(ctx))
 	b := &batch{limit: g.MaxMessages, abandon: abandon, sent: make(chan struct{})}
 	b.send = func() {
 		defer close(b.sent)
