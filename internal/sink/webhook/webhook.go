@@ -233,19 +233,32 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 		}
 	})
 
+	type slot struct {
+		i     int
+		began time.Time
+	}
+	idle := make(chan slot)
 	for i := range ms {
 		if err := s.endpoint.acquire(ctx); err != nil {
 			done(i, s.endpoint.failed(relay.Fail(reasonStopped, err)))
 			continue
 		}
-		began := time.Now()
+		mine := slot{i, time.Now()}
+		select {
+		case idle <- mine: // A goroutine whose request has ended, for its stack has grown already.
+			continue
+		default:
+		}
 		posts.Go(func() {
-			var result relay.Result
-			s.poster.Deliver(ctx, ms[i:i+1], func(_ int, r relay.Result) { result = r })
-			s.endpoint.limit.release(began, loadOf(result))
-			done(i, result)
+			for more := true; more; mine, more = <-idle {
+				var result relay.Result
+				s.poster.Deliver(ctx, ms[mine.i:mine.i+1], func(_ int, r relay.Result) { result = r })
+				s.endpoint.limit.release(mine.began, loadOf(result))
+				done(mine.i, result)
+			}
 		})
 	}
+	close(idle)
 	posts.Wait()
 }
 
