@@ -294,7 +294,7 @@ func loadOf(r relay.Result) load {
 // poster posts messages one after another.
 type poster struct {
 	endpoint *Endpoint
-	request  *http.Request // what all requests have in common; cloned for each
+	request  *http.Request // what all requests have in common
 	headers  []header
 	// extensions are the headers that hold an event's extensions.
 	extensions []string
@@ -405,9 +405,15 @@ type busyError struct{ error }
 // Resume asks an endpoint again that said that it is gone, or to be left alone.
 func (e *Endpoint) Resume() { e.breaker.Resume() }
 
+// roomForHeaders is how many a request has beside those that all have in common, as long as
+// it is no dead letter and no event.
+const roomForHeaders = 8
+
 func (p *poster) newRequest(ctx context.Context, m *relay.Message) (*http.Request, error) {
-	request := p.request.Clone(ctx)
-	h := request.Header
+	request := p.request.WithContext(ctx) // and not Clone: what is shared is only read
+	h := make(http.Header, len(p.request.Header)+roomForHeaders)
+	maps.Copy(h, p.request.Header)
+	request.Header = h
 	if err := p.fill(request, m); err != nil {
 		return nil, err
 	}
@@ -508,10 +514,19 @@ func eventSafe(value string) string {
 // and %, become %XX.
 func headerSafe(s string) string {
 	const hex = "0123456789ABCDEF"
+	safe := func(c byte) bool { return c > ' ' && c < 0x7f && c != '%' }
+	first := 0
+	for first < len(s) && safe(s[first]) {
+		first++
+	}
+	if first == len(s) {
+		return s
+	}
 	var b strings.Builder
-	for i := range len(s) {
+	b.WriteString(s[:first])
+	for i := first; i < len(s); i++ {
 		c := s[i]
-		if c > ' ' && c < 0x7f && c != '%' {
+		if safe(c) {
 			b.WriteByte(c)
 			continue
 		}
