@@ -107,8 +107,8 @@ type results struct {
 	Of   string `json:"of"`
 	Name string `json:"name"`
 	Runs []run  `json:"runs"`
-	// Ratio is that of the medians of messages a second to those of the bare one, which has
-	// 1, and CPURatio that of the processor time.
+	// Ratio is that of messages a second to those of the bare one in the same round, in the
+	// median over the rounds, and CPURatio that of the processor time.
 	Ratio    float64 `json:"ratio"`
 	CPURatio float64 `json:"cpu_ratio"`
 }
@@ -165,10 +165,20 @@ func (f *field) compete(ctx context.Context, of string, ms []message, rounds int
 		}
 	}
 	for i := range all {
-		all[i].Ratio = median(all[i].Runs, perSecond) / median(all[0].Runs, perSecond)
-		all[i].CPURatio = median(all[i].Runs, cpu) / median(all[0].Runs, cpu)
+		all[i].Ratio = ratio(all[i].Runs, all[0].Runs, perSecond)
+		all[i].CPURatio = ratio(all[i].Runs, all[0].Runs, cpu)
 	}
 	return all, nil
+}
+
+// ratio compares those that were neighbours in time, so that what else the machine did for
+// minutes does not matter.
+func ratio(runs, bare []run, of func(run) float64) float64 {
+	ratios := make([]float64, len(runs))
+	for i := range runs {
+		ratios[i] = of(runs[i]) / of(bare[i])
+	}
+	return median(ratios)
 }
 
 func perSecond(r run) float64 { return r.PerSecond }
@@ -183,17 +193,17 @@ func processorTime() time.Duration {
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-func sorted(runs []run, of func(run) float64) []float64 {
+// spread gives the median, the least and the most.
+func spread(runs []run, of func(run) float64) (middle, least, most float64) {
 	values := make([]float64, len(runs))
 	for i := range runs {
 		values[i] = of(runs[i])
 	}
-	slices.Sort(values)
-	return values
+	return median(values), slices.Min(values), slices.Max(values)
 }
 
-func median(runs []run, of func(run) float64) float64 {
-	values := sorted(runs, of)
+func median(values []float64) float64 {
+	slices.Sort(values)
 	return values[len(values)/2]
 }
 
@@ -201,9 +211,10 @@ func (r *report) table(to io.Writer) error {
 	var rows strings.Builder
 	fmt.Fprintf(&rows, "messages of %d B, %d a run\tmessages/s: median\tmin\tmax\tto bare\tCPU us/message: median\tmin\tmax\tto bare\t\n", r.Size, r.Messages)
 	for _, row := range r.Results {
-		rate, used := sorted(row.Runs, perSecond), sorted(row.Runs, cpu)
+		rate, slowest, fastest := spread(row.Runs, perSecond)
+		used, least, most := spread(row.Runs, cpu)
 		fmt.Fprintf(&rows, "%s\t%.0f\t%.0f\t%.0f\t%.2f\t%.1f\t%.1f\t%.1f\t%.2f\t\n", row.Name,
-			median(row.Runs, perSecond), rate[0], rate[len(rate)-1], row.Ratio, median(row.Runs, cpu), used[0], used[len(used)-1], row.CPURatio)
+			rate, slowest, fastest, row.Ratio, used, least, most, row.CPURatio)
 	}
 	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', tabwriter.AlignRight)
 	if _, err := io.WriteString(table, rows.String()); err != nil {
