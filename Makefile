@@ -27,7 +27,7 @@ LOGS     ?=
 # What `make demo` delivers to beside its own webhook receiver, amqp://...; and other flags of the demo.
 AMQP_URL  ?=
 DEMOFLAGS ?=
-# What make bench passes on: -messages, -size, -rounds, -json.
+# What make bench passes on: -of amqp091,webhook, -messages, -size, -rounds, -json.
 BENCHFLAGS ?=
 
 .PHONY: build
@@ -56,7 +56,7 @@ chaos: ## Run the relay through faults at random for MINUTES (5); SEED replays a
 		-minutes $(MINUTES) $(if $(MESSAGES),-messages $(MESSAGES)) $(if $(SEED),-seed $(SEED)) $(if $(LOGS),-logs '$(abspath $(LOGS))')
 
 .PHONY: bench
-bench: ## Measure the amqp091 sink against a bare publisher, in one run; BENCHFLAGS=-json.
+bench: ## Measure sinks against bare clients, in one run; BENCHFLAGS='-of webhook -json'.
 	./test/setup
 	go build -o $(BIN)/bench ./test/bench
 	exec $(BIN)/bench $(BENCHFLAGS)

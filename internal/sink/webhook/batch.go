@@ -285,7 +285,7 @@ func (p *poster) postOnce(ctx context.Context, es []*element) (relay.Result, []b
 
 // newBatchRequest is newRequest of several messages.
 func (p *poster) newBatchRequest(ctx context.Context, es []*element) (*http.Request, []byte) {
-	request := p.request.Clone(ctx)
+	request := p.emptyRequest(ctx)
 	parts := make([]json.RawMessage, len(es))
 	for i, el := range es {
 		parts[i] = el.json

@@ -241,20 +241,34 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 		s.gather.deliver(ctx, ms, done)
 		return
 	}
+	type slot struct {
+		i     int
+		began time.Time
+	}
+	idle := make(chan slot)
 	var posts sync.WaitGroup
-	defer posts.Wait()
 	for i := range ms {
 		if err := s.endpoint.acquire(ctx); err != nil {
 			done(i, s.endpoint.failed(relay.Fail(reasonStopped, err)))
 			continue
 		}
-		began := time.Now()
+		mine := slot{i, time.Now()}
+		select {
+		case idle <- mine: // A goroutine whose request has ended, for its stack has grown already.
+			continue
+		default:
+		}
 		posts.Go(func() {
-			r := s.endpoint.breaker.Do(ctx, func() relay.Result { return s.poster.post(ctx, &ms[i]) })
-			s.endpoint.limit.release(began, loadOf(r))
-			done(i, r)
+			for more := true; more; mine, more = <-idle {
+				m := &ms[mine.i]
+				r := s.endpoint.breaker.Do(ctx, func() relay.Result { return s.poster.post(ctx, m) })
+				s.endpoint.limit.release(mine.began, loadOf(r))
+				done(mine.i, r)
+			}
 		})
 	}
+	close(idle)
+	posts.Wait()
 }
 
 // whileRunning gives a context that ends with ctx, and when Run has ended.
@@ -306,7 +320,7 @@ func loadOf(r relay.Result) load {
 // poster makes requests of messages and sends them.
 type poster struct {
 	endpoint *Endpoint
-	request  *http.Request // what all requests have in common; cloned for each
+	request  *http.Request // what all requests have in common
 	headers  []header
 	// extensions are the headers that hold an event's extensions.
 	extensions []string
@@ -422,9 +436,21 @@ type busyError struct{ error }
 // Resume asks an endpoint again that said that it is gone, or to be left alone.
 func (e *Endpoint) Resume() { e.breaker.Resume() }
 
+// roomForHeaders is how many a request has beside those that all have in common, as long as
+// it is no dead letter and no event.
+const roomForHeaders = 8
+
+// emptyRequest gives what all requests have in common, with headers that may be added to.
+func (p *poster) emptyRequest(ctx context.Context) *http.Request {
+	request := p.request.WithContext(ctx) // and not Clone: what is shared is only read
+	request.Header = make(http.Header, len(p.request.Header)+roomForHeaders)
+	maps.Copy(request.Header, p.request.Header)
+	return request
+}
+
 // newRequest makes the request of a message, all but its body, which is as it is signed.
 func (p *poster) newRequest(ctx context.Context, m *relay.Message) (request *http.Request, body []byte, err error) {
-	request = p.request.Clone(ctx)
+	request = p.emptyRequest(ctx)
 	h := request.Header
 	if err := p.fill(request, m); err != nil {
 		return nil, nil, err
@@ -540,10 +566,19 @@ func eventSafe(value string) string {
 // and %, become %XX.
 func headerSafe(s string) string {
 	const hex = "0123456789ABCDEF"
+	safe := func(c byte) bool { return c > ' ' && c < 0x7f && c != '%' }
+	first := 0
+	for first < len(s) && safe(s[first]) {
+		first++
+	}
+	if first == len(s) {
+		return s
+	}
 	var b strings.Builder
-	for i := range len(s) {
+	b.WriteString(s[:first])
+	for i := first; i < len(s); i++ {
 		c := s[i]
-		if c > ' ' && c < 0x7f && c != '%' {
+		if safe(c) {
 			b.WriteByte(c)
 			continue
 		}

@@ -3,11 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"strings"
-	"sync"
-	"sync/atomic"
-	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
@@ -15,34 +10,33 @@ import (
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 	"mnsrelay/internal/sink/amqp091"
+	"mnsrelay/test/broker"
 )
 
-const (
-	name        = "bench"
-	outstanding = 256
-	batch       = 16
-)
-
-type message = relay.Message
-
-// messages makes what is published.
-func messages(n, size int) []message {
-	body := []byte(strings.Repeat("x", size))
-	ms := make([]message, n)
-	for i := range ms {
-		ms[i] = message{ID: fmt.Sprintf("%032d", i), Source: "sms", Body: body, EnqueuedAt: time.Now(), Attempt: 1}
+func openAMQP091(ctx context.Context) (*field, error) {
+	node, err := broker.Start(ctx, broker.Config{})
+	if err != nil {
+		return nil, err
 	}
-	return ms
+	t, err := newTarget(node)
+	if err != nil {
+		_ = node.Close() //nolint:contextcheck // It ends though ctx may have.
+		return nil, err
+	}
+	return &field{far: t, contenders: []contender{
+		{"bare amqp091-go, 256 outstanding", t.publishBare},
+		{"amqp091 sink, confirms", t.publishSink},
+	}}, nil
 }
 
 // target is an exchange with a durable queue, and a connection of its own to look after it.
 type target struct {
-	url     string
+	node    *broker.Node
 	channel *amqp.Channel
 }
 
-func newTarget(url string) (*target, error) {
-	conn, err := amqp.Dial(url)
+func newTarget(node *broker.Node) (*target, error) {
+	conn, err := amqp.Dial(node.URL())
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +50,7 @@ func newTarget(url string) (*target, error) {
 	if _, err := ch.QueueDeclare(name, true, false, false, false, nil); err != nil {
 		return nil, err
 	}
-	return &target{url: url, channel: ch}, ch.QueueBind(name, "#", name, false, nil)
+	return &target{node: node, channel: ch}, ch.QueueBind(name, "#", name, false, nil)
 }
 
 func (t *target) empty() error {
@@ -69,9 +63,11 @@ func (t *target) count() (int, error) {
 	return q.Messages, err
 }
 
+func (t *target) close() { _ = t.node.Close() }
+
 // publishBare is the least there is: one channel, a window of confirms.
-func publishBare(_ context.Context, t *target, ms []message) error {
-	conn, err := amqp.Dial(t.url)
+func (t *target) publishBare(_ context.Context, ms []message) error {
+	conn, err := amqp.Dial(t.node.URL())
 	if err != nil {
 		return err
 	}
@@ -97,7 +93,7 @@ func publishBare(_ context.Context, t *target, ms []message) error {
 				relay.HeaderSource: m.Source, relay.HeaderAttempt: int64(m.Attempt),
 				relay.HeaderEnqueuedAt: m.EnqueuedAtText(), relay.HeaderBody: m.BodyEncoding(),
 			},
-			ContentType: "text/plain; charset=utf-8", DeliveryMode: amqp.Persistent,
+			ContentType: "application/json", DeliveryMode: amqp.Persistent,
 			MessageId: m.ID, Timestamp: m.EnqueuedAt, Body: m.Body,
 		})
 		if err != nil {
@@ -113,50 +109,12 @@ func publishBare(_ context.Context, t *target, ms []message) error {
 	return nil
 }
 
-// publishSink is the sink as pipelines use it: batches of 16, several at once.
-func publishSink(ctx context.Context, t *target, ms []message) error {
+func (t *target) publishSink(ctx context.Context, ms []message) error {
 	c := amqp091.Defaults()
-	c.URL, c.Exchange.Name, c.RoutingKey = setting.NewURL(t.url), name, "sms.report"
+	c.URL, c.Exchange.Name, c.RoutingKey = setting.NewURL(t.node.URL()), name, "sms.report"
 	endpoint, err := c.Open(relay.SinkDeps{Name: name, Instance: name, Log: zap.NewNop()})
 	if err != nil {
 		return err
 	}
-	sink, err := endpoint.Bind(nil)
-	if err != nil {
-		return err
-	}
-	running, stop := context.WithCancel(ctx)
-	var connected, senders sync.WaitGroup
-	connected.Go(func() { _ = endpoint.Run(running) })
-	defer connected.Wait()
-	defer stop()
-	for health, changed := endpoint.Health(); health.State != relay.Up; health, changed = endpoint.Health() {
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	var next atomic.Int64
-	var failure atomic.Pointer[error]
-	for range outstanding / batch {
-		senders.Go(func() {
-			for {
-				from := int(next.Add(batch)) - batch
-				if from >= len(ms) || failure.Load() != nil {
-					return
-				}
-				sink.Deliver(ctx, ms[from:min(from+batch, len(ms))], func(_ int, r relay.Result) {
-					if r.Outcome != relay.Delivered {
-						failure.CompareAndSwap(nil, &r.Err)
-					}
-				})
-			}
-		})
-	}
-	senders.Wait()
-	if err := failure.Load(); err != nil {
-		return *err
-	}
-	return nil
+	return feed(ctx, endpoint, ms)
 }
