@@ -276,10 +276,11 @@ func setAll(es []*element, r relay.Result) {
 func (p *poster) postOnce(ctx context.Context, es []*element) (relay.Result, []byte) {
 	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout, errTimeout)
 	defer cancel()
-	var answer bytes.Buffer
 	request, body := p.newBatchRequest(ctx, es)
 	p.setBody(request, body)
-	r := p.send(ctx, request, &answer)
+	// Of its full size at once: growing would take several times as much.
+	answer := bytes.NewBuffer(make([]byte, 0, maxAnswer+bytes.MinRead))
+	r := p.send(ctx, request, answer)
 	return r, answer.Bytes()
 }
 

@@ -125,6 +125,8 @@ type proxy struct {
 	*httptest.Server
 
 	to string
+	// swallow is an address that there is no way to, and no answer about.
+	swallow string
 
 	mu     sync.Mutex
 	asked  []string
@@ -146,6 +148,10 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	p.auth = req.Header.Get("Proxy-Authorization")
 	status := p.status
 	p.mu.Unlock()
+	if req.RequestURI == p.swallow {
+		<-req.Context().Done()
+		return
+	}
 	if status != http.StatusOK {
 		w.WriteHeader(status)
 		return

@@ -27,6 +27,14 @@ func RenderURL(template string, m *relay.Message) (*url.URL, error) {
 	return renderURL(t, expr.Of(m))
 }
 
+// MaxAge sets how long a pool of connections is used.
+func MaxAge(e relay.Endpoint, d time.Duration) {
+	t := e.(*Endpoint).transport
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.maxAge = d
+}
+
 // Limit is how many requests there may be at once.
 func Limit(e relay.Endpoint) int {
 	l := e.(*Endpoint).limit

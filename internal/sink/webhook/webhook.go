@@ -77,7 +77,7 @@ type Endpoint struct {
 	signer      *signer          // nil: requests are not signed
 	agent       string
 	connections *connections
-	transport   *http.Transport
+	transport   *transport
 	log         *zap.Logger
 	breaker     *relay.Breaker
 
@@ -133,7 +133,13 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 	}
 	u.User = nil // sent as a header
 	e.connections = newConnections(newDialer(c, g))
-	e.transport = &http.Transport{
+	e.transport = newTransport(func() *http.Transport { return e.newPool(c) })
+	return e, nil
+}
+
+// newPool makes a pool of connections.
+func (e *Endpoint) newPool(c *Config) *http.Transport {
+	return &http.Transport{
 		DialContext:       e.connections.dial,
 		DialTLSContext:    e.connections.dialTLS,
 		ForceAttemptHTTP2: true,
@@ -146,7 +152,6 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 		MaxResponseHeaderBytes: maxAnswer,
 		DisableCompression:     true,
 	}
-	return e, nil
 }
 
 // Run ends the requests under way and closes the connections when ctx ends.
@@ -156,7 +161,7 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	close(e.stopped)
 	e.breaker.Close("closed")
 	e.limit.close()
-	e.transport.CloseIdleConnections() // ends dials that nobody waits for
+	e.transport.close()
 	e.connections.close()
 	return nil
 }
@@ -412,7 +417,8 @@ func (e *Endpoint) roundTrip(request *http.Request) (*http.Response, error) {
 		GotConn:              func(c httptrace.GotConnInfo) { reused.Store(c.Reused) },
 		GotFirstResponseByte: func() { answered.Store(true) },
 	}))
-	resp, err := e.transport.RoundTrip(traced)
+	pool := e.transport.get()
+	resp, err := pool.RoundTrip(traced)
 	if err == nil || !reused.Load() || answered.Load() || request.Context().Err() != nil || !isClosed(err) {
 		return resp, err
 	}
@@ -421,7 +427,7 @@ func (e *Endpoint) roundTrip(request *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 	}
-	return e.transport.RoundTrip(request)
+	return pool.RoundTrip(request)
 }
 
 // isClosed tells whether an error says that the other side has closed the connection.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime/metrics"
 	"strconv"
 	"strings"
 	"sync"
@@ -391,6 +392,57 @@ func TestFloodIsNotRead(t *testing.T) {
 		})
 		require.Equal(t, relay.Retry, deliver(t, sinkTo(t, "http://"+far), message("1"))[0].Outcome)
 		require.Less(t, <-all, 1<<20, "bytes sent after %q", head)
+	}
+}
+
+// What an answer costs in memory is bounded, whatever comes: all that is allocated for one,
+// used again or not, is little more than what is read of it.
+func TestMemoryOfAnAnswer(t *testing.T) {
+	const answers = 50
+	for name, c := range map[string]struct {
+		head  string
+		batch int
+		most  uint64 // bytes an answer
+	}{
+		"a body":               {"HTTP/1.1 200 OK\r\n\r\n", 1, 64 << 10},
+		"a body of a batch":    {"HTTP/1.1 200 OK\r\n\r\n", 2, 128 << 10}, // and it is kept
+		"a body of an error":   {"HTTP/1.1 500 Oh\r\n\r\n", 1, 64 << 10},
+		"headers":              {"HTTP/1.1 200 OK\r\n", 1, 256 << 10}, // as many lines as fit
+		"a chunk without end":  {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffffff\r\n", 1, 64 << 10},
+		"a length like no two": {"HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775807\r\n\r\n", 1, 64 << 10},
+	} {
+		t.Run(name, func(t *testing.T) {
+			line := []byte("x: " + strings.Repeat("x", 1000) + "\r\n")
+			far := listen(t, func(conn net.Conn) {
+				request := make([]byte, 16<<10)
+				_, _ = conn.Read(request)
+				_, _ = io.WriteString(conn, c.head)
+				for {
+					if _, err := conn.Write(line); err != nil {
+						return
+					}
+				}
+			})
+			endpoint := open(t, func(config *webhook.Config) {
+				config.URL, config.Concurrency = setting.NewURL("http://"+far), 1
+				config.Batch = webhook.Batch{MaxMessages: c.batch, MaxBytes: setting.MiB}
+			})
+			run(t, endpoint)
+			webhook.NeverOpen(endpoint)
+			sink := bind(t, endpoint)
+			deliver(t, sink, message("1")) // what is made but once
+			allocated := func() uint64 {
+				sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+				metrics.Read(sample)
+				return sample[0].Value.Uint64()
+			}
+			before := allocated()
+			for range answers {
+				require.Equal(t, relay.Retry, deliver(t, sink, message("1"))[0].Outcome)
+			}
+			each := (allocated() - before) / answers
+			require.Less(t, each, c.most+64<<10, "bytes an answer, the far side's own included")
+		})
 	}
 }
 
