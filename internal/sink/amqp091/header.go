@@ -88,6 +88,9 @@ func (s *Settings) compileHeaders() (*headers, error) {
 		}
 		// What is wrong with the names of a table shows before there is a message.
 		sample, err := wireValue(written[name].Any())
+		if _, isText := sample.(string); err == nil && extension && !isText {
+			_, err = format.Extension(sample)
+		}
 		if err == nil && isKeys(name) {
 			if _, is := sample.([]any); !is {
 				err = errKeys

@@ -48,7 +48,11 @@ func (s *Sink) Preview(m *relay.Message) (relay.Preview, error) {
 		fields = append(fields, relay.Field{Name: "properties.timestamp", Value: shown(p.Timestamp)})
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.Headers)) {
-		fields = append(fields, relay.Field{Name: "headers." + name, Value: shown(p.Headers[name])})
+		value := shown(p.Headers[name])
+		if s.settings.Headers[name].Secret() {
+			value = relay.Masked
+		}
+		fields = append(fields, relay.Field{Name: "headers." + name, Value: value})
 	}
 	return relay.Preview{Fields: fields, Body: p.Body}, nil
 }

@@ -8,6 +8,7 @@ import (
 	amqp "github.com/Azure/go-amqp"
 
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
 )
 
 // Preview is part of relay.Previewer. Times are in milliseconds, as AMQP has them.
@@ -49,14 +50,22 @@ func (s *Sink) Preview(m *relay.Message) (relay.Preview, error) {
 		fields = append(fields, relay.Field{Name: "properties.ttl", Value: ttl.Milliseconds()})
 	}
 	for _, name := range slices.Sorted(maps.Keys(message.ApplicationProperties)) {
-		fields = append(fields, relay.Field{Name: applicationProperties + "." + name, Value: shown(message.ApplicationProperties[name])})
+		fields = append(fields, field(applicationProperties, name, message.ApplicationProperties[name], s.settings.ApplicationProperties[name]))
 	}
 	for _, v := range s.annotations { // by name
 		if value, found := message.Annotations[amqp.Symbol(v.name)]; found {
-			fields = append(fields, relay.Field{Name: annotations + "." + v.name, Value: shown(value)})
+			fields = append(fields, field(annotations, v.name, value, s.settings.MessageAnnotations[v.name]))
 		}
 	}
 	return relay.Preview{Fields: fields, Body: message.GetData()}, nil
+}
+
+func field(path, name string, value any, written setting.Value) relay.Field {
+	f := relay.Field{Name: path + "." + name, Value: shown(value)}
+	if written.Secret() {
+		f.Value = relay.Masked
+	}
+	return f
 }
 
 // shown gives a value in the types of a relay.Field.
