@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/url"
 	"strconv"
 	"strings"
@@ -96,7 +97,7 @@ func Extension(value any) (any, error) {
 			return nil, errText
 		}
 	case int64:
-		if v != int64(int32(v)) {
+		if v < math.MinInt32 || v > math.MaxInt32 {
 			return strconv.FormatInt(v, 10), nil
 		}
 	case float64:

@@ -111,7 +111,7 @@ func TestFormats(t *testing.T) {
 		{"another type", func(s *amqp091.Settings) { s.CloudEvents.Subject = "s" }, "hi", "hi", "text/plain; charset=utf-8", 6},
 		{"the body", func(s *amqp091.Settings) { s.Format = format.Body }, "hi", "hi", "text/plain; charset=utf-8", 0},
 		{"another body", func(s *amqp091.Settings) {
-			s.Format, s.Config.Body = format.Body, `{"text": "{{ text }}"}`
+			s.Format, s.Body = format.Body, `{"text": "{{ text }}"}`
 		}, "hi", `{"text": "hi"}`, "application/json", 0},
 		{"all of it", func(s *amqp091.Settings) { s.Format = format.JSON }, "hi", `"body":"hi"}`, "application/json", 0},
 		{"a content type of its own", func(s *amqp091.Settings) {
@@ -246,7 +246,7 @@ func TestProblemsOfFormats(t *testing.T) {
 	}{
 		"an unknown one": {func(c *amqp091.Config) { c.Format = "xml" }, []string{`format: is "xml"`}},
 		"templates that are misspelt": {func(c *amqp091.Config) {
-			c.Settings.Body = "{{ bdy }}"
+			c.Body = "{{ bdy }}"
 			c.CloudEvents = format.Attributes{Source: "{{ idd }}", Subject: "{{"}
 		}, []string{"body: at character 4", "cloudevents.source: at character 4", "cloudevents.type: is empty", "cloudevents.subject: at character 1"}},
 		"what the relay sets": {func(c *amqp091.Config) {
@@ -354,7 +354,7 @@ func TestPreview(t *testing.T) {
 		"json":       func(c *amqp091.Config) { c.Format = format.JSON },
 		"structured": func(c *amqp091.Config) { c.Format = format.CloudEvents },
 		"binary": func(c *amqp091.Config) {
-			c.Format, c.CloudEvents.Subject, c.Settings.Body = format.CloudEventsBinary, "{{ body.n }}", "n={{ body.n }}"
+			c.Format, c.CloudEvents.Subject, c.Body = format.CloudEventsBinary, "{{ body.n }}", "n={{ body.n }}"
 			c.Headers = headers(map[string]any{"cloudEvents_n": "{{ body.n }}", "cloudEvents_at": at, "cloudEvents_large": int64(math.MaxInt64)})
 		},
 		"nothing awaited": func(c *amqp091.Config) { c.Acknowledge = amqp091.AcknowledgeNone },

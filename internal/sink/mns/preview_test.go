@@ -26,7 +26,7 @@ func TestPreview(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, "endpoint", preview.Fields[0].Name)
 			require.Equal(t, strings.TrimSuffix(url, "/"), strings.TrimSuffix(preview.Fields[0].Value.(string), "/")) //nolint:forcetypeassert // A panic tells.
-			require.Equal(t, "queue", preview.Fields[1].Name)
+			require.Equal(t, relay.Field{Name: "queue", Value: queueName}, preview.Fields[1])
 
 			requireResult(t, relay.Delivered, "", deliver(t, run(t, endpoint, relay.Up), m)[0])
 			require.Equal(t, []string{string(preview.Body)}, (&reader{url: url}).bodies(t))
