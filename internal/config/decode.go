@@ -177,6 +177,9 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string) {
 		done() // typed enters it
 		if value := d.typed(n, path); value != nil {
 			*custom = setting.NewValue(value)
+			if d.holdsFile(path) {
+				*custom = custom.AsSecret()
+			}
 		}
 		return
 	}
@@ -516,6 +519,16 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 	default:
 		d.problem(path, "%s", err)
 	}
+}
+
+// holdsFile tells whether a file was put into a setting or something below it.
+func (d *decoder) holdsFile(path string) bool {
+	for at, x := range d.expanded {
+		if x.secret && within(at, path) {
+			return true
+		}
+	}
+	return false
 }
 
 // noteOrigin notes in a secret or a URL where its value came from.

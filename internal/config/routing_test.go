@@ -133,7 +133,7 @@ func TestProblemsOfRoutes(t *testing.T) {
 			`12:64: routes[0].to[0].with.timeout: must be a duration with its unit, as in 3s, not "3"`,
 			`12:78: routes[0].to[0].with.mandatory: must be true or false, not "maybe"`,
 			`12:85: routes[0].to[0].with.exchange: must be a mapping, as in {name: sms.events, type: topic, durable: true, declare: passive}, not a list`,
-			`12:100: routes[0].to[0].with.declare: unknown key: the keys here are exchange, routing_key, headers, properties, persistent, mandatory, unroutable, acknowledge, reply and timeout`,
+			`12:100: routes[0].to[0].with.declare: unknown key: the keys here are exchange, routing_key, format, body, cloudevents, headers, properties, persistent, mandatory, unroutable, acknowledge, reply and timeout`,
 			`12:129: routes[0].to[0].with.headers.CC: the broker takes it for more routing keys: write a list of texts of at most 255 bytes`,
 		}},
 		{"with values that the sink refuses", routed("to: [{sink: hook, with: {timeout: 11m}}, {sink: events, with: {exchange: {declare: maybe}, routing_key: "+strings.Repeat("k", 256)+"}}]", "[]"), []string{

@@ -35,6 +35,7 @@ func TestValuesThatKeepTheirType(t *testing.T) {
       at: 2026-03-01T09:30:00Z
       from-outside: ${NUMBER}
       secret: ${file:/pw}
+      secrets: [a, {b: "c ${file:/pw}"}]
       list: [a, 1, "{{ id }}"]
       table: {n: 1, deep: {b: false}}
       empty: {}`)
@@ -45,10 +46,11 @@ func TestValuesThatKeepTheirType(t *testing.T) {
 	got := map[string]any{}
 	for name, value := range events.Headers {
 		got[name] = value.Any()
+		require.Equal(t, strings.Contains(name, "secret"), value.Secret(), name)
 	}
 	require.Equal(t, map[string]any{
 		"text": "a", "quoted": "5", "number": int64(5), "negative": int64(-7), "fraction": 0.5, "whole": 2.0, "yes": true,
-		"at": time.Date(2026, time.March, 1, 9, 30, 0, 0, time.UTC), "from-outside": "12", "secret": "hunter2",
+		"at": time.Date(2026, time.March, 1, 9, 30, 0, 0, time.UTC), "from-outside": "12", "secret": "hunter2", "secrets": []any{"a", map[string]any{"b": "c hunter2"}},
 		"list": []any{"a", int64(1), "{{ id }}"}, "table": map[string]any{"n": int64(1), "deep": map[string]any{"b": false}},
 		"empty": map[string]any{},
 	}, got)

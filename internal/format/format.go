@@ -9,8 +9,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/url"
+	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"mnsrelay/internal/expr"
@@ -67,6 +70,45 @@ func IsAttribute(name string) bool {
 	return false
 }
 
+// CheckExtension says what is wrong with a header or property of the configuration that
+// begins with the prefix of attributes and goes on with name: nothing, or a *setting.Problem
+// at path.
+func (c *Config) CheckExtension(path, prefix, name string) error {
+	switch {
+	case c.Format == CloudEvents:
+		return setting.Problemf(path, "is no part of an event that is sent as JSON; write format: cloudevents_binary, or another name")
+	case c.Format != CloudEventsBinary:
+		return nil // whoever makes an event by hand sets all of it
+	case IsAttribute(name):
+		return setting.Problemf(path, "is an attribute that the relay sets: write it under cloudevents, or leave it out")
+	case name == "" || name == "data" || strings.ContainsFunc(name, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') }):
+		return setting.Problemf(path, "names no extension of an event; write %s and then lower-case letters and digits", prefix)
+	}
+	return nil
+}
+
+// Extension gives the value of an extension in the types that CloudEvents has ("Type
+// System"): string, bool, an int64 of 32 bits, []byte or time.Time. Other numbers become
+// text. Its error holds nothing of the value.
+func Extension(value any) (any, error) {
+	switch v := value.(type) {
+	case string:
+		if !isText(v) {
+			return nil, errText
+		}
+	case int64:
+		if v < math.MinInt32 || v > math.MaxInt32 {
+			return strconv.FormatInt(v, 10), nil
+		}
+	case float64:
+		return strconv.FormatFloat(v, 'g', -1, 64), nil
+	case bool, []byte, time.Time:
+	default:
+		return nil, errors.New("an extension of an event is text, a number, a boolean or a timestamp, and no list or mapping")
+	}
+	return value, nil
+}
+
 // Attribute is one of an event, as text.
 type Attribute struct{ Name, Value string }
 
@@ -85,6 +127,25 @@ func (p *Payload) ContentType() string {
 		return p.contentType
 	}
 	return relay.ContentType(p.Body)
+}
+
+// ContentTypeOr gives the configured content type, and where that is empty, or the body is
+// an event as JSON, that of ContentType. Its error has the reason ReasonInvalid.
+func (p *Payload) ContentTypeOr(configured string) (string, error) {
+	switch {
+	case configured == "" || IsEvent(p.contentType):
+		return p.ContentType(), nil
+	case p.Attributes != nil && IsEvent(configured):
+		return "", relay.Fail(ReasonInvalid, errors.New("the content type gets that of an event as JSON, and this one is in binary mode"))
+	}
+	return configured, nil
+}
+
+// IsEvent tells whether a reader takes a body of a content type for an event or several of
+// them (as in the AMQP protocol binding, 3).
+func IsEvent(contentType string) bool {
+	const media = "application/cloudevents"
+	return len(contentType) >= len(media) && strings.EqualFold(contentType[:len(media)], media)
 }
 
 // Formatter formats messages. It is safe for concurrent use. Make it with Config.Compile.
@@ -241,8 +302,8 @@ func (f *Formatter) attributes(m *relay.Message) ([]Attribute, error) {
 		all = append(all, Attribute{a.name, value})
 	}
 	for _, a := range all {
-		if !utf8.ValidString(a.Value) || strings.ContainsFunc(a.Value, isControl) {
-			return nil, invalid(a.Name, "gets a control character, or is not UTF-8")
+		if !isText(a.Value) {
+			return nil, invalid(a.Name, errText.Error())
 		}
 	}
 	return all, nil
@@ -251,6 +312,11 @@ func (f *Formatter) attributes(m *relay.Message) ([]Attribute, error) {
 func invalid(name, what string) error {
 	return relay.Fail(ReasonInvalid, fmt.Errorf("the attribute %s %s", name, what))
 }
+
+var errText = errors.New("gets a control character, or is not UTF-8")
+
+// isText tells whether a text can be a String of CloudEvents.
+func isText(s string) bool { return utf8.ValidString(s) && !strings.ContainsFunc(s, isControl) }
 
 // isControl tells what no String of CloudEvents may hold ("Type System").
 func isControl(r rune) bool {

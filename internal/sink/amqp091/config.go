@@ -11,6 +11,7 @@ import (
 
 	"mnsrelay/internal/broker"
 	"mnsrelay/internal/expr"
+	"mnsrelay/internal/format"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 )
@@ -63,6 +64,10 @@ type Settings struct {
 	// RoutingKey is at most 255 bytes and may hold {{ }} templates; a message whose key
 	// gets longer is rejected.
 	RoutingKey string `yaml:"routing_key"`
+	// Config says what of a message is sent. In binary mode the attributes of an event are
+	// headers named cloudEvents_ and the attribute, and a header of the configuration that is
+	// named so is an extension.
+	format.Config `yaml:",inline"`
 	// Headers are added to those that the relay sends, which begin with x-mnsrelay-.
 	// They have the type they are written with: text, number, bool, timestamp, list or
 	// table. Texts may hold {{ }} templates; one that is a single {{ }} has the type of
@@ -138,6 +143,7 @@ func Defaults() *Config {
 		ConnectTimeout: 10 * time.Second,
 		Settings: Settings{
 			Exchange:    Exchange{Type: "topic", Durable: true, Declare: DeclarePassive},
+			Config:      format.Defaults(),
 			Persistent:  true,
 			Mandatory:   true,
 			Unroutable:  UnroutableRetry,
@@ -179,8 +185,8 @@ func (c *Config) Open(deps relay.SinkDeps) (relay.Endpoint, error) {
 // Validate reports every problem at once, as Config.Validate does.
 func (s *Settings) Validate() error {
 	var problems []error
-	problem := func(path, format string, args ...any) {
-		problems = append(problems, setting.Problemf(path, format, args...))
+	problem := func(path, text string, args ...any) {
+		problems = append(problems, setting.Problemf(path, text, args...))
 	}
 
 	problems = append(problems, s.Exchange.validate())
@@ -190,10 +196,15 @@ func (s *Settings) Validate() error {
 	} else if n := len(key.Sample("")); n > maxShortString {
 		problem("routing_key", "%d bytes long: AMQP allows at most %d", n, maxShortString)
 	}
-	_, err = compileHeaders(s.Headers)
+	_, err = s.Compile()
+	problems = append(problems, err)
+	_, err = s.compileHeaders()
 	problems = append(problems, err)
 	_, err = s.Properties.compile()
 	problems = append(problems, err)
+	if s.Format == format.CloudEventsBinary && format.IsEvent(s.Properties.ContentType) {
+		problem("properties.content_type", "is that of an event as JSON, and format: cloudevents_binary sends the data alone: write that of the data, or format: cloudevents")
+	}
 
 	switch s.Unroutable {
 	case UnroutableRetry, UnroutableDrop:
@@ -227,8 +238,8 @@ func (s *Settings) Validate() error {
 // validateConnection looks at what belongs to the connection, but for the URLs.
 func (c *Config) validateConnection() error {
 	var problems []error
-	problem := func(path, format string, args ...any) {
-		problems = append(problems, setting.Problemf(path, format, args...))
+	problem := func(path, text string, args ...any) {
+		problems = append(problems, setting.Problemf(path, text, args...))
 	}
 	switch c.SASL {
 	case SASLPlain:
@@ -285,8 +296,8 @@ func (c *Config) targets() ([]target, error) {
 	var targets []target
 	urls, paths, problem := broker.OneOf(c.URL, c.URLs)
 	problems := []error{problem, setting.Credentials(c.Username, c.Password), c.TLS.Validate("tls")}
-	report := func(path, format string, args ...any) {
-		problems = append(problems, setting.Problemf(path, format, args...))
+	report := func(path, text string, args ...any) {
+		problems = append(problems, setting.Problemf(path, text, args...))
 	}
 	if len(urls) == 0 {
 		report("url", "required: write amqp://host:5672/vhost or amqps://host:5671/vhost")

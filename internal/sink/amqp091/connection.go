@@ -61,11 +61,18 @@ func (e brokerError) Error() string {
 
 func (e brokerError) Unwrap() error { return e.cause }
 
+// limits are what a connection lets messages be.
+type limits struct {
+	username string // whom a message may name as its user; empty: anybody, as far as is known here
+	frame    int    // how many bytes a frame has; 0: as many as there are
+}
+
 // connection is one that stands, with its channels.
 type connection struct {
+	limits
+
 	amqp      *amqp.Connection
 	net       net.Conn
-	username  string // empty: the broker took it from our certificate
 	lost      chan *amqp.Error
 	blockings chan amqp.Blocking
 	over      context.Context //nolint:containedctx // Not a caller's: it ends with the connection.
@@ -120,9 +127,9 @@ func dial(ctx context.Context, t target, settings *Config, deps relay.SinkDeps) 
 		return nil, handshakeError(ctx, err, t, settings.ConnectTimeout)
 	}
 	c := &connection{
-		amqp:     opened,
-		net:      raw,
-		username: t.Username,
+		limits: limits{username: t.Username, frame: opened.Config.FrameSize},
+		amqp:   opened,
+		net:    raw,
 		// One error ends it.
 		lost: opened.NotifyClose(make(chan *amqp.Error, 1)),
 		// Room for an alarm that comes and goes while an exchange is declared.

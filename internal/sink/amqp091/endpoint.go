@@ -40,8 +40,9 @@ const (
 )
 
 var (
-	_ relay.Endpoint = (*Endpoint)(nil)
-	_ relay.Sink     = (*Sink)(nil)
+	_ relay.Endpoint  = (*Endpoint)(nil)
+	_ relay.Sink      = (*Sink)(nil)
+	_ relay.Previewer = (*Sink)(nil)
 )
 
 // Endpoint is one broker, or the nodes of one cluster, of which it uses one at a

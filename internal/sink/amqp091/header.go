@@ -12,6 +12,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"mnsrelay/internal/expr"
+	"mnsrelay/internal/format"
 	"mnsrelay/internal/setting"
 )
 
@@ -22,6 +23,20 @@ const maxHeaders = 64 << 10
 
 // relayHeaders is how the names of the relay's own headers begin.
 const relayHeaders = "x-mnsrelay-"
+
+// eventPrefix begins the headers that hold the attributes of an event in binary mode. The
+// CloudEvents AMQP protocol binding is for AMQP 1.0 (3.1.3.1), and what it says of application
+// properties is done with headers here.
+const eventPrefix = "cloudEvents_"
+
+// checkExtension reports a header whose name is one of the binding's, with either of its
+// separators: a message has one kind of them.
+func (s *Settings) checkExtension(path, name string) error {
+	if rest, found := strings.CutPrefix(name, "cloudEvents"); found && strings.ContainsAny(rest[:min(len(rest), 1)], "_:") {
+		return s.CheckExtension(path, eventPrefix, strings.TrimPrefix(rest, "_"))
+	}
+	return nil
+}
 
 // headers are those of the configuration.
 type headers struct {
@@ -35,16 +50,18 @@ type headers struct {
 
 // header is one whose value each message decides.
 type header struct {
-	name  string
-	value *expr.Typed
+	name      string
+	extension bool // of an event
+	value     *expr.Typed
 }
 
 // compileHeaders reports every problem at once, joined.
-func compileHeaders(written map[string]setting.Value) (*headers, error) {
+func (s *Settings) compileHeaders() (*headers, error) {
+	written := s.Headers
 	h := &headers{fixed: amqp.Table{}}
 	var problems []error
-	problem := func(path, format string, args ...any) {
-		problems = append(problems, setting.Problemf(path, format, args...))
+	problem := func(path, text string, args ...any) {
+		problems = append(problems, setting.Problemf(path, text, args...))
 	}
 	for _, name := range slices.Sorted(maps.Keys(written)) {
 		path := "headers." + name
@@ -59,6 +76,11 @@ func compileHeaders(written map[string]setting.Value) (*headers, error) {
 			problem(path, "the relay sets this header itself: choose another name")
 			continue
 		}
+		if err := s.checkExtension(path, name); err != nil {
+			problems = append(problems, err)
+			continue
+		}
+		extension := s.Format == format.CloudEventsBinary && strings.HasPrefix(name, eventPrefix)
 		value, err := expr.CompileTyped(path, written[name])
 		if err != nil {
 			problems = append(problems, err)
@@ -66,6 +88,9 @@ func compileHeaders(written map[string]setting.Value) (*headers, error) {
 		}
 		// What is wrong with the names of a table shows before there is a message.
 		sample, err := wireValue(written[name].Any())
+		if _, isText := sample.(string); err == nil && extension && !isText {
+			_, err = format.Extension(sample)
+		}
 		if err == nil && isKeys(name) {
 			if _, is := sample.([]any); !is {
 				err = errKeys
@@ -73,7 +98,7 @@ func compileHeaders(written map[string]setting.Value) (*headers, error) {
 		}
 		if err == nil && value.Literal() {
 			if sample, err = value.Render(nil); err == nil {
-				sample, err = headerValue(name, sample)
+				sample, err = headerValue(name, extension, sample)
 			}
 		}
 		if err != nil {
@@ -81,7 +106,7 @@ func compileHeaders(written map[string]setting.Value) (*headers, error) {
 			continue
 		}
 		if !value.Literal() {
-			h.varying = append(h.varying, header{name, value})
+			h.varying = append(h.varying, header{name, extension, value})
 			continue
 		}
 		h.fixed[name] = sample
@@ -99,7 +124,10 @@ func isKeys(name string) bool { return name == "CC" || name == "BCC" }
 var errKeys = fmt.Errorf("the broker takes it for more routing keys: write a list of texts of at most %d bytes", maxShortString)
 
 // headerValue gives the value of a header as the library writes it.
-func headerValue(name string, value any) (any, error) {
+func headerValue(name string, extension bool, value any) (any, error) {
+	if extension {
+		return format.Extension(value)
+	}
 	wire, err := wireValue(value)
 	if err != nil || !isKeys(name) {
 		return wire, err

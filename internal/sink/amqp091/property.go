@@ -18,7 +18,7 @@ import (
 // nothing. Texts are at most 255 bytes.
 type Properties struct {
 	// ContentType is by default what the body is: application/json, text/plain or
-	// application/octet-stream.
+	// application/octet-stream. An event as JSON has that of events whatever this says.
 	ContentType     string `yaml:"content_type"`
 	ContentEncoding string `yaml:"content_encoding"`
 	// Priority is a whole number, 0 to 255.

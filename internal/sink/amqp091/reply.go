@@ -113,10 +113,7 @@ func (r *replies) askOnce(ctx context.Context, c *connection, ms []relay.Message
 	)
 	table := amqp.Table{}
 	for _, i := range index {
-		key, p, err := r.sink.prepare(c, &ms[i], table)
-		if n := len(ms[i].ID) + maxSuffix; err == nil && n > maxShortString {
-			err = tooLong("the correlation id", n, maxShortString)
-		}
+		key, p, err := r.sink.prepare(c.limits, &ms[i], table)
 		if err != nil {
 			b.Give(i, relay.Result{Outcome: relay.Rejected, Err: err})
 			continue
@@ -272,13 +269,17 @@ func (ch *replyChannel) failed(ctx context.Context, id string, err error) {
 // maxSuffix is how much a correlation id is longer than the message id.
 const maxSuffix = len("#18446744073709551615")
 
+func correlationID(messageID string, n uint64) string {
+	return messageID + "#" + strconv.FormatUint(n, 10)
+}
+
 // expect calls answer with the result of the message that is published with the
 // correlation id that it gives.
 func (ch *replyChannel) expect(messageID string, answer func(relay.Result)) (id string) {
 	ch.mu.Lock()
 	ch.last++
 	// A message that is sent again is told apart from its first copy.
-	id = messageID + "#" + strconv.FormatUint(ch.last, 10)
+	id = correlationID(messageID, ch.last)
 	over := ch.waiting == nil
 	if !over {
 		ch.waiting[id] = answer

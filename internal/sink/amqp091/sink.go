@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"mnsrelay/internal/expr"
+	"mnsrelay/internal/format"
 	"mnsrelay/internal/relay"
 )
 
@@ -45,6 +46,7 @@ type Sink struct {
 	exchange   *exchange
 	settings   Settings
 	key        *expr.Template // the routing key
+	format     *format.Formatter
 	headers    *headers
 	properties *properties
 	// varies says that something is decided by each message.
@@ -61,7 +63,11 @@ func newSink(e *Endpoint, s Settings, x *exchange) (*Sink, error) {
 	if err != nil {
 		return nil, err
 	}
-	headers, err := compileHeaders(s.Headers)
+	formatter, err := s.Compile()
+	if err != nil {
+		return nil, err
+	}
+	headers, err := s.compileHeaders()
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +76,7 @@ func newSink(e *Endpoint, s Settings, x *exchange) (*Sink, error) {
 		return nil, err
 	}
 	sink := &Sink{
-		endpoint: e, exchange: x, settings: s, key: key, headers: headers, properties: properties,
+		endpoint: e, exchange: x, settings: s, key: key, format: formatter, headers: headers, properties: properties,
 		varies: !key.Literal() || len(headers.varying) > 0 || len(properties.varying) > 0,
 	}
 	properties.fixed.DeliveryMode = amqp.Transient
@@ -156,9 +162,12 @@ func (s *Sink) late(ctx context.Context) relay.Result {
 // given table, which is written anew. It finds what the broker would end the channel or
 // the connection over, and with it the messages of all others. Its error holds nothing of
 // the message.
-func (s *Sink) prepare(c *connection, m *relay.Message, table amqp.Table) (key string, p amqp.Publishing, err error) {
+func (s *Sink) prepare(l limits, m *relay.Message, table amqp.Table) (key string, p amqp.Publishing, err error) {
 	if len(m.ID) > maxShortString {
 		return "", p, tooLong("the message id", len(m.ID), maxShortString)
+	}
+	if n := len(m.ID) + maxSuffix; s.replies != nil && n > maxShortString {
+		return "", p, tooLong("the correlation id", n, maxShortString)
 	}
 	var in *expr.Input // literals need none
 	if s.varies {
@@ -181,13 +190,17 @@ func (s *Sink) prepare(c *connection, m *relay.Message, table amqp.Table) (key s
 			return "", p, relay.Fail(reasonInvalidProperty, fmt.Errorf("the property %s: %w", property.name, err))
 		}
 	}
-	if p.ContentType == "" {
-		p.ContentType = m.ContentType()
+	payload, err := s.format.Format(m)
+	if err != nil {
+		return "", p, err
 	}
-	if p.UserId != "" && c.username != "" && p.UserId != c.username {
+	if p.ContentType, err = payload.ContentTypeOr(p.ContentType); err != nil {
+		return "", p, err
+	}
+	if p.UserId != "" && l.username != "" && p.UserId != l.username {
 		return "", p, relay.Fail(reasonInvalidProperty, errors.New("the property user_id: not the user that the relay has logged in as, and the broker refuses any other"))
 	}
-	p.MessageId, p.Timestamp, p.Body = m.ID, m.EnqueuedAt, m.Body
+	p.MessageId, p.Timestamp, p.Body = m.ID, m.EnqueuedAt, payload.Body
 
 	// The library writes the table out when it publishes, and keeps nothing of it.
 	clear(table)
@@ -201,11 +214,17 @@ func (s *Sink) prepare(c *connection, m *relay.Message, table amqp.Table) (key s
 		if value == nil {
 			continue
 		}
-		if value, err = headerValue(h.name, value); err != nil {
+		if value, err = headerValue(h.name, h.extension, value); err != nil {
 			return "", p, relay.Fail(reasonInvalidProperty, fmt.Errorf("the header %s: %w", h.name, err))
 		}
 		size += entrySize(h.name, value)
 		table[h.name] = value
+	}
+	for _, a := range payload.Attributes {
+		// The time, too, is text, which every reader has to take: a timestamp has whole
+		// seconds here.
+		size += entrySize(eventPrefix+a.Name, a.Value)
+		table[eventPrefix+a.Name] = a.Value
 	}
 	if size > maxHeaders {
 		return "", p, tooLong("the headers", size, maxHeaders)
@@ -216,8 +235,8 @@ func (s *Sink) prepare(c *connection, m *relay.Message, table amqp.Table) (key s
 	}
 	table[relay.HeaderAttempt] = int64(m.Attempt) // AMQP has numbers
 	p.Headers = table
-	if limit := c.amqp.Config.FrameSize; limit > 0 && size+maxProperties > limit {
-		return "", p, tooLong("the headers", size, limit-maxProperties)
+	if l.frame > 0 && size+maxProperties > l.frame {
+		return "", p, tooLong("the headers", size, l.frame-maxProperties)
 	}
 	return key, p, nil
 }

@@ -67,7 +67,7 @@ func (s *Sink) commit(ctx context.Context, c *connection, ms []relay.Message, ba
 		return failure
 	}
 	for i := range ms {
-		key, p, err := s.prepare(c, &ms[i], ch.headers)
+		key, p, err := s.prepare(c.limits, &ms[i], ch.headers)
 		if err != nil {
 			b.Give(base+i, relay.Result{Outcome: relay.Rejected, Err: err})
 			continue
@@ -101,7 +101,7 @@ func (s *Sink) commit(ctx context.Context, c *connection, ms []relay.Message, ba
 // refusedAlone rejects a message that the broker refuses for what it is; a commit does not
 // tell that from a queue that takes nothing.
 func (s *Sink) refusedAlone(ctx context.Context, c *connection, m *relay.Message, i int, b *relay.Answers) bool {
-	_, p, err := s.prepare(c, m, amqp.Table{})
+	_, p, err := s.prepare(c.limits, m, amqp.Table{})
 	if err != nil {
 		return false // and it has its result
 	}
@@ -121,7 +121,7 @@ func (s *Sink) write(ctx context.Context, c *connection, ms []relay.Message, b *
 	}
 	defer c.release(ch, true)
 	for i := range ms {
-		key, p, err := s.prepare(c, &ms[i], ch.headers)
+		key, p, err := s.prepare(c.limits, &ms[i], ch.headers)
 		if err != nil {
 			b.Give(i, relay.Result{Outcome: relay.Rejected, Err: err})
 			continue

@@ -147,7 +147,7 @@ type window struct {
 // run leaves in pending what was not answered before ctx ended.
 func (w *window) run(ctx context.Context) {
 	for i := range w.messages {
-		key, p, err := w.sink.prepare(w.connection, &w.messages[i], w.channel.headers)
+		key, p, err := w.sink.prepare(w.connection.limits, &w.messages[i], w.channel.headers)
 		if err != nil {
 			w.report(i, relay.Result{Outcome: relay.Rejected, Err: err})
 			continue

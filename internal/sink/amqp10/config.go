@@ -10,6 +10,7 @@ import (
 
 	"mnsrelay/internal/broker"
 	"mnsrelay/internal/expr"
+	"mnsrelay/internal/format"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 )
@@ -57,6 +58,10 @@ type Settings struct {
 	Durable bool `yaml:"durable"`
 	// Settle says what counts as delivered.
 	Settle Settle `yaml:"settle"`
+	// Config says what of a message is sent. In binary mode the attributes of an event are
+	// application properties named cloudEvents_ and the attribute, and one of the
+	// configuration that is named so is an extension.
+	format.Config `yaml:",inline"`
 	// ApplicationProperties are added to those that the relay sends, which begin with
 	// x-mnsrelay-. They have the type they are written with: text, number, bool or
 	// timestamp. Texts may hold {{ }} templates; one that is a single {{ }} has the type of
@@ -101,6 +106,17 @@ const (
 	maxTimeout        = 10 * time.Minute
 )
 
+// The settings of which one holds many values, as paths.
+const (
+	applicationProperties = "application_properties"
+	annotations           = "message_annotations"
+)
+
+// eventPrefix begins the application properties that hold the attributes of an event in binary
+// mode (CloudEvents AMQP protocol binding, 3.1.3.1). Version 1.0.2 has a colon there; the next
+// one prefers this, which selectors of JMS can name, and has readers know both.
+const eventPrefix = "cloudEvents_"
+
 // relayProperties is how the names of the relay's own application properties begin.
 const relayProperties = "x-mnsrelay-"
 
@@ -113,6 +129,7 @@ func Defaults() *Config {
 		Settings: Settings{
 			Durable: true,
 			Settle:  SettleUnsettled,
+			Config:  format.Defaults(),
 			Timeout: 10 * time.Second,
 		},
 	}
@@ -141,8 +158,8 @@ func (c *Config) Open(deps relay.SinkDeps) (relay.Endpoint, error) {
 // validateConnection looks at what belongs to the connection, but for the URLs.
 func (c *Config) validateConnection() error {
 	var problems []error
-	problem := func(path, format string, args ...any) {
-		problems = append(problems, setting.Problemf(path, format, args...))
+	problem := func(path, text string, args ...any) {
+		problems = append(problems, setting.Problemf(path, text, args...))
 	}
 	switch c.SASL {
 	case "", SASLPlain, SASLAnonymous:
@@ -168,8 +185,8 @@ func (c *Config) validateConnection() error {
 // Validate reports every problem at once, as Config.Validate does.
 func (s *Settings) Validate() error {
 	var problems []error
-	problem := func(path, format string, args ...any) {
-		problems = append(problems, setting.Problemf(path, format, args...))
+	problem := func(path, text string, args ...any) {
+		problems = append(problems, setting.Problemf(path, text, args...))
 	}
 	if s.Address == "" {
 		problem("address", "required: write the address of a queue or topic, as the broker names it")
@@ -181,10 +198,12 @@ func (s *Settings) Validate() error {
 	default:
 		problem("settle", "%q is unknown: write unsettled or settled", s.Settle)
 	}
-	_, err := compileValues("application_properties", s.ApplicationProperties)
+	_, err := s.Compile()
+	problems = append(problems, err)
+	_, err = s.compileProperties()
 	problems = append(problems, err)
 	for _, name := range slices.Sorted(maps.Keys(s.ApplicationProperties)) {
-		path := "application_properties." + name
+		path := applicationProperties + "." + name
 		if strings.HasPrefix(strings.ToLower(name), relayProperties) {
 			problem(path, "the relay sets this property itself: choose another name")
 		}
@@ -192,20 +211,46 @@ func (s *Settings) Validate() error {
 		case []any, map[string]any:
 			problem(path, "AMQP 1.0 allows texts, numbers, booleans and timestamps here, and no lists or mappings")
 		}
+		if rest, found := cutEventPrefix(name); found {
+			problems = append(problems, s.CheckExtension(path, eventPrefix, rest))
+		}
 	}
-	_, err = compileValues("message_annotations", s.MessageAnnotations)
+	_, err = compileValues(annotations, s.MessageAnnotations)
 	problems = append(problems, err)
 	for _, name := range slices.Sorted(maps.Keys(s.MessageAnnotations)) {
+		path := annotations + "." + name
 		if strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' }) {
-			problem("message_annotations."+name, "the name of an annotation is printable ASCII without spaces")
+			problem(path, "the name of an annotation is printable ASCII without spaces")
+		}
+		if _, found := cutEventPrefix(name); found && s.isEvent() {
+			problem(path, "is no part of an event: write extensions under %s, with format: cloudevents_binary", applicationProperties)
 		}
 	}
 	_, err = s.Properties.compile()
 	problems = append(problems, err)
+	if s.Format == format.CloudEventsBinary && format.IsEvent(s.Properties.ContentType) {
+		problem("properties.content_type", "is that of an event as JSON, and format: cloudevents_binary sends the data alone: write that of the data, or format: cloudevents")
+	}
 	if s.Timeout <= 0 || s.Timeout > maxTimeout {
 		problem("timeout", "%v is out of range: write more than 0s and at most %v", s.Timeout, maxTimeout)
 	}
 	return errors.Join(problems...)
+}
+
+// isEvent tells whether messages are sent as events.
+func (s *Settings) isEvent() bool {
+	return s.Format == format.CloudEvents || s.Format == format.CloudEventsBinary
+}
+
+// cutEventPrefix gives what follows the prefix of the CloudEvents binding in a name. With the
+// other separator of the binding, of which a message has one kind, it is no name of an
+// extension.
+func cutEventPrefix(name string) (rest string, found bool) {
+	rest, found = strings.CutPrefix(name, "cloudEvents")
+	if !found || !strings.ContainsAny(rest[:min(len(rest), 1)], "_:") {
+		return "", false
+	}
+	return strings.TrimPrefix(rest, "_"), true
 }
 
 // clone gives a copy that shares nothing that overrides could write to.
@@ -228,8 +273,8 @@ func (c *Config) targets() ([]target, error) {
 	var targets []target
 	urls, paths, problem := broker.OneOf(c.URL, c.URLs)
 	problems := []error{problem, setting.Credentials(c.Username, c.Password), c.TLS.Validate("tls")}
-	report := func(path, format string, args ...any) {
-		problems = append(problems, setting.Problemf(path, format, args...))
+	report := func(path, text string, args ...any) {
+		problems = append(problems, setting.Problemf(path, text, args...))
 	}
 	if len(urls) == 0 {
 		report("url", "required: write amqp://host:5672 or amqps://host:5671")

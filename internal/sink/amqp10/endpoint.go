@@ -36,8 +36,9 @@ const (
 )
 
 var (
-	_ relay.Endpoint = (*Endpoint)(nil)
-	_ relay.Sink     = (*Sink)(nil)
+	_ relay.Endpoint  = (*Endpoint)(nil)
+	_ relay.Sink      = (*Sink)(nil)
+	_ relay.Previewer = (*Sink)(nil)
 )
 
 // Endpoint is one broker, of whose hosts it uses one at a time. Its health is Down without

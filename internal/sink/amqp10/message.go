@@ -7,12 +7,14 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
 	amqp "github.com/Azure/go-amqp"
 
 	"mnsrelay/internal/expr"
+	"mnsrelay/internal/format"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 )
@@ -27,7 +29,7 @@ type Properties struct {
 	To      string `yaml:"to"`
 	ReplyTo string `yaml:"reply_to"`
 	// ContentType is by default what the body is: application/json, text/plain or
-	// application/octet-stream.
+	// application/octet-stream. An event as JSON has that of events whatever this says.
 	ContentType     string `yaml:"content_type"`
 	ContentEncoding string `yaml:"content_encoding"`
 	CorrelationID   string `yaml:"correlation_id"`
@@ -141,8 +143,26 @@ func setTTL(m *amqp.Message, text string) error {
 
 // value is an application property or annotation that is compiled.
 type value struct {
-	name  string
-	typed *expr.Typed
+	name      string
+	extension bool // of an event
+	typed     *expr.Typed
+}
+
+// compileProperties compiles the application properties, and finds texts of extensions that
+// are none.
+func (s *Settings) compileProperties() ([]value, error) {
+	values, err := compileValues(applicationProperties, s.ApplicationProperties)
+	problems := []error{err}
+	for i := range values {
+		v := &values[i]
+		v.extension = s.Format == format.CloudEventsBinary && strings.HasPrefix(v.name, eventPrefix)
+		if text, is := s.ApplicationProperties[v.name].Any().(string); is && v.extension && v.typed.Literal() {
+			if _, err := format.Extension(text); err != nil {
+				problems = append(problems, setting.Problemf(applicationProperties+"."+v.name, "%v", err))
+			}
+		}
+	}
+	return values, errors.Join(problems...)
 }
 
 // compileValues reports every problem at once, joined.
@@ -161,7 +181,7 @@ func compileValues(path string, written map[string]setting.Value) ([]value, erro
 			problems = append(problems, err)
 			continue
 		}
-		values = append(values, value{name, typed})
+		values = append(values, value{name: name, typed: typed})
 	}
 	return values, errors.Join(problems...)
 }
@@ -186,7 +206,6 @@ func (s *Sink) prepare(m *relay.Message) (address string, message *amqp.Message,
 	message.Properties.MessageID = m.ID
 	enqueued := m.EnqueuedAt
 	message.Properties.CreationTime = &enqueued
-	message.Data = [][]byte{m.Body}
 	for _, property := range s.properties {
 		text, err := property.value.Render(in)
 		if err != nil {
@@ -203,12 +222,27 @@ func (s *Sink) prepare(m *relay.Message) (address string, message *amqp.Message,
 			return "", nil, invalid("the property "+property.name, errNoText)
 		}
 	}
-	if message.Properties.ContentType == nil {
-		contentType := m.ContentType()
-		message.Properties.ContentType = &contentType
+	payload, err := s.format.Format(m)
+	if err != nil {
+		return "", nil, err
 	}
+	message.Data = [][]byte{payload.Body}
+	contentType := ""
+	if configured := message.Properties.ContentType; configured != nil {
+		contentType = *configured
+	}
+	if contentType, err = payload.ContentTypeOr(contentType); err != nil {
+		return "", nil, err
+	}
+	message.Properties.ContentType = &contentType
 
-	message.ApplicationProperties = make(map[string]any, len(s.values)+maxRelayProperties)
+	message.ApplicationProperties = make(map[string]any, len(s.values)+len(payload.Attributes)+maxRelayProperties)
+	for _, a := range payload.Attributes {
+		// The time, too, is text, which every reader has to take (binding, 3.1.3.2): JMS has no
+		// properties that are timestamps.
+		message.ApplicationProperties[eventPrefix+a.Name] = a.Value
+		size += len(eventPrefix) + len(a.Name) + len(a.Value)
+	}
 	for _, v := range s.values {
 		rendered, n, err := v.render(in)
 		if err != nil {
@@ -260,6 +294,11 @@ func invalid(what string, err error) error {
 func (v *value) render(in *expr.Input) (rendered any, size int, err error) {
 	if rendered, err = v.typed.Render(in); err != nil {
 		return nil, 0, err
+	}
+	if v.extension && rendered != nil {
+		if rendered, err = format.Extension(rendered); err != nil {
+			return nil, 0, relay.Fail(reasonInvalidProperty, err)
+		}
 	}
 	size, err = textSize(rendered)
 	return rendered, len(v.name) + size, err

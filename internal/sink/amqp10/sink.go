@@ -11,6 +11,7 @@ import (
 	amqp "github.com/Azure/go-amqp"
 
 	"mnsrelay/internal/expr"
+	"mnsrelay/internal/format"
 	"mnsrelay/internal/relay"
 )
 
@@ -45,6 +46,7 @@ type Sink struct {
 	endpoint    *Endpoint
 	settings    Settings
 	address     *expr.Template
+	format      *format.Formatter
 	fixed       *address // nil: each message has its own
 	properties  []property
 	values      []value
@@ -63,10 +65,13 @@ func newSink(e *Endpoint, s Settings) (*Sink, error) {
 	if sink.properties, err = s.Properties.compile(); err != nil {
 		return nil, err
 	}
-	if sink.values, err = compileValues("application_properties", s.ApplicationProperties); err != nil {
+	if sink.format, err = s.Compile(); err != nil {
 		return nil, err
 	}
-	if sink.annotations, err = compileValues("message_annotations", s.MessageAnnotations); err != nil {
+	if sink.values, err = s.compileProperties(); err != nil {
+		return nil, err
+	}
+	if sink.annotations, err = compileValues(annotations, s.MessageAnnotations); err != nil {
 		return nil, err
 	}
 	sink.varies = !sink.address.Literal()
@@ -233,8 +238,8 @@ var errTooLarge = errors.New("the message is larger than the broker allows")
 // outcome is the result of a message that the broker has settled.
 func (s *Sink) outcome(state amqp.DeliveryState) relay.Result {
 	s.endpoint.works(s.fixed)
-	fail := func(outcome relay.Outcome, reason, format string, args ...any) relay.Result {
-		cause := fmt.Errorf("send to %q: %s", s.settings.Address, fmt.Sprintf(format, args...))
+	fail := func(outcome relay.Outcome, reason, text string, args ...any) relay.Result {
+		cause := fmt.Errorf("send to %q: %s", s.settings.Address, fmt.Sprintf(text, args...))
 		return relay.Result{Outcome: outcome, Err: relay.Fail(reason, cause)}
 	}
 	switch state := state.(type) {

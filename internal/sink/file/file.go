@@ -57,6 +57,7 @@ var (
 // Endpoint owns one file. Make it with New.
 type Endpoint struct {
 	open    func() (output, error)
+	path    string         // of the file; where a message decides its name, of the folder
 	name    *expr.Template // of the file in the folder; nil: there is one file
 	log     *zap.Logger
 	health  *relay.Monitor
@@ -87,8 +88,9 @@ type part struct {
 }
 
 var (
-	_ relay.Endpoint = (*Endpoint)(nil)
-	_ relay.Sink     = (*Sink)(nil)
+	_ relay.Endpoint  = (*Endpoint)(nil)
+	_ relay.Sink      = (*Sink)(nil)
+	_ relay.Previewer = (*Sink)(nil)
 )
 
 // New makes the endpoint of a validated Config. What stdout is, is passed in, for
@@ -99,6 +101,7 @@ func New(c *Config, deps relay.SinkDeps, stdout io.Writer) (*Endpoint, error) {
 		return nil, err
 	}
 	e := &Endpoint{
+		path:    c.Path,
 		name:    name,
 		log:     deps.Log,
 		health:  relay.NewMonitor(relay.Down, errNotYet.Error()),
@@ -110,6 +113,7 @@ func New(c *Config, deps relay.SinkDeps, stdout io.Writer) (*Endpoint, error) {
 		out := &stream{w: stdout}
 		e.open = func() (output, error) { return out, nil }
 	case name != nil:
+		e.path = in
 		e.open = func() (output, error) { return openFolder(in) }
 	default:
 		e.open = func() (output, error) { return openDisk(path) }
@@ -281,6 +285,19 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 			done(i, result)
 		}
 	}
+}
+
+// Preview is part of relay.Previewer. The body is the line, with its end.
+func (s *Sink) Preview(m *relay.Message) (relay.Preview, error) {
+	name, err := s.endpoint.nameFor(m)
+	if err != nil {
+		return relay.Preview{}, err
+	}
+	line, err := format.Envelopes([]relay.Message{*m})
+	if err != nil {
+		return relay.Preview{}, relay.Fail(reasonEncode, err)
+	}
+	return relay.Preview{Fields: []relay.Field{{Name: "path", Value: s.endpoint.path + name}}, Body: line}, nil
 }
 
 // lot is the messages of one file.

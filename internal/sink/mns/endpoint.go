@@ -33,6 +33,7 @@ import (
 	"mnsrelay/internal/credentials"
 	"mnsrelay/internal/mns"
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
 )
 
 const (
@@ -55,6 +56,7 @@ var (
 // Endpoint is one queue with its credential. Make it with New.
 type Endpoint struct {
 	settings  Settings
+	endpoint  setting.URL
 	name      string // of the queue
 	refresher *credentials.Refresher
 	queue     *mns.Queue
@@ -77,8 +79,9 @@ type Endpoint struct {
 }
 
 var (
-	_ relay.Endpoint = (*Endpoint)(nil)
-	_ relay.Sink     = (*Sink)(nil)
+	_ relay.Endpoint  = (*Endpoint)(nil)
+	_ relay.Sink      = (*Sink)(nil)
+	_ relay.Previewer = (*Sink)(nil)
 )
 
 // New makes the endpoint of a validated Config. It opens no connection.
@@ -92,6 +95,7 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 	}
 	e := &Endpoint{
 		settings:  c.Settings,
+		endpoint:  c.Endpoint,
 		name:      c.Queue,
 		refresher: credentials.NewRefresher(deps.Name, provider, &keys, credentialDeps),
 		monitor:   relay.NewMonitor(relay.Down, "the credential is being fetched"),

@@ -82,6 +82,18 @@ func (s *Sink) encode(m *relay.Message) (body []byte, err error) {
 	return body, nil
 }
 
+// Preview is part of relay.Previewer. The body is what MNS gets, encoded.
+func (s *Sink) Preview(m *relay.Message) (relay.Preview, error) {
+	body, err := s.encode(m)
+	if err != nil {
+		return relay.Preview{}, s.rejected(err).Err
+	}
+	return relay.Preview{Fields: []relay.Field{
+		{Name: "endpoint", Value: s.endpoint.endpoint.String()},
+		{Name: "queue", Value: s.endpoint.name},
+	}, Body: body}, nil
+}
+
 // send makes one request and answers for its messages.
 func (s *Sink) send(ctx context.Context, r *request, done func(i int, r relay.Result)) {
 	e := s.endpoint
