@@ -146,3 +146,12 @@ tests:
 	require.Equal(t, exitUsage, command(t, "", "test").code)
 	require.Equal(t, exitFailed, command(t, "", "test", key).code)
 }
+
+// The tests of the example configurations pass.
+func TestExamplesAreTested(t *testing.T) {
+	files, err := filepath.Glob("../../configs/tests/*.yaml")
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	got := command(t, "", append([]string{"test"}, files...)...)
+	require.Zero(t, got.code, got.stdout+got.stderr)
+}

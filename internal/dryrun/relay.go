@@ -37,7 +37,7 @@ type route struct {
 type target struct {
 	route, name, kind string
 	required          bool
-	sink              relay.Sink
+	sink              relay.Previewer
 }
 
 // New makes the sinks of a checked configuration. instance is what they call themselves to
@@ -58,7 +58,11 @@ func New(cfg *config.Config, instance string) (*Relay, error) {
 		if err != nil {
 			return target{}, fmt.Errorf("bind sink %q to route %q: %w", t.Sink, routeName, err)
 		}
-		return target{route: routeName, name: t.Sink, kind: kinds[t.Sink], required: t.Required, sink: sink}, nil
+		previewer, can := sink.(relay.Previewer)
+		if !can {
+			return target{}, fmt.Errorf("sink %q does not tell what it would send", t.Sink)
+		}
+		return target{route: routeName, name: t.Sink, kind: kinds[t.Sink], required: t.Required, sink: previewer}, nil
 	}
 	for _, c := range cfg.Sources {
 		s := &source{cfg: c, decoder: &mns.Decoder{Body: mns.BodyEncoding(c.Body), Unwrap: c.Unwrap == "auto"}}
@@ -243,11 +247,7 @@ func (rt *route) explain(m *relay.Message) Route {
 
 func (t *target) preview(m *relay.Message) Delivery {
 	d := Delivery{Route: t.route, Sink: t.name, Type: t.kind, Required: t.required}
-	if p, can := t.sink.(relay.Previewer); can {
-		d.Preview, d.Err = p.Preview(m)
-	} else {
-		d.Preview.Body = m.Body
-	}
+	d.Preview, d.Err = t.sink.Preview(m)
 	return d
 }
 

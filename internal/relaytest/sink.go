@@ -104,6 +104,7 @@ func TestSink(t *testing.T, h SinkHarness) {
 		{"the end of the endpoint closes everything", testEnd},
 		{"the end of the endpoint ends a delivery", testEndWhileBroken},
 		{"settings of a route that do not fit are refused", testOverrides},
+		{"what would be sent is told without a connection", testPreview},
 	} {
 		t.Run(c.promise, func(t *testing.T) { c.test(t, h) })
 	}
@@ -388,6 +389,23 @@ func testOverrides(t *testing.T, h SinkHarness) {
 	require.ErrorIs(t, err, wrong)
 	_, err = far.Endpoint.Bind(func(any) error { return nil })
 	require.NoError(t, err)
+}
+
+func testPreview(t *testing.T, h SinkHarness) {
+	sink, err := h.Start(t).Endpoint.Bind(nil)
+	require.NoError(t, err)
+	previewer, can := sink.(relay.Previewer)
+	require.True(t, can, "a sink tells what it would send: relay.Previewer")
+	m := message("preview-1", []byte("what is sent"))
+	before := clone([]relay.Message{m})[0]
+	p, err := previewer.Preview(&m)
+	require.NoError(t, err)
+	require.True(t, same(before, m), "the message is not changed")
+	require.NotEmpty(t, p.Body)
+	m.ID = strings.Repeat("x", 10)
+	other, err := previewer.Preview(&m)
+	require.NoError(t, err)
+	require.NotEqual(t, p, other, "each message has an id of its own")
 }
 
 // rig is a running endpoint with a sink.
