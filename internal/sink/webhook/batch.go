@@ -276,11 +276,12 @@ func setAll(es []*element, r relay.Result) {
 func (p *poster) postOnce(ctx context.Context, es []*element) (relay.Result, []byte) {
 	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout, errTimeout)
 	defer cancel()
-	request, body := p.newBatchRequest(ctx, es)
+	var seen attempt
+	request, body := p.newBatchRequest(seen.watch(ctx), es)
 	p.setBody(request, body)
 	// Of its full size at once: growing would take several times as much.
 	answer := bytes.NewBuffer(make([]byte, 0, maxAnswer+bytes.MinRead))
-	r := p.send(ctx, request, answer)
+	r := p.send(request, &seen, answer)
 	return r, answer.Bytes()
 }
 

@@ -340,12 +340,13 @@ type poster struct {
 func (p *poster) post(ctx context.Context, m *relay.Message) relay.Result {
 	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout, errTimeout)
 	defer cancel()
-	request, body, err := p.newRequest(ctx, m)
+	var seen attempt
+	request, body, err := p.newRequest(seen.watch(ctx), m)
 	if err != nil {
 		return p.rejected(err)
 	}
 	p.setBody(request, body)
-	return p.send(ctx, request, io.Discard)
+	return p.send(request, &seen, io.Discard)
 }
 
 // rejected is the result of a message of which no request can be made.
@@ -355,11 +356,13 @@ func (p *poster) rejected(err error) relay.Result {
 	return r
 }
 
-// send sends a request and judges its answer, whose body it writes to answer.
-func (p *poster) send(ctx context.Context, request *http.Request, answer io.Writer) relay.Result {
+// send sends a request that seen watches and judges its answer, whose body it writes to
+// answer.
+func (p *poster) send(request *http.Request, seen *attempt, answer io.Writer) relay.Result {
+	ctx := request.Context()
 	// RoundTrip and no http.Client: it follows no redirect, keeps no cookie and
 	// puts no URL into its errors.
-	resp, err := p.endpoint.roundTrip(request)
+	resp, err := p.endpoint.roundTrip(request, seen)
 	if err != nil {
 		err = classify(ctx, err)
 		if p.endpoint.connections.dialer.asked.Load() {
@@ -411,15 +414,10 @@ func (p *poster) send(ctx context.Context, request *http.Request, answer io.Writ
 // was closed before an answer began: a receiver may close it at any time, and just then.
 // Of what it may have got twice the receiver knows the id. net/http itself would go through
 // all idle connections, and does nothing about a connection of HTTP/2 that is reset.
-func (e *Endpoint) roundTrip(request *http.Request) (*http.Response, error) {
-	var reused, answered atomic.Bool
-	traced := request.WithContext(httptrace.WithClientTrace(request.Context(), &httptrace.ClientTrace{
-		GotConn:              func(c httptrace.GotConnInfo) { reused.Store(c.Reused) },
-		GotFirstResponseByte: func() { answered.Store(true) },
-	}))
+func (e *Endpoint) roundTrip(request *http.Request, seen *attempt) (*http.Response, error) {
 	pool := e.transport.get()
-	resp, err := pool.RoundTrip(traced)
-	if err == nil || !reused.Load() || answered.Load() || request.Context().Err() != nil || !isClosed(err) {
+	resp, err := pool.RoundTrip(request)
+	if err == nil || !seen.reused.Load() || seen.answered.Load() || request.Context().Err() != nil || !isClosed(err) {
 		return resp, err
 	}
 	if request.GetBody != nil {
@@ -428,6 +426,19 @@ func (e *Endpoint) roundTrip(request *http.Request) (*http.Response, error) {
 		}
 	}
 	return pool.RoundTrip(request)
+}
+
+// attempt is what net/http tells of the connection of a request.
+type attempt struct {
+	reused, answered atomic.Bool
+	trace            httptrace.ClientTrace
+}
+
+// watch gives the context for the request.
+func (a *attempt) watch(ctx context.Context) context.Context {
+	a.trace.GotConn = func(c httptrace.GotConnInfo) { a.reused.Store(c.Reused) }
+	a.trace.GotFirstResponseByte = func() { a.answered.Store(true) }
+	return httptrace.WithClientTrace(ctx, &a.trace)
 }
 
 // isClosed tells whether an error says that the other side has closed the connection.
