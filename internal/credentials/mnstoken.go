@@ -2,34 +2,20 @@ package credentials
 
 import (
 	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 	"time"
-
-	"github.com/aliyun/alibaba-cloud-sdk-go/sdk"
-	sdkcredentials "github.com/aliyun/alibaba-cloud-sdk-go/sdk/auth/credentials"
-	sdkerrors "github.com/aliyun/alibaba-cloud-sdk-go/sdk/errors"
-	"github.com/aliyun/alibaba-cloud-sdk-go/sdk/requests"
-	"github.com/aliyun/alibaba-cloud-sdk-go/services/dybaseapi"
 
 	"mnsrelay/internal/setting"
 )
 
-// callTimeout ends a call to a credential server, connecting included.
-const callTimeout = 10 * time.Second
-
-// maxAnswer is the most that is read of an answer, in bytes; a token takes about one
-// KiB.
-const maxAnswer = 1 << 20
-
-// opQueryToken is the call that gives a token (Dybaseapi: QueryTokenForMnsQueue).
-const opQueryToken = "QueryTokenForMnsQueue"
+// opQueryToken is the call that gives a token, in this version of Dybaseapi.
+const (
+	opQueryToken  = "QueryTokenForMnsQueue"
+	dybaseVersion = "2017-05-25"
+)
 
 // The APIs of Alicom answer HTTP 200 to what they refuse as well: only codeOK says
 // that the answer holds what was asked for.
@@ -42,10 +28,8 @@ const (
 type mnsToken struct {
 	queue, messageType string
 	ownerID            int64
-	region             string
-	endpoint           *url.URL
+	api                *openAPI
 	base               Provider
-	transport          *http.Transport
 }
 
 func newMNSToken(c *Config, queue string, endpoint *url.URL, base Provider) *mnsToken {
@@ -53,160 +37,77 @@ func newMNSToken(c *Config, queue string, endpoint *url.URL, base Provider) *mns
 		queue:       queue,
 		messageType: c.MessageType,
 		ownerID:     c.OwnerID,
-		region:      c.Region,
-		endpoint:    endpoint,
+		api:         newOpenAPI("Dybaseapi", dybaseVersion, c.Region, endpoint),
 		base:        base,
-		// A connection a call: minutes pass between two, and a stale connection
-		// would cost an attempt.
-		transport: &http.Transport{
-			Proxy:             http.ProxyFromEnvironment,
-			DialContext:       (&net.Dialer{Timeout: callTimeout / 2}).DialContext,
-			DisableKeepAlives: true,
-			ForceAttemptHTTP2: true,
-		},
 	}
 }
 
-// Retrieve asks for a token with fresh keys of the base.
+// Retrieve asks for a token with keys of the base.
 func (m *mnsToken) Retrieve(ctx context.Context) (Keys, error) {
-	base, err := m.base.Retrieve(ctx)
-	if err != nil {
-		return Keys{}, fmt.Errorf("get base keys: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	started := time.Now()
-	answer, served, err := m.query(ctx, base)
-	if err != nil {
-		return Keys{}, fmt.Errorf("get token for queue %q: %w", m.queue, err)
-	}
-	keys, err := token(answer, started, served)
+	keys, err := withBase(ctx, m.base, m.query)
 	if err != nil {
 		return Keys{}, fmt.Errorf("get token for queue %q: %w", m.queue, err)
 	}
 	return keys, nil
 }
 
-// query makes one call. It gives the answer and when, by the server's clock, it was
-// made (zero: unknown).
-func (m *mnsToken) query(ctx context.Context, base Keys) (answer *dybaseapi.QueryTokenForMnsQueueResponse, served time.Time, err error) {
-	status := 0
-	// The SDK takes the answer apart with type assertions that panic.
-	defer func() {
-		if recover() != nil {
-			err = &Error{Op: opQueryToken, Status: status, Message: "the answer is not of the kind that Dybaseapi gives"}
-		}
-	}()
-
-	config := sdk.NewConfig()
-	// The SDK knows no context, follows redirects with the signed query, and reads
-	// bodies of any length.
-	config.Transport = roundTrip(func(request *http.Request) (*http.Response, error) {
-		response, err := m.transport.RoundTrip(request.WithContext(ctx))
-		if err != nil {
-			return nil, err
-		}
-		status = response.StatusCode
-		served, _ = http.ParseTime(response.Header.Get("Date"))
-		if status >= 300 && status < 400 {
-			_ = response.Body.Close()
-			return nil, &Error{Op: opQueryToken, Status: status, Message: "the endpoint answers with a redirect, which is not followed: write the address of Dybaseapi itself"}
-		}
-		response.Body = limited{io.LimitReader(response.Body, maxAnswer), response.Body}
-		return response, nil
-	})
-	client, err := dybaseapi.NewClientWithOptions(m.region, config, &sdkcredentials.StsTokenCredential{
-		AccessKeyId:       base.AccessKeyID,
-		AccessKeySecret:   base.AccessKeySecret.Reveal(),
-		AccessKeyStsToken: base.SecurityToken.Reveal(),
-	})
-	if err != nil {
-		return nil, served, errors.New("make client: the OpenAPI SDK refuses the region or the keys")
-	}
-	client.SetReadTimeout(callTimeout)
-	// A trace would be named after the signed URL.
-	client.SetCloseTrace(true)
-	// Our transport does the proxying. These keep the SDK from failing on values of
-	// the usual variables that it cannot parse, such as HTTPS_PROXY=10.0.0.1:3128.
-	client.SetHttpProxy("http://unused.invalid")
-	client.SetHttpsProxy("http://unused.invalid")
-	client.SetNoProxy("unused.invalid")
-
-	request := dybaseapi.CreateQueryTokenForMnsQueueRequest()
-	request.Scheme = strings.ToUpper(m.endpoint.Scheme)
-	request.Domain = m.endpoint.Host
-	request.QueueName = m.queue
-	request.MessageType = m.messageType
+// query makes one call.
+func (m *mnsToken) query(ctx context.Context, base Keys) (Keys, error) {
+	params := map[string]string{"QueueName": m.queue, "MessageType": m.messageType}
 	if m.ownerID != 0 {
-		request.OwnerId = requests.Integer(strconv.FormatInt(m.ownerID, 10))
+		params["OwnerId"] = strconv.FormatInt(m.ownerID, 10)
 	}
-	answer, err = client.QueryTokenForMnsQueue(request)
+	r, err := m.api.call(ctx, base, opQueryToken, params)
 	if err != nil {
-		return nil, served, queryError(err, status, base)
+		return Keys{}, err
 	}
+	var answer struct {
+		RequestID string `json:"RequestId"`
+		Code      string
+		Message   string
+		Token     struct {
+			AccessKeyID     string `json:"AccessKeyId"`
+			AccessKeySecret string
+			SecurityToken   string
+			CreateTime      string
+			ExpireTime      string
+		} `json:"MessageTokenDTO"`
+	}
+	e := &Error{Op: opQueryToken, Status: r.status}
+	if !json.Valid(r.body) {
+		e.Message = notOf("Dybaseapi")
+		return Keys{}, e
+	}
+	if json.Unmarshal(r.body, &answer) != nil || identifier(answer.Code) == "" {
+		e.RequestID, e.Message = identifier(answer.RequestID), "the answer is not of the kind that Dybaseapi gives"
+		return Keys{}, e
+	}
+	e.Code, e.RequestID, e.Message = answer.Code, identifier(answer.RequestID), clean(answer.Message, base)
 	if answer.Code != codeOK {
-		e := &Error{
-			Op: opQueryToken, Code: identifier(answer.Code), Status: status,
-			RequestID: identifier(answer.RequestId), Message: clean(answer.Message, base),
-		}
-		if e.Code == "" {
-			e.Message = "the answer is not of the kind that Dybaseapi gives"
-		}
-		return nil, served, e
+		return Keys{}, e
 	}
-	return answer, served, nil
-}
-
-// queryError makes an *Error of what the SDK reports.
-func queryError(err error, status int, base Keys) error {
-	var own *Error
-	var server *sdkerrors.ServerError
-	var client *sdkerrors.ClientError
-	switch {
-	case errors.As(err, &own):
-		return own
-	case errors.As(err, &server):
-		e := &Error{
-			Op: opQueryToken, Code: identifier(server.ErrorCode()), Status: server.HttpStatus(),
-			RequestID: identifier(server.RequestId()), Message: clean(server.Message(), base),
-		}
-		if e.Code == "" {
-			e.Message = "the endpoint's answer is not one of Dybaseapi's: check the endpoint"
-		}
-		return e
-	case errors.As(err, &client):
-		return &Error{Op: opQueryToken, Status: status, Message: "the endpoint's answer is not one of Dybaseapi's: check the endpoint"}
+	token := answer.Token
+	if token.AccessKeyID == "" || token.AccessKeySecret == "" || token.SecurityToken == "" {
+		e.Message = "the answer holds no token"
+		return Keys{}, e
 	}
-	return networkError(opQueryToken, err)
-}
-
-// token reads the keys and their end from an answer that says OK.
-func token(answer *dybaseapi.QueryTokenForMnsQueueResponse, started, served time.Time) (Keys, error) {
-	dto := &answer.MessageTokenDTO
-	refuse := func(message string) (Keys, error) {
-		return Keys{}, &Error{
-			Op: opQueryToken, Code: codeOK, Status: answer.GetHttpStatus(),
-			RequestID: identifier(answer.RequestId), Message: message,
-		}
-	}
-	if dto.AccessKeyId == "" || dto.AccessKeySecret == "" || dto.SecurityToken == "" {
-		return refuse("the answer holds no token")
-	}
-	expire, err := parseBeijing(dto.ExpireTime)
+	expire, err := parseBeijing(token.ExpireTime)
 	if err != nil {
-		return refuse("the answer's ExpireTime is not a time")
+		e.Message = "the answer's ExpireTime is not a time"
+		return Keys{}, e
 	}
 	// A missing or unreadable CreateTime is the zero time: then only ExpireTime tells.
-	create, _ := parseBeijing(dto.CreateTime)
-	remaining := remainingLife(create, expire, started, time.Now(), served)
+	create, _ := parseBeijing(token.CreateTime)
+	remaining := remainingLife(create, expire, r.started, r.received, r.served)
 	if remaining <= 0 {
-		return refuse("the token that came has ended already")
+		e.Message = "the token that came has ended already"
+		return Keys{}, e
 	}
 	return Keys{
-		AccessKeyID:     dto.AccessKeyId,
-		AccessKeySecret: setting.NewSecret(dto.AccessKeySecret),
-		SecurityToken:   setting.NewSecret(dto.SecurityToken),
-		Expires:         started.Add(remaining),
+		AccessKeyID:     token.AccessKeyID,
+		AccessKeySecret: setting.NewSecret(token.AccessKeySecret),
+		SecurityToken:   setting.NewSecret(token.SecurityToken),
+		Expires:         r.started.Add(remaining),
 	}, nil
 }
 
@@ -242,14 +143,4 @@ func remainingLife(create, expire, started, received, served time.Time) time.Dur
 		return life - age + spent
 	}
 	return life
-}
-
-type roundTrip func(*http.Request) (*http.Response, error)
-
-func (f roundTrip) RoundTrip(request *http.Request) (*http.Response, error) { return f(request) }
-
-// limited reads a part of a body and closes the whole.
-type limited struct {
-	io.Reader
-	io.Closer
 }
