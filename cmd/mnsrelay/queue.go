@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -120,7 +121,7 @@ func (f *queueFlags) find(cmd *cobra.Command) (config.Source, error) {
 		Region:      preset.Region,
 		Endpoint:    setting.NewURL(preset.TokenEndpoint),
 	}
-	source.Credentials.Defaults()
+	source.Credentials.Defaults(os.Getenv)
 	return source, nil
 }
 

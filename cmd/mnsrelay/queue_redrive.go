@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"text/tabwriter"
 	"time"
@@ -227,7 +228,7 @@ func deadLetterQueue(cmd *cobra.Command, cfg *config.Config, source config.Sourc
 // takes longer than a token lives. It waits for the first keys.
 func (f *redriveFlags) connect(ctx context.Context, refreshing *sync.WaitGroup, e end) (*mns.Queue, error) {
 	keys := e.credentials
-	keys.Defaults()
+	keys.Defaults(os.Getenv)
 	deps := credentials.Deps{Queue: e.queue, Log: zap.NewNop()}
 	provider, err := keys.Provider(deps)
 	if err != nil {

@@ -20,6 +20,9 @@ func setKeys(t *testing.T, id, secret string) {
 	t.Setenv("ALIBABA_CLOUD_ACCESS_KEY_ID", id)
 	t.Setenv("ALIBABA_CLOUD_ACCESS_KEY_SECRET", secret)
 	t.Setenv("ALIBABA_CLOUD_SECURITY_TOKEN", "")
+	// Nothing but these keys is found.
+	t.Setenv("ALIBABA_CLOUD_ECS_METADATA_DISABLED", "true")
+	t.Setenv("HOME", t.TempDir())
 }
 
 func TestEmulatorSaysWhatToSet(t *testing.T) {
@@ -165,7 +168,7 @@ func TestQueueFailuresSayWhatToDo(t *testing.T) {
 		{"no queue", emulator.DemoAccessKeyID, emulator.DemoAccessKeySecret, url, "nothing", []string{"QueueNotExist", "check the endpoint and the name"}},
 		{"wrong secret", emulator.DemoAccessKeyID, "hush-hush", url, "orders", []string{"SignatureDoesNotMatch", "check the access key"}},
 		{"unknown key", "someone", "hush-hush", url, "orders", []string{"InvalidAccessKeyId", "check the access key"}},
-		{"no keys", "", "", url, "orders", []string{"set ALIBABA_CLOUD_ACCESS_KEY_ID"}},
+		{"no keys", "", "", url, "orders", []string{"there are none in the environment (ALIBABA_CLOUD_ACCESS_KEY_ID and"}},
 		{"no server", emulator.DemoAccessKeyID, "hush-hush", "http://127.0.0.1:1", "orders", []string{"connection refused"}},
 	}
 	for _, tt := range tests {

@@ -28,6 +28,7 @@ import (
 	"go.uber.org/zap"
 
 	"mnsrelay/internal/config"
+	"mnsrelay/internal/credentials"
 	"mnsrelay/internal/httpapi"
 	"mnsrelay/internal/ledger"
 	"mnsrelay/internal/relay"
@@ -57,8 +58,10 @@ type App struct {
 	metrics *metrics
 	shared  *relay.Room
 	ledger  ledger.Ledger
-	api     *httpapi.Server
-	addr    atomic.Pointer[net.TCPAddr]
+	// credentials are those of all sources.
+	credentials *credentials.Pool
+	api         *httpapi.Server
+	addr        atomic.Pointer[net.TCPAddr]
 
 	ready    atomic.Bool
 	draining atomic.Bool
@@ -93,11 +96,12 @@ var ErrDrainCut = errors.New("the drain was cut short; what was not confirmed co
 func New(cfg *config.Config, deps Deps) (*App, error) {
 	a := &App{
 		deps: deps, log: deps.Log, started: time.Now(), metrics: newMetrics(deps.Registry),
-		shared:  relay.NewRoom(cfg.InFlight.Messages, int64(cfg.InFlight.Bytes)),
-		reloads: make(chan reload),
-		stats:   make(map[string]*relay.Stats),
-		paused:  make(map[string]string),
-		loaded:  loaded{generation: 1, digest: cfg.Digest, at: time.Now()},
+		credentials: credentials.NewPool(),
+		shared:      relay.NewRoom(cfg.InFlight.Messages, int64(cfg.InFlight.Bytes)),
+		reloads:     make(chan reload),
+		stats:       make(map[string]*relay.Stats),
+		paused:      make(map[string]string),
+		loaded:      loaded{generation: 1, digest: cfg.Digest, at: time.Now()},
 	}
 	var err error
 	if a.ledger, err = ledger.Open(cfg.Ledger, ledger.Deps{Log: deps.Log}); err != nil {

@@ -38,12 +38,11 @@ func (a *App) newSource(c config.Source, routes config.Routes, sinks map[string]
 		cfg: c, stats: a.statsOf(c.Name), sinks: make(map[string]*sink), ended: make(chan struct{}),
 		log: a.deps.Log.With(zap.String("source", c.Name)),
 	}
-	credentialDeps := credentials.Deps{Queue: c.Queue, Log: s.log}
-	provider, err := c.Credentials.Provider(credentialDeps)
-	if err != nil {
+	var err error
+	// Sources that have the same credential share its refresher, over reloads too.
+	if s.refresher, err = a.credentials.Refresher(c.Name, &c.Credentials, credentials.Deps{Queue: c.Queue, Log: s.log}); err != nil {
 		return nil, err
 	}
-	s.refresher = credentials.NewRefresher(c.Name, provider, &c.Credentials, credentialDeps)
 	s.queue, err = mns.NewSource(mns.Config{
 		Name: c.Name, Endpoint: c.Endpoint.Reveal(), Queue: c.Queue, Wait: c.Wait,
 	}, mns.Deps{

@@ -202,17 +202,23 @@ func (d *decoder) checkCredentials(path string, s *Source) {
 	if u, err := c.Endpoint.Parse(); err == nil && u.Scheme == "http" && !loopback(u.Hostname()) {
 		d.warn(join(path, "endpoint"), "is http://: the token's secret crosses the network unencrypted; write https://")
 	}
-	if c.Base == nil || c.Base.Type != credentials.TypeDefault {
-		return
-	}
-	var unset []string
-	for _, name := range []string{accessKeyID, accessKeySecret} {
-		if value, _ := d.env.lookup(name); value == "" {
-			unset = append(unset, name)
+	d.checkChain(path, c)
+}
+
+// checkChain warns where nothing is set for the default chain: the profile file and the
+// role of an ECS instance remain, which only mnsrelay check can find out about.
+func (d *decoder) checkChain(path string, c *credentials.Config) {
+	for at := c; at != nil; at = at.Base {
+		if at.Type != credentials.TypeDefault {
+			continue
 		}
-	}
-	if len(unset) > 0 {
-		d.checked(path, "no keys to ask for a token with: set %s in the environment, or write access_key_id and access_key_secret under credentials", list(unset, "and"))
+		for _, name := range []string{credentials.VariableAccessKeyID, credentials.VariableOIDCTokenFile, credentials.VariableURI} {
+			if d.getenv(name) != "" {
+				return
+			}
+		}
+		d.warn(path, "no keys are set in the environment (%s, %s or %s): what remains is a profile in ~/.aliyun/config.json or the RAM role of an ECS instance; mnsrelay check tells whether there is one",
+			credentials.VariableAccessKeyID, credentials.VariableOIDCTokenFile, credentials.VariableURI)
 	}
 }
 

@@ -202,7 +202,7 @@ func TestPresetsGiveWay(t *testing.T) {
 	s := c.Sources[0]
 	require.Equal(t, "alicom-cn", s.Preset)
 	require.Equal(t, "https://1.mns.cn-hangzhou.aliyuncs.com", s.Endpoint.Reveal())
-	require.Equal(t, credentials.Config{Type: credentials.TypeStatic, AccessKeyID: "id", AccessKeySecret: setting.NewSecret("secret").AsWritten()}, s.Credentials)
+	require.Equal(t, credentials.Config{Type: credentials.TypeStatic, AccessKeyID: setting.NewSecret("id").AsWritten(), AccessKeySecret: setting.NewSecret("secret").AsWritten()}, s.Credentials)
 }
 
 func TestPresetsCanBeNamedOrRefused(t *testing.T) {
@@ -270,7 +270,7 @@ sinks:
 	require.Equal(t, "other", c.Sources[1].Queue, "what is written in the mapping wins")
 	require.Equal(t, 5*time.Second, c.Sources[1].Wait, "the first of those merged wins")
 	require.Equal(t, 3, c.Sources[1].BatchSize)
-	require.Equal(t, "own", c.Sources[2].Credentials.AccessKeyID)
+	require.Equal(t, "own", c.Sources[2].Credentials.AccessKeyID.Reveal())
 	require.Equal(t, "secret", c.Sources[2].Credentials.AccessKeySecret.Reveal())
 }
 
@@ -343,6 +343,31 @@ func TestUserInfoIsEncoded(t *testing.T) {
 		require.True(t, is)
 		require.Equal(t, want, events.URL.Reveal(), written)
 	}
+}
+
+// Where nothing is set for the default chain, it is said what remains; roles take what ACK
+// sets in a pod.
+func TestCredentialsFromTheEnvironment(t *testing.T) {
+	t.Parallel()
+	text := []byte(with(`queue: orders
+    endpoint: https://1.mns.cn-hangzhou.aliyuncs.com
+    credentials: {type: static, access_key_id: id, access_key_secret: secret}
+`, "queue: Alicom-Queue-1-SmsUp\n"))
+	_, warnings, err := config.Parse("relay.yaml", text, environment(nil, nil))
+	require.NoError(t, err)
+	require.Len(t, warnings, 1)
+	require.Contains(t, warnings[0].Message, "no keys are set in the environment")
+	_, warnings, err = config.Parse("relay.yaml", text, environment(map[string]string{"ALIBABA_CLOUD_OIDC_TOKEN_FILE": "/token"}, nil))
+	require.NoError(t, err)
+	require.Empty(t, warnings)
+
+	c, _, err := config.Parse("relay.yaml", []byte(with("{type: static, access_key_id: id, access_key_secret: secret}", "{type: oidc_role_arn}")), environment(map[string]string{
+		"ALIBABA_CLOUD_OIDC_TOKEN_FILE": "/token", "ALIBABA_CLOUD_ROLE_ARN": "acs:ram::1:role/relay", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN": "acs:ram::1:oidc-provider/ack",
+	}, nil))
+	require.NoError(t, err)
+	require.Equal(t, "/token", c.Sources[0].Credentials.OIDCTokenFile)
+	require.Equal(t, "https://sts.aliyuncs.com", c.Sources[0].Credentials.Endpoint.Reveal())
+	require.Regexp(t, `role_arn: "acs:ram::1:role/relay" +# environment ALIBABA_CLOUD_ROLE_ARN`, string(c.YAML()))
 }
 
 func TestWarnings(t *testing.T) {

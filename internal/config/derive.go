@@ -94,9 +94,12 @@ func (d *decoder) deriveSource(s *Source) {
 		s.MaxReceives = deadLetterReceives
 		d.derived(join(path, "max_receives"), "default with a dead_letter")
 	}
-	s.Credentials.Defaults()
-	for base := s.Credentials.Base; base != nil && base.Type == credentials.TypeDefault; base = base.Base {
-		d.derived(join(path, "credentials.base.type"), "default: environment "+accessKeyID+", "+accessKeySecret)
+	hadBase := s.Credentials.Base != nil
+	for _, v := range s.Credentials.Defaults(d.getenv) {
+		d.derived(join(join(path, "credentials"), v.Path), v.Origin)
+	}
+	if s.Credentials.Base != nil && !hadBase {
+		d.derived(join(path, "credentials.base.type"), "default: the first of environment, RRSA, profile, ECS role, credentials URI that has keys")
 	}
 }
 
@@ -132,11 +135,10 @@ func (d *decoder) derived(path, origin string) {
 	}
 }
 
-// The variables of the default chain.
-const (
-	accessKeyID     = "ALIBABA_CLOUD_ACCESS_KEY_ID"
-	accessKeySecret = "ALIBABA_CLOUD_ACCESS_KEY_SECRET"
-)
+func (d *decoder) getenv(name string) string {
+	value, _ := d.env.lookup(name)
+	return value
+}
 
 // sinkTypes are the types of sink in order.
 func sinkTypes(table map[string]func() sink.Config) []string {

@@ -1,10 +1,10 @@
 package credentials
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -19,8 +19,7 @@ import (
 // Type is a way to get keys.
 type Type string
 
-// The types. TypeDefault is the chain of the usual places; so far it is known only
-// as the base of an mns_token, and looks into the environment only.
+// The types. TypeDefault looks for keys in the usual places: see chain.
 const (
 	TypeStatic         Type = "static"
 	TypeMNSToken       Type = "mns_token"
@@ -40,72 +39,251 @@ const (
 // where the configuration does not say.
 const DefaultRefreshBefore = 2 * time.Minute
 
+// defaultSession is the name of a role's session where nothing says another: RAM's logs
+// show it.
+const defaultSession = "mnsrelay"
+
+// Limits of a role's session (STS: AssumeRole).
+const (
+	minDuration = 15 * time.Minute
+	maxDuration = 12 * time.Hour
+)
+
 // Config is the credentials block of a source.
 type Config struct {
 	Type Type `yaml:"type"`
 	// MessageType is what kind of messages the queue of an mns_token holds: one of
 	// MessageTypes or a newer one.
 	MessageType string `yaml:"message_type"`
-	// AccessKeyID and the two below are the keys of type static and, for an
-	// mns_token, a short form of a static base.
-	AccessKeyID     string         `yaml:"access_key_id"`
+	// AccessKeyID and the two below are the keys of type static and, for an mns_token or
+	// a ram_role_arn, a short form of a static base. From files they are read again.
+	AccessKeyID     setting.Secret `yaml:"access_key_id"`
 	AccessKeySecret setting.Secret `yaml:"access_key_secret"`
 	SecurityToken   setting.Secret `yaml:"security_token"`
-	// Region and Endpoint are where the tokens come from. The endpoint is a URL of
-	// a host alone, https or http.
+	// Region and Endpoint are where the keys come from: Dybaseapi for an mns_token, STS
+	// for a role, the metadata server for an ecs_ram_role. The endpoint is a URL of a host
+	// alone, https or http.
 	Region   string      `yaml:"region"`
 	Endpoint setting.URL `yaml:"endpoint"`
 	// OwnerID is the account that a partner's mns_token is asked for; 0: the
 	// caller's own.
 	OwnerID int64 `yaml:"owner_id"`
+	// RoleARN is the role that a ram_role_arn or oidc_role_arn takes on.
+	RoleARN string `yaml:"role_arn"`
+	// SessionName names its sessions in the logs of RAM: 2 to 64 of A-Z a-z 0-9 . @ - _.
+	SessionName string `yaml:"session_name"`
+	// ExternalID is what the role's trust policy may ask for.
+	ExternalID string `yaml:"external_id"`
+	// Policy is a RAM policy, as JSON, that narrows what the session may do.
+	Policy string `yaml:"policy"`
+	// Duration is how long a session lasts, 15m to 12h and no longer than the role allows;
+	// 0: as long as STS gives, an hour.
+	Duration time.Duration `yaml:"duration"`
+	// OIDCProviderARN and OIDCTokenFile are the identity provider of the cluster and the
+	// projected token of the pod.
+	OIDCProviderARN string `yaml:"oidc_provider_arn"`
+	OIDCTokenFile   string `yaml:"oidc_token_file"`
+	// RoleName is the role of the instance; empty: the one that it has.
+	RoleName string `yaml:"role_name"`
+	// URI is what a credentials_uri asks.
+	URI setting.URL `yaml:"uri"`
 	// RefreshBefore is how long before their end temporary keys are replaced, at
 	// most a third of their life.
 	RefreshBefore time.Duration `yaml:"refresh_before"`
-	// Base gets the keys with which an mns_token is asked for. Nil, and no keys
-	// above: the default chain.
+	// Base gets the keys with which an mns_token or a ram_role_arn is asked for. Nil, and
+	// no keys above: the default chain.
 	Base *Config `yaml:"base"`
 }
 
-// Defaults sets what the configuration left out and what has a default.
-func (c *Config) Defaults() {
-	if c.Type != TypeMNSToken {
-		return
+// Derived is a value that Defaults has set, and where it came from.
+type Derived struct{ Path, Origin string }
+
+// Defaults sets what the configuration left out and what has a default. getenv gives the
+// variables of the environment. It tells what it found there.
+func (c *Config) Defaults(getenv func(string) string) []Derived {
+	if c.RefreshBefore == 0 && c.Type != TypeStatic && c.Type != "" {
+		c.RefreshBefore = DefaultRefreshBefore
 	}
-	if c.Region == "" {
-		c.Region = Presets()[0].Region
+	return c.defaults(getenv)
+}
+
+func (c *Config) defaults(getenv func(string) string) (derived []Derived) {
+	fromEnvironment := func(into *string, path, variable string) {
+		if *into == "" && getenv(variable) != "" {
+			*into = getenv(variable)
+			derived = append(derived, Derived{path, "environment " + variable})
+		}
 	}
-	if c.Endpoint.IsZero() {
-		for _, p := range Presets() {
-			if p.Region == c.Region {
-				c.Endpoint = setting.NewURL(p.TokenEndpoint)
+	switch c.Type {
+	case TypeMNSToken:
+		if c.Region == "" {
+			c.Region = Presets()[0].Region
+		}
+		if c.Endpoint.IsZero() {
+			for _, p := range Presets() {
+				if p.Region == c.Region {
+					c.Endpoint = setting.NewURL(p.TokenEndpoint)
+				}
+			}
+		}
+	case TypeOIDCRoleARN:
+		fromEnvironment(&c.RoleARN, "role_arn", VariableRoleARN)
+		fromEnvironment(&c.OIDCProviderARN, "oidc_provider_arn", VariableOIDCProviderARN)
+		fromEnvironment(&c.OIDCTokenFile, "oidc_token_file", VariableOIDCTokenFile)
+		fromEnvironment(&c.SessionName, "session_name", VariableSessionName)
+	case TypeECSRAMRole:
+		fromEnvironment(&c.RoleName, "role_name", VariableRoleName)
+		if c.Endpoint.IsZero() {
+			c.Endpoint = setting.NewURL(metadataAddress)
+		}
+	case TypeCredentialsURI:
+		if value := getenv(VariableURI); c.URI.IsZero() && value != "" {
+			c.URI = setting.NewURL(value)
+			derived = append(derived, Derived{"uri", "environment " + VariableURI})
+		}
+	case TypeStatic, TypeRAMRoleARN, TypeDefault:
+	}
+	if c.isRole() {
+		if c.SessionName == "" {
+			c.SessionName = defaultSession
+		}
+		if c.Endpoint.IsZero() {
+			c.Endpoint = setting.NewURL("https://sts.aliyuncs.com")
+			if c.Region != "" && isWord(c.Region) {
+				c.Endpoint = setting.NewURL("https://sts." + c.Region + ".aliyuncs.com")
 			}
 		}
 	}
-	if c.RefreshBefore == 0 {
-		c.RefreshBefore = DefaultRefreshBefore
+	if !c.hasBase() {
+		return derived
 	}
-	if c.Base == nil && c.AccessKeyID == "" && c.AccessKeySecret.IsZero() && c.SecurityToken.IsZero() {
+	if c.Base == nil && !c.hasKeys() {
 		c.Base = &Config{Type: TypeDefault}
 	}
 	if c.Base != nil {
-		c.Base.Defaults()
+		for _, d := range c.Base.defaults(getenv) {
+			derived = append(derived, Derived{"base." + d.Path, d.Origin})
+		}
 	}
+	return derived
+}
+
+func (c *Config) isRole() bool  { return c.Type == TypeRAMRoleARN || c.Type == TypeOIDCRoleARN }
+func (c *Config) hasBase() bool { return c.Type == TypeMNSToken || c.Type == TypeRAMRoleARN }
+func (c *Config) hasKeys() bool {
+	return !c.AccessKeyID.IsZero() || !c.AccessKeySecret.IsZero() || !c.SecurityToken.IsZero()
 }
 
 // Validate reports every problem at once, joined, each a *setting.Problem. Call
 // Defaults before.
-func (c *Config) Validate() error {
+func (c *Config) Validate() error { return errors.Join(c.problems(typeList)...) }
+
+func (c *Config) problems(types string) (problems []error) {
+	report := func(path, format string, args ...any) {
+		problems = append(problems, setting.Problemf(path, format, args...))
+	}
+	required := func(value, path, what string) {
+		if value == "" {
+			report(path, "required: write %s", what)
+		}
+	}
 	switch c.Type {
 	case TypeStatic:
-		return errors.Join(append(c.staticProblems(), c.foreignProblems()...)...)
+		problems = c.keyProblems()
 	case TypeMNSToken:
-		return errors.Join(c.mnsTokenProblems()...)
-	case TypeRAMRoleARN, TypeOIDCRoleARN, TypeECSRAMRole, TypeCredentialsURI, TypeDefault:
-		return setting.NotSupportedYet("type", string(c.Type))
+		switch {
+		case c.MessageType == "":
+			report("message_type", "required: write what the queue holds, the last part of its name, as in SmsReport")
+		case !isWord(c.MessageType):
+			report("message_type", "not a message type: write letters and digits, as in SmsReport")
+		}
+		required(c.Region, "region", "a region, as in cn-hangzhou")
+		if c.OwnerID < 0 {
+			report("owner_id", "negative: write the account's number")
+		}
+	case TypeRAMRoleARN:
+		required(c.RoleARN, "role_arn", "the role to take on, as in acs:ram::1234567890123456:role/mnsrelay")
+	case TypeOIDCRoleARN:
+		required(c.RoleARN, "role_arn", "the role to take on, as in acs:ram::1234567890123456:role/mnsrelay, or set "+VariableRoleARN)
+		required(c.OIDCProviderARN, "oidc_provider_arn", "the provider of the cluster, as in acs:ram::1234567890123456:oidc-provider/ack-rrsa-CLUSTER, or set "+VariableOIDCProviderARN)
+		required(c.OIDCTokenFile, "oidc_token_file", "the file of the projected token, or set "+VariableOIDCTokenFile)
+	case TypeECSRAMRole:
+		if c.RoleName != "" && !isWord(c.RoleName) {
+			report("role_name", "not the name of a role: write letters, digits and hyphens")
+		}
+	case TypeCredentialsURI:
+		if u, err := c.URI.Parse(); c.URI.IsZero() {
+			report("uri", "required: write the address that gives keys, or set %s", VariableURI)
+		} else if err != nil || u.Scheme != "http" && u.Scheme != "https" {
+			report("uri", "not an http or https address")
+		}
+	case TypeDefault:
 	case "":
-		return setting.Problemf("type", "required: write %s", typeList)
+		return []error{setting.Problemf("type", "required: write %s", types)}
+	default:
+		return []error{setting.Problemf("type", "no such type: write %s", types)}
 	}
-	return setting.Problemf("type", "no such type: write %s", typeList)
+	if c.isRole() {
+		problems = append(problems, c.roleProblems()...)
+	}
+	if c.Region != "" && !isWord(c.Region) {
+		report("region", "not a region: write letters, digits and hyphens, as in cn-hangzhou")
+	}
+	if c.Type == TypeMNSToken || c.isRole() || c.Type == TypeECSRAMRole {
+		if err := checkEndpoint(c.Endpoint); err != nil {
+			report("endpoint", "%s", err.Error())
+		}
+	}
+	if c.RefreshBefore < 0 {
+		report("refresh_before", "negative: write a duration, as in 2m")
+	}
+	if c.hasBase() {
+		problems = append(problems, c.baseProblems()...)
+	}
+	return append(problems, c.foreignProblems()...)
+}
+
+// roleProblems checks what both ways to a role have in common.
+func (c *Config) roleProblems() (problems []error) {
+	report := func(path, format string, args ...any) {
+		problems = append(problems, setting.Problemf(path, format, args...))
+	}
+	if c.RoleARN != "" && !regexp.MustCompile(`^acs:ram::[0-9]+:role/\S+$`).MatchString(c.RoleARN) {
+		report("role_arn", "not the ARN of a role: write it as in acs:ram::1234567890123456:role/mnsrelay")
+	}
+	if !regexp.MustCompile(`^[A-Za-z0-9.@_-]{2,64}$`).MatchString(c.SessionName) {
+		report("session_name", "write 2 to 64 letters, digits and . @ - _")
+	}
+	if c.Policy != "" && !json.Valid([]byte(c.Policy)) {
+		report("policy", "not JSON: write a RAM policy, with Version and Statement")
+	}
+	if c.Duration != 0 && (c.Duration < minDuration || c.Duration > maxDuration || c.Duration%time.Second != 0) {
+		report("duration", "is %v: write whole seconds from %v to %v", c.Duration, minDuration, maxDuration)
+	}
+	return problems
+}
+
+// baseProblems checks the keys with which others are asked for.
+func (c *Config) baseProblems() (problems []error) {
+	switch {
+	case c.hasKeys() && c.Base != nil:
+		problems = append(problems, setting.Problemf("base", "given along with keys: write either base or access_key_id and access_key_secret"))
+	case c.hasKeys():
+		problems = c.keyProblems()
+	case c.Base != nil && c.Base.Type == TypeMNSToken:
+		problems = append(problems, setting.Problemf("base.type", "an mns_token is good for its queue only: write %s", baseTypeList))
+	case c.Base != nil:
+		if c.Base.RefreshBefore != 0 {
+			problems = append(problems, setting.Problemf("base.refresh_before", "has no meaning in a base, whose keys are replaced after two thirds of their life: remove it"))
+		}
+		for _, err := range c.Base.problems(baseTypeList) {
+			if p, ok := errors.AsType[*setting.Problem](err); ok {
+				err = &setting.Problem{Path: strings.TrimSuffix("base."+p.Path, "."), Message: p.Message}
+			}
+			problems = append(problems, err)
+		}
+	}
+	return problems
 }
 
 // Warnings reports what works and is better changed, each a *setting.Problem.
@@ -121,100 +299,69 @@ func (c *Config) Warnings() []error {
 	return []error{setting.Problemf("endpoint", "is http://: the token and its secret travel unencrypted; write https://")}
 }
 
-// staticProblems checks keys that are written out.
-func (c *Config) staticProblems() (problems []error) {
-	if c.AccessKeyID == "" {
+// keyProblems checks keys that are written out.
+func (c *Config) keyProblems() (problems []error) {
+	if c.AccessKeyID.IsZero() {
 		problems = append(problems, setting.Problemf("access_key_id", "required: write the access key id, as in ${ALIBABA_CLOUD_ACCESS_KEY_ID}"))
 	}
 	if c.AccessKeySecret.IsZero() {
 		problems = append(problems, setting.Problemf("access_key_secret", "required: write the secret of access_key_id, as in ${file:/run/secrets/access-key-secret}"))
 	}
-	for _, s := range []struct{ path, value string }{
+	for _, s := range []struct {
+		path  string
+		value setting.Secret
+	}{
 		{"access_key_id", c.AccessKeyID},
-		{"access_key_secret", c.AccessKeySecret.Reveal()},
-		{"security_token", c.SecurityToken.Reveal()},
+		{"access_key_secret", c.AccessKeySecret},
+		{"security_token", c.SecurityToken},
 	} {
-		if strings.ContainsFunc(s.value, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
+		if !isKey(s.value.Reveal()) {
 			problems = append(problems, setting.Problemf(s.path, "holds a space or a line break: write it without"))
 		}
 	}
 	return problems
 }
 
-// foreignProblems refuses what only an mns_token has.
+// isKey tells whether a text can be a key or a token.
+func isKey(text string) bool {
+	return !strings.ContainsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) })
+}
+
+// foreignProblems refuses what has no meaning for the type.
 func (c *Config) foreignProblems() (problems []error) {
+	type types []Type
+	keys := types{TypeStatic, TypeMNSToken, TypeRAMRoleARN}
+	roles := types{TypeRAMRoleARN, TypeOIDCRoleARN}
 	for _, s := range []struct {
 		path string
 		set  bool
+		of   types
 	}{
-		{"message_type", c.MessageType != ""},
-		{"region", c.Region != ""},
-		{"endpoint", !c.Endpoint.IsZero()},
-		{"owner_id", c.OwnerID != 0},
-		{"refresh_before", c.RefreshBefore != 0},
-		{"base", c.Base != nil},
+		{"message_type", c.MessageType != "", types{TypeMNSToken}},
+		{"access_key_id", !c.AccessKeyID.IsZero(), keys},
+		{"access_key_secret", !c.AccessKeySecret.IsZero(), keys},
+		{"security_token", !c.SecurityToken.IsZero(), keys},
+		{"region", c.Region != "", append(types{TypeMNSToken}, roles...)},
+		{"endpoint", !c.Endpoint.IsZero(), append(types{TypeMNSToken, TypeECSRAMRole}, roles...)},
+		{"owner_id", c.OwnerID != 0, types{TypeMNSToken}},
+		{"role_arn", c.RoleARN != "", roles},
+		{"session_name", c.SessionName != "", roles},
+		{"external_id", c.ExternalID != "", types{TypeRAMRoleARN}},
+		{"policy", c.Policy != "", roles},
+		{"duration", c.Duration != 0, roles},
+		{"oidc_provider_arn", c.OIDCProviderARN != "", types{TypeOIDCRoleARN}},
+		{"oidc_token_file", c.OIDCTokenFile != "", types{TypeOIDCRoleARN}},
+		{"role_name", c.RoleName != "", types{TypeECSRAMRole}},
+		{"uri", !c.URI.IsZero(), types{TypeCredentialsURI}},
+		{"refresh_before", c.RefreshBefore != 0, append(types{TypeMNSToken, TypeECSRAMRole, TypeCredentialsURI, TypeDefault}, roles...)},
+		{"base", c.Base != nil, types{TypeMNSToken, TypeRAMRoleARN}},
 	} {
-		if s.set {
-			problems = append(problems, setting.Problemf(s.path, "has no meaning for type %s: remove it, or write type: mns_token", c.Type))
-		}
-	}
-	return problems
-}
-
-func (c *Config) mnsTokenProblems() (problems []error) {
-	switch {
-	case c.MessageType == "":
-		problems = append(problems, setting.Problemf("message_type", "required: write what the queue holds, the last part of its name, as in SmsReport"))
-	case !isWord(c.MessageType):
-		problems = append(problems, setting.Problemf("message_type", "not a message type: write letters and digits, as in SmsReport"))
-	}
-	switch {
-	case c.Region == "":
-		problems = append(problems, setting.Problemf("region", "required: write a region, as in cn-hangzhou"))
-	case !isWord(c.Region):
-		problems = append(problems, setting.Problemf("region", "not a region: write letters, digits and hyphens, as in cn-hangzhou"))
-	}
-	if err := checkEndpoint(c.Endpoint); err != nil {
-		problems = append(problems, setting.Problemf("endpoint", "%s", err.Error()))
-	}
-	if c.RefreshBefore < 0 {
-		problems = append(problems, setting.Problemf("refresh_before", "negative: write a duration, as in 2m"))
-	}
-	if c.OwnerID < 0 {
-		problems = append(problems, setting.Problemf("owner_id", "negative: write the account's number"))
-	}
-	keys := c.AccessKeyID != "" || !c.AccessKeySecret.IsZero() || !c.SecurityToken.IsZero()
-	switch {
-	case keys && c.Base != nil:
-		problems = append(problems, setting.Problemf("base", "given along with keys: write either base or access_key_id and access_key_secret"))
-	case keys:
-		problems = append(problems, c.staticProblems()...)
-	case c.Base != nil:
-		problems = append(problems, c.Base.baseProblems()...)
-	}
-	return problems
-}
-
-// baseProblems checks the base of an mns_token; paths are below it.
-func (c *Config) baseProblems() (problems []error) {
-	switch c.Type {
-	case TypeStatic:
-		problems = append(c.staticProblems(), c.foreignProblems()...)
-	case TypeDefault:
-		problems = c.foreignProblems()
-		if c.AccessKeyID != "" || !c.AccessKeySecret.IsZero() || !c.SecurityToken.IsZero() {
-			problems = append(problems, setting.Problemf("type", "default finds keys by itself: write type: static to give them"))
-		}
-	case TypeRAMRoleARN, TypeOIDCRoleARN, TypeECSRAMRole, TypeCredentialsURI:
-		problems = []error{setting.NotSupportedYet("type", string(c.Type))}
-	case TypeMNSToken:
-		problems = []error{setting.Problemf("type", "an mns_token cannot be the base of another: write %s", baseTypeList)}
-	default:
-		problems = []error{setting.Problemf("type", "no such type: write %s", baseTypeList)}
-	}
-	for i, err := range problems {
-		if p, ok := errors.AsType[*setting.Problem](err); ok {
-			problems[i] = &setting.Problem{Path: strings.TrimSuffix("base."+p.Path, "."), Message: p.Message}
+		if s.set && !slices.Contains(s.of, c.Type) {
+			names := make([]string, len(s.of))
+			for i, t := range s.of {
+				names[i] = string(t)
+			}
+			problems = append(problems, setting.Problemf(s.path, "has no meaning for type %s: remove it, or write type: %s", c.Type, strings.Join(names, " or ")))
 		}
 	}
 	return problems
@@ -251,46 +398,6 @@ type Deps struct {
 	Log   *zap.Logger
 }
 
-// Provider makes the provider of a validated Config. It connects to nothing.
-func (c *Config) Provider(deps Deps) (Provider, error) {
-	switch c.Type {
-	case TypeStatic:
-		return c.static(), nil
-	case TypeMNSToken:
-		return c.mnsToken(deps)
-	case TypeDefault:
-		return environment{}, nil
-	case TypeRAMRoleARN, TypeOIDCRoleARN, TypeECSRAMRole, TypeCredentialsURI:
-	}
-	return nil, fmt.Errorf("make credential provider: type %q is not supported yet", string(c.Type))
-}
-
-func (c *Config) static() Provider {
-	return static{keys: &Keys{
-		AccessKeyID:     c.AccessKeyID,
-		AccessKeySecret: c.AccessKeySecret,
-		SecurityToken:   c.SecurityToken,
-	}}
-}
-
-func (c *Config) mnsToken(deps Deps) (Provider, error) {
-	// The OpenAPI SDK prints every answer, the token included, to standard output
-	// when the environment says so; it reads this once, before any code of ours.
-	if slices.Contains(strings.Split(os.Getenv("DEBUG"), ","), "sdk") {
-		return nil, errors.New("make credential provider: the environment variable DEBUG holds sdk, which makes the Alibaba Cloud SDK print secrets: unset it")
-	}
-	if deps.Queue == "" {
-		return nil, errors.New("make credential provider: an mns_token is for a queue, and none is named")
-	}
-	endpoint, err := c.Endpoint.Parse()
-	if err != nil {
-		return nil, fmt.Errorf("make credential provider: endpoint: %w", err)
-	}
-	base := c.static()
-	if c.Base != nil {
-		if base, err = c.Base.Provider(deps); err != nil {
-			return nil, err
-		}
-	}
-	return newMNSToken(c, deps.Queue, endpoint, base), nil
-}
+// Provider makes the provider of a validated Config, that shares nothing with others. It
+// connects to nothing.
+func (c *Config) Provider(deps Deps) (Provider, error) { return NewPool().provider(c, deps.Queue) }

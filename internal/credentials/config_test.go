@@ -1,6 +1,7 @@
 package credentials_test
 
 import (
+	"os"
 	"testing"
 	"time"
 
@@ -15,7 +16,7 @@ func secret(s string) setting.Secret { return setting.NewSecret(s) }
 
 func TestDefaultsOfAnMNSToken(t *testing.T) {
 	config := credentials.Config{Type: credentials.TypeMNSToken, MessageType: "SmsReport"}
-	config.Defaults()
+	config.Defaults(os.Getenv)
 	require.Equal(t, credentials.Config{
 		Type:          credentials.TypeMNSToken,
 		MessageType:   "SmsReport",
@@ -27,7 +28,7 @@ func TestDefaultsOfAnMNSToken(t *testing.T) {
 	require.NoError(t, config.Validate())
 
 	again := config
-	again.Defaults()
+	again.Defaults(os.Getenv)
 	require.Equal(t, config, again)
 }
 
@@ -35,16 +36,16 @@ func TestDefaultsLeaveWhatIsWritten(t *testing.T) {
 	written := credentials.Config{
 		Type: credentials.TypeMNSToken, MessageType: "SmsUp", Region: "eu-central-1",
 		Endpoint: setting.NewURL("http://127.0.0.1:8000"), RefreshBefore: time.Minute, OwnerID: 7,
-		AccessKeyID: "LTAI", AccessKeySecret: secret(baseSecret),
+		AccessKeyID: secret("LTAI"), AccessKeySecret: secret(baseSecret),
 	}
 	config := written
-	config.Defaults()
+	config.Defaults(os.Getenv)
 	require.Equal(t, written, config)
 	require.NoError(t, config.Validate())
 
-	static := credentials.Config{Type: credentials.TypeStatic, AccessKeyID: "LTAI", AccessKeySecret: secret(baseSecret)}
+	static := credentials.Config{Type: credentials.TypeStatic, AccessKeyID: secret("LTAI"), AccessKeySecret: secret(baseSecret)}
 	config = static
-	config.Defaults()
+	config.Defaults(os.Getenv)
 	require.Equal(t, static, config)
 	require.NoError(t, config.Validate())
 }
@@ -63,16 +64,25 @@ func TestValidateReportsEveryProblemByPath(t *testing.T) {
 	}{
 		{"no type", credentials.Config{}, [][2]string{{"type", "write static, mns_token"}}},
 		{"unknown type", credentials.Config{Type: "sts"}, [][2]string{{"type", "no such type: write static"}}},
-		{"ram_role_arn", credentials.Config{Type: credentials.TypeRAMRoleARN}, [][2]string{{"type", "ram_role_arn is not supported yet"}}},
-		{"oidc_role_arn", credentials.Config{Type: credentials.TypeOIDCRoleARN}, [][2]string{{"type", "not supported yet"}}},
-		{"ecs_ram_role", credentials.Config{Type: credentials.TypeECSRAMRole}, [][2]string{{"type", "not supported yet"}}},
-		{"credentials_uri", credentials.Config{Type: credentials.TypeCredentialsURI}, [][2]string{{"type", "not supported yet"}}},
-		{"default", credentials.Config{Type: credentials.TypeDefault}, [][2]string{{"type", "not supported yet"}}},
+		{"ram_role_arn", credentials.Config{Type: credentials.TypeRAMRoleARN}, [][2]string{{"role_arn", "required"}}},
+		{"a role of another form", credentials.Config{
+			Type: credentials.TypeRAMRoleARN, RoleARN: "mnsrelay", SessionName: "a b", Policy: "{", Duration: time.Minute, Endpoint: setting.NewURL("sts"),
+		}, [][2]string{
+			{"role_arn", "not the ARN of a role"}, {"session_name", "2 to 64"}, {"policy", "not JSON"}, {"duration", "is 1m0s: write whole seconds from 15m0s to 12h0m0s"}, {"endpoint", "write the address of a host"},
+		}},
+		{"oidc_role_arn", credentials.Config{Type: credentials.TypeOIDCRoleARN, ExternalID: "x"}, [][2]string{
+			{"role_arn", "set ALIBABA_CLOUD_ROLE_ARN"}, {"oidc_provider_arn", "set ALIBABA_CLOUD_OIDC_PROVIDER_ARN"}, {"oidc_token_file", "set ALIBABA_CLOUD_OIDC_TOKEN_FILE"},
+			{"external_id", "no meaning for type oidc_role_arn: remove it, or write type: ram_role_arn"},
+		}},
+		{"ecs_ram_role", credentials.Config{Type: credentials.TypeECSRAMRole, RoleName: "a/b", AccessKeyID: secret("LTAI")}, [][2]string{{"role_name", "not the name of a role"}, {"access_key_id", "no meaning"}}},
+		{"credentials_uri", credentials.Config{Type: credentials.TypeCredentialsURI}, [][2]string{{"uri", "set ALIBABA_CLOUD_CREDENTIALS_URI"}}},
+		{"credentials_uri of another scheme", credentials.Config{Type: credentials.TypeCredentialsURI, URI: setting.NewURL("file:///x")}, [][2]string{{"uri", "not an http"}}},
+		{"default", credentials.Config{Type: credentials.TypeDefault, Region: "r"}, [][2]string{{"region", "no meaning"}}},
 		{"static without keys", credentials.Config{Type: credentials.TypeStatic}, [][2]string{
 			{"access_key_id", "required"}, {"access_key_secret", "required"},
 		}},
 		{"static with what it does not have", credentials.Config{
-			Type: credentials.TypeStatic, AccessKeyID: "LTAI", AccessKeySecret: secret("s"),
+			Type: credentials.TypeStatic, AccessKeyID: secret("LTAI"), AccessKeySecret: secret("s"),
 			MessageType: "SmsUp", Region: "r", Endpoint: setting.NewURL("https://x"), OwnerID: 1, RefreshBefore: 1, Base: &credentials.Config{},
 		}, [][2]string{
 			{"message_type", "no meaning for type static"},
@@ -83,7 +93,7 @@ func TestValidateReportsEveryProblemByPath(t *testing.T) {
 			{"base", "no meaning"},
 		}},
 		{"keys with line breaks", credentials.Config{
-			Type: credentials.TypeStatic, AccessKeyID: "LTAI ", AccessKeySecret: secret(baseSecret + "\n"), SecurityToken: secret("\x00"),
+			Type: credentials.TypeStatic, AccessKeyID: secret("LTAI "), AccessKeySecret: secret(baseSecret + "\n"), SecurityToken: secret("\x00"),
 		}, [][2]string{
 			{"access_key_id", "space or a line break"}, {"access_key_secret", "space or a line break"}, {"security_token", "space or a line break"},
 		}},
@@ -93,14 +103,14 @@ func TestValidateReportsEveryProblemByPath(t *testing.T) {
 			{"access_key_id", "required"}, {"access_key_secret", "required"},
 		}},
 		{"keys and base", token(func(c *credentials.Config) {
-			c.AccessKeyID, c.AccessKeySecret = "LTAI", secret(baseSecret)
+			c.AccessKeyID, c.AccessKeySecret = secret("LTAI"), secret(baseSecret)
 			c.Base = &credentials.Config{Type: credentials.TypeDefault}
 		}), [][2]string{{"base", "either base or access_key_id"}}},
 		{"words and numbers", token(func(c *credentials.Config) {
 			c.MessageType, c.Region, c.RefreshBefore, c.OwnerID = "Sms Report", "cn hangzhou", -1, -1
 			c.Endpoint = setting.NewURL("https://dybaseapi.aliyuncs.com")
 		}), [][2]string{
-			{"message_type", "not a message type"}, {"region", "not a region"}, {"refresh_before", "negative"}, {"owner_id", "negative"},
+			{"message_type", "not a message type"}, {"owner_id", "negative"}, {"region", "not a region"}, {"refresh_before", "negative"},
 		}},
 		{"region without a known endpoint", token(func(c *credentials.Config) { c.Region = "eu-central-1" }), [][2]string{{"endpoint", "required"}}},
 		{"endpoint without scheme", token(func(c *credentials.Config) { c.Endpoint = setting.NewURL("dybaseapi.aliyuncs.com") }), [][2]string{{"endpoint", "write the address of a host"}}},
@@ -111,18 +121,20 @@ func TestValidateReportsEveryProblemByPath(t *testing.T) {
 		}), [][2]string{{"endpoint", "user name"}}},
 		{"endpoint with a path", token(func(c *credentials.Config) { c.Endpoint = setting.NewURL("https://gateway/dybaseapi") }), [][2]string{{"endpoint", "more than a host"}}},
 		{"endpoint with a query", token(func(c *credentials.Config) { c.Endpoint = setting.NewURL("https://gateway?a=b") }), [][2]string{{"endpoint", "more than a host"}}},
-		{"base of later", token(func(c *credentials.Config) { c.Base = &credentials.Config{Type: credentials.TypeOIDCRoleARN} }), [][2]string{{"base.type", "oidc_role_arn is not supported yet"}}},
-		{"base of itself", token(func(c *credentials.Config) { c.Base = &credentials.Config{Type: credentials.TypeMNSToken} }), [][2]string{{"base.type", "cannot be the base"}}},
-		{"base without a type", token(func(c *credentials.Config) { c.Base = &credentials.Config{} }), [][2]string{{"base.type", "no such type: write static"}}},
+		{"a base that is not complete", token(func(c *credentials.Config) {
+			c.Base = &credentials.Config{Type: credentials.TypeRAMRoleARN, RefreshBefore: 1, Base: &credentials.Config{Type: credentials.TypeCredentialsURI}}
+		}), [][2]string{{"base.refresh_before", "no meaning in a base"}, {"base.role_arn", "required"}, {"base.base.uri", "required"}}},
+		{"base of itself", token(func(c *credentials.Config) { c.Base = &credentials.Config{Type: credentials.TypeMNSToken} }), [][2]string{{"base.type", "good for its queue only"}}},
+		{"base without a type", token(func(c *credentials.Config) { c.Base = &credentials.Config{} }), [][2]string{{"base.type", "required: write static, ram_role_arn"}}},
 		{"base default with keys", token(func(c *credentials.Config) {
-			c.Base = &credentials.Config{Type: credentials.TypeDefault, AccessKeyID: "LTAI"}
-		}), [][2]string{{"base.type", "write type: static"}}},
+			c.Base = &credentials.Config{Type: credentials.TypeDefault, AccessKeyID: secret("LTAI")}
+		}), [][2]string{{"base.access_key_id", "write type: static"}}},
 		{"base static", token(func(c *credentials.Config) {
 			c.Base = &credentials.Config{Type: credentials.TypeStatic, Region: "r"}
 		}), [][2]string{{"base.access_key_id", "required"}, {"base.access_key_secret", "required"}, {"base.region", "no meaning"}}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			tt.config.Defaults()
+			tt.config.Defaults(func(string) string { return "" })
 			err := tt.config.Validate()
 			require.Error(t, err)
 			requireNoSecret(t, err)
@@ -157,7 +169,7 @@ func TestWarningsOfAnEndpointInTheClear(t *testing.T) {
 }
 
 func TestProviderOfStaticKeys(t *testing.T) {
-	config := credentials.Config{Type: credentials.TypeStatic, AccessKeyID: "LTAI", AccessKeySecret: secret(baseSecret), SecurityToken: secret(baseToken)}
+	config := credentials.Config{Type: credentials.TypeStatic, AccessKeyID: secret("LTAI"), AccessKeySecret: secret(baseSecret), SecurityToken: secret(baseToken)}
 	provider, err := config.Provider(credentials.Deps{Log: zap.NewNop()})
 	require.NoError(t, err)
 	keys, err := provider.Retrieve(t.Context())
@@ -168,20 +180,9 @@ func TestProviderOfStaticKeys(t *testing.T) {
 func TestProviderRefusesWhatItCannotDo(t *testing.T) {
 	token := func() credentials.Config {
 		c := credentials.Config{Type: credentials.TypeMNSToken, MessageType: "SmsReport"}
-		c.Defaults()
+		c.Defaults(os.Getenv)
 		return c
 	}
-	t.Run("a type of later", func(t *testing.T) {
-		config := credentials.Config{Type: credentials.TypeECSRAMRole}
-		_, err := config.Provider(credentials.Deps{})
-		require.ErrorContains(t, err, "not supported yet")
-	})
-	t.Run("a base of later", func(t *testing.T) {
-		config := token()
-		config.Base = &credentials.Config{Type: credentials.TypeECSRAMRole}
-		_, err := config.Provider(credentials.Deps{Queue: "q"})
-		require.ErrorContains(t, err, "not supported yet")
-	})
 	t.Run("a token for no queue", func(t *testing.T) {
 		config := token()
 		_, err := config.Provider(credentials.Deps{})

@@ -3,6 +3,7 @@ package credentials_test
 import (
 	"context"
 	"net/http"
+	"os"
 	"testing"
 	"time"
 
@@ -35,9 +36,9 @@ func startEmulator(t *testing.T, life time.Duration) (*emulator.Server, credenti
 	}
 	config := credentials.Config{
 		Type: credentials.TypeMNSToken, MessageType: "SmsReport", Endpoint: setting.NewURL(endpoint),
-		AccessKeyID: baseID, AccessKeySecret: secret(baseSecret),
+		AccessKeyID: secret(baseID), AccessKeySecret: secret(baseSecret),
 	}
-	config.Defaults()
+	config.Defaults(os.Getenv)
 	return server, config, name
 }
 
@@ -50,7 +51,7 @@ func TestEmulatorIssuesTokens(t *testing.T) {
 		text   string
 	}{
 		{"right", func(*credentials.Config) {}, "", ""},
-		{"a key that is not there", func(c *credentials.Config) { c.AccessKeyID = "LTAInobody" }, "InvalidAccessKeyId.NotFound", "check that access_key_id is right"},
+		{"a key that is not there", func(c *credentials.Config) { c.AccessKeyID = secret("LTAInobody") }, "InvalidAccessKeyId.NotFound", "check that access_key_id is right"},
 		{"a wrong secret", func(c *credentials.Config) { c.AccessKeySecret = secret(tokenSecret) }, "SignatureDoesNotMatch", "check that access_key_secret belongs to access_key_id"},
 		{"a token of other keys", func(c *credentials.Config) { c.SecurityToken = secret(baseToken) }, "InvalidSecurityToken.MismatchWithAccessKey", "belongs to other keys"},
 	} {

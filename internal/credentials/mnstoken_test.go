@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -36,9 +37,9 @@ const (
 func tokenConfig(endpoint string) credentials.Config {
 	config := credentials.Config{
 		Type: credentials.TypeMNSToken, MessageType: "SmsReport", Endpoint: setting.NewURL(endpoint),
-		AccessKeyID: baseID, AccessKeySecret: secret(baseSecret), SecurityToken: secret(baseToken),
+		AccessKeyID: secret(baseID), AccessKeySecret: secret(baseSecret), SecurityToken: secret(baseToken),
 	}
-	config.Defaults()
+	config.Defaults(os.Getenv)
 	return config
 }
 
@@ -543,14 +544,15 @@ func TestTokenWithKeysFromTheEnvironment(t *testing.T) {
 		_, _ = io.WriteString(w, freshGrant())
 	})
 	config := credentials.Config{Type: credentials.TypeMNSToken, MessageType: "SmsReport", Endpoint: setting.NewURL(endpoint)}
-	config.Defaults()
+	config.Defaults(os.Getenv)
 	retriever := provider(t, config)
 
 	for _, name := range []string{"ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", "ALIBABA_CLOUD_SECURITY_TOKEN"} {
 		t.Setenv(name, "")
 	}
+	noChain(t)
 	_, err := retriever.Retrieve(t.Context())
-	require.ErrorContains(t, err, "set ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET")
+	require.ErrorContains(t, err, "there are none in the environment (ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET)")
 
 	t.Setenv("ALIBABA_CLOUD_ACCESS_KEY_ID", baseID)
 	t.Setenv("ALIBABA_CLOUD_ACCESS_KEY_SECRET", baseSecret)

@@ -1,6 +1,7 @@
 package credentials_test
 
 import (
+	"os"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -40,7 +41,7 @@ func TestPresetsMakeValidCredentials(t *testing.T) {
 
 		// The region alone is enough to find the endpoint.
 		config := credentials.Config{Type: credentials.TypeMNSToken, MessageType: "SmsReport", Region: preset.Region}
-		config.Defaults()
+		config.Defaults(os.Getenv)
 		require.Equal(t, preset.TokenEndpoint, config.Endpoint.Reveal())
 		require.NoError(t, config.Validate())
 	}

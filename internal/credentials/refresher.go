@@ -30,6 +30,8 @@ const (
 	// shortest is the least time between keys that came and the next fetch that
 	// their end asks for: a server may give the same token until it ends.
 	shortest = 500 * time.Millisecond
+	// rereadAfter is when keys that have no end and come from files are read again.
+	rereadAfter = 5 * time.Second
 )
 
 // Refresher owns the keys of one provider and keeps them fresh while Run runs. Its
@@ -40,6 +42,10 @@ type Refresher struct {
 	provider Provider
 	before   time.Duration
 	log      *zap.Logger
+	// turn waits until a server may be asked; running is held by the one call of Run that
+	// does the work.
+	turn    func(context.Context) error
+	running chan struct{}
 
 	ready chan struct{} // closed when the first keys have come
 	wake  chan struct{} // size 1: something for Run to look at
@@ -82,6 +88,8 @@ func NewRefresher(name string, provider Provider, config *Config, deps Deps) *Re
 		provider: provider,
 		before:   config.RefreshBefore,
 		log:      deps.Log,
+		turn:     noTurn,
+		running:  make(chan struct{}, 1),
 		ready:    make(chan struct{}),
 		wake:     make(chan struct{}, 1),
 		retry:    newBackOff(),
@@ -90,8 +98,15 @@ func NewRefresher(name string, provider Provider, config *Config, deps Deps) *Re
 }
 
 // Run fetches keys and replaces them before they end, until ctx ends; then it
-// returns nil. No failure ends it. It may run once.
+// returns nil. No failure ends it. All that share the refresher call it: one of the calls
+// does the work, and another goes on when that one ends.
 func (r *Refresher) Run(ctx context.Context) error {
+	select {
+	case r.running <- struct{}{}:
+		defer func() { <-r.running }()
+	case <-ctx.Done():
+		return nil
+	}
 	for {
 		var due <-chan time.Time
 		if at, ever := r.next(); ever {
@@ -105,6 +120,12 @@ func (r *Refresher) Run(ctx context.Context) error {
 			r.fetch(ctx)
 		}
 	}
+}
+
+// rereads tells whether keys without an end may be others the next time.
+func (r *Refresher) rereads() bool {
+	p, can := r.provider.(interface{ changes() bool })
+	return can && p.changes()
 }
 
 // Current gives the newest keys. They serve until they really end: while fetching
@@ -142,7 +163,7 @@ func (r *Refresher) Refused(k Keys) {
 	if r.refused.IsZero() {
 		r.refused = time.Now()
 	}
-	if r.forced || r.keys.Expires.IsZero() {
+	if r.forced || r.keys.Expires.IsZero() && !r.rereads() {
 		return
 	}
 	r.forced = true
@@ -228,6 +249,9 @@ func (r *Refresher) next() (at time.Time, ever bool) {
 
 // fetch makes one attempt and records what came of it.
 func (r *Refresher) fetch(ctx context.Context) {
+	if r.turn(ctx) != nil {
+		return
+	}
 	attempt, cancel := context.WithTimeout(ctx, r.patience())
 	defer cancel()
 	keys, err := r.provider.Retrieve(attempt)
@@ -281,8 +305,8 @@ func (r *Refresher) fail(err error, now time.Time) {
 
 func (r *Refresher) accept(keys Keys, now time.Time) {
 	r.mu.Lock()
-	first, failing := r.obtained.IsZero(), r.failing
-	if !keys.Same(r.keys) {
+	first, failing, changed := r.obtained.IsZero(), r.failing, !keys.Same(r.keys)
+	if changed {
 		r.refused = time.Time{}
 	}
 	if r.forced {
@@ -295,7 +319,9 @@ func (r *Refresher) accept(keys Keys, now time.Time) {
 	r.forced = false
 	r.failure, r.failing, r.retryAt = nil, time.Time{}, time.Time{}
 	r.retry.Reset()
-	r.succeeded++
+	if first || changed || !keys.Expires.IsZero() { // what was read again is no refresh
+		r.succeeded++
+	}
 	r.mu.Unlock()
 	if first {
 		close(r.ready)
@@ -311,6 +337,9 @@ func (r *Refresher) accept(keys Keys, now time.Time) {
 // together do not stay together.
 func (r *Refresher) schedule(keys Keys, now time.Time) time.Time {
 	if keys.Expires.IsZero() {
+		if r.rereads() {
+			return now.Add(rereadAfter)
+		}
 		return time.Time{}
 	}
 	life := keys.Expires.Sub(now)

@@ -3,29 +3,37 @@ package credentials
 import (
 	"context"
 	"errors"
-	"os"
+	"fmt"
 
 	"mnsrelay/internal/setting"
 )
 
-// static gives the keys that it was made with. It points to them, so that it prints
-// as an address: format verbs reach into unexported fields past every method.
-type static struct{ keys *Keys }
+// static gives the keys of the configuration, those from files as the files are now. It
+// points to its settings, so that it prints as an address: format verbs reach into
+// unexported fields past every method.
+type static struct{ config *Config }
 
-func (s static) Retrieve(context.Context) (Keys, error) { return *s.keys, nil }
-
-// environment gives the keys that the usual variables hold, by the names that all of
-// Alibaba Cloud's tools read.
-type environment struct{}
-
-func (environment) Retrieve(context.Context) (Keys, error) {
-	keys := Keys{
-		AccessKeyID:     os.Getenv("ALIBABA_CLOUD_ACCESS_KEY_ID"),
-		AccessKeySecret: setting.NewSecret(os.Getenv("ALIBABA_CLOUD_ACCESS_KEY_SECRET")),
-		SecurityToken:   setting.NewSecret(os.Getenv("ALIBABA_CLOUD_SECURITY_TOKEN")),
+// Retrieve reads the keys.
+func (s static) Retrieve(context.Context) (Keys, error) {
+	keys := make([]setting.Secret, 0, 3)
+	for _, secret := range []setting.Secret{s.config.AccessKeyID, s.config.AccessKeySecret, s.config.SecurityToken} {
+		text, err := secret.Read()
+		if err != nil {
+			return Keys{}, fmt.Errorf("read keys: %w", err)
+		}
+		keys = append(keys, setting.NewSecret(text))
 	}
-	if keys.AccessKeyID == "" || keys.AccessKeySecret.IsZero() {
-		return Keys{}, errors.New("find keys in the environment: set ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET, or write access_key_id and access_key_secret")
+	read := Keys{AccessKeyID: keys[0].Reveal(), AccessKeySecret: keys[1], SecurityToken: keys[2]}
+	switch {
+	case read.AccessKeyID == "" || read.AccessKeySecret.IsZero():
+		return Keys{}, errors.New("read keys: the file of access_key_id or access_key_secret is empty")
+	case !isKey(read.AccessKeyID) || !isKey(read.AccessKeySecret.Reveal()) || !isKey(read.SecurityToken.Reveal()):
+		return Keys{}, errors.New("read keys: the file of a key holds a space or a line break")
 	}
-	return keys, nil
+	return read, nil
+}
+
+// changes tells whether the keys may be others the next time.
+func (s static) changes() bool {
+	return s.config.AccessKeyID.FromFile() || s.config.AccessKeySecret.FromFile() || s.config.SecurityToken.FromFile()
 }

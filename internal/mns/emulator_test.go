@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -250,9 +251,9 @@ func TestTokensChangeUnderTheLiveClient(t *testing.T) {
 
 	config := credentials.Config{
 		Type: credentials.TypeMNSToken, MessageType: "SmsReport", Endpoint: setting.NewURL(url),
-		AccessKeyID: emulator.DemoAccessKeyID, AccessKeySecret: setting.NewSecret(emulator.DemoAccessKeySecret),
+		AccessKeyID: setting.NewSecret(emulator.DemoAccessKeyID), AccessKeySecret: setting.NewSecret(emulator.DemoAccessKeySecret),
 	}
-	config.Defaults()
+	config.Defaults(os.Getenv)
 	deps := credentials.Deps{Queue: queue}
 	provider, err := config.Provider(deps)
 	require.NoError(t, err)

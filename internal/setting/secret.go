@@ -66,6 +66,9 @@ func (s Secret) Read() (string, error) {
 	return text, nil
 }
 
+// FromFile tells whether the secret is the text of a file, which Read reads again.
+func (s Secret) FromFile() bool { return s.file != "" }
+
 // IsZero reports whether the secret is unset.
 func (s Secret) IsZero() bool { return s.value == hidden{} }
 

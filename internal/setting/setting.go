@@ -177,9 +177,3 @@ func (p *Problem) Error() string {
 	}
 	return p.Path + ": " + p.Message
 }
-
-// NotSupportedYet is the problem of a value that the configuration knows and this
-// version does not act on.
-func NotSupportedYet(path, what string) error {
-	return Problemf(path, "%s is not supported yet", what)
-}

@@ -116,7 +116,6 @@ func TestProblems(t *testing.T) {
 	t.Parallel()
 	require.EqualError(t, setting.Problemf("urls[1]", "must be %d", 7), "urls[1]: must be 7")
 	require.EqualError(t, setting.Problemf("", "required"), "required")
-	require.EqualError(t, setting.NotSupportedYet("type", "amqp10"), "type: amqp10 is not supported yet")
 
 	err := fmt.Errorf("validate: %w", errors.Join(setting.Problemf("a", "x"), setting.Problemf("b", "y")))
 	p, found := errors.AsType[*setting.Problem](err)

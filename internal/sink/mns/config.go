@@ -2,6 +2,7 @@ package mns
 
 import (
 	"errors"
+	"os"
 	"time"
 
 	"mnsrelay/internal/credentials"
@@ -53,7 +54,7 @@ func Defaults() *Config {
 // Validate reports every problem at once, each a *setting.Problem.
 func (c *Config) Validate() error {
 	keys := c.Credentials
-	keys.Defaults()
+	keys.Defaults(os.Getenv)
 	return errors.Join(
 		(&mns.Config{Endpoint: c.Endpoint.Reveal(), Queue: c.Queue}).Validate(),
 		below("credentials", keys.Validate()),

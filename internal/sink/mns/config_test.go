@@ -16,7 +16,7 @@ func valid() *sink.Config {
 	c := sink.Defaults()
 	c.Endpoint = setting.NewURL("https://1234.mns.cn-hangzhou.aliyuncs.com")
 	c.Queue = "dead-letters"
-	c.Credentials = credentials.Config{Type: credentials.TypeStatic, AccessKeyID: "id", AccessKeySecret: setting.NewSecret("secret")}
+	c.Credentials = credentials.Config{Type: credentials.TypeStatic, AccessKeyID: setting.NewSecret("id"), AccessKeySecret: setting.NewSecret("secret")}
 	return c
 }
 

@@ -100,7 +100,7 @@ func open(t *testing.T, url string, change func(*sink.Config)) relay.Endpoint {
 	c.Endpoint = setting.NewURL(url)
 	c.Queue = queueName
 	c.Credentials = credentials.Config{
-		Type: credentials.TypeStatic, AccessKeyID: emulator.DemoAccessKeyID, AccessKeySecret: setting.NewSecret(emulator.DemoAccessKeySecret),
+		Type: credentials.TypeStatic, AccessKeyID: setting.NewSecret(emulator.DemoAccessKeyID), AccessKeySecret: setting.NewSecret(emulator.DemoAccessKeySecret),
 	}
 	c.Timeout = timeout
 	if change != nil {

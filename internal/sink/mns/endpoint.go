@@ -24,6 +24,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -87,7 +88,7 @@ var (
 // New makes the endpoint of a validated Config. It opens no connection.
 func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 	keys := c.Credentials
-	keys.Defaults()
+	keys.Defaults(os.Getenv)
 	credentialDeps := credentials.Deps{Queue: c.Queue, Log: deps.Log}
 	provider, err := keys.Provider(credentialDeps)
 	if err != nil {

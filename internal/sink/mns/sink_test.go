@@ -267,7 +267,7 @@ func tokenConfig(url string) func(*sink.Config) {
 	return func(c *sink.Config) {
 		c.Credentials = credentials.Config{
 			Type: credentials.TypeMNSToken, MessageType: "SmsReport", Region: "cn-hangzhou", Endpoint: setting.NewURL(url),
-			AccessKeyID: emulator.DemoAccessKeyID, AccessKeySecret: setting.NewSecret(emulator.DemoAccessKeySecret),
+			AccessKeyID: setting.NewSecret(emulator.DemoAccessKeyID), AccessKeySecret: setting.NewSecret(emulator.DemoAccessKeySecret),
 		}
 	}
 }
