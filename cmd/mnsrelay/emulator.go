@@ -15,6 +15,10 @@ import (
 	"mnsrelay/internal/telemetry"
 )
 
+// emulatorRole is the role of the instance whose metadata is served. Every other role
+// can be assumed too.
+const emulatorRole = "mnsrelay"
+
 type emulatorFlags struct {
 	listen      string
 	queues      []string
@@ -31,9 +35,10 @@ func newEmulator() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "emulator",
 		Short: "Serve MNS queues and their tokens on this machine, to test consumers against",
-		Long: `Serves MNS, Dybaseapi's QueryTokenForMnsQueue and STS's AssumeRole on one address: signatures
-are checked, tokens expire, messages have leases and receipt handles that change. Any client of
-MNS works against it. Queues live in memory and are gone when it ends.
+		Long: `Serves MNS and what hands out its credentials on one address: Dybaseapi's QueryTokenForMnsQueue,
+STS's AssumeRole and AssumeRoleWithOIDC, the metadata server of an ECS instance and a credentials
+URI. Signatures are checked, tokens expire, messages have leases and receipt handles that change.
+Any client of MNS works against it. Queues live in memory and are gone when it ends.
 
 Faults are injected, and requests counted, over HTTP under /_emulator/. That is open to everyone
 who reaches the address, so listen on loopback.`,
@@ -49,8 +54,8 @@ who reaches the address, so listen on loopback.`,
 	cmd.Flags().StringVar(&f.listen, "listen", "127.0.0.1:8090", "the `ADDRESS` to listen at")
 	cmd.Flags().StringArrayVar(&f.queues, "queue", nil, "a queue's `NAME`, as often as you like (default Alicom-Queue-"+emulator.DefaultAccountID+"-SmsReport)")
 	cmd.Flags().StringArrayVar(&f.keys, "access-key", nil, "keys that clients sign with, `ID:SECRET`, as often as you like (default "+emulator.DemoAccessKeyID+":"+emulator.DemoAccessKeySecret+")")
-	cmd.Flags().DurationVar(&f.tokenLife, "token-life", emulator.DefaultTokenLife, "how long a token lives, whole seconds from 2s")
-	cmd.Flags().StringVar(&f.tokenPolicy, "token-policy", string(emulator.PolicyFull), "what a token allows: full or receive-and-delete")
+	cmd.Flags().DurationVar(&f.tokenLife, "token-life", emulator.DefaultTokenLife, "how long tokens and sessions live at most, whole seconds from 2s")
+	cmd.Flags().StringVar(&f.tokenPolicy, "token-policy", string(emulator.PolicyFull), "what tokens and sessions allow: full or receive-and-delete")
 	cmd.Flags().DurationVar(&f.visibility, "visibility-timeout", 0, "how long a received message stays invisible (default 30s)")
 	cmd.Flags().BoolVar(&f.hideCounts, "hide-counts", false, "give 0 for the counts of messages, as newer servers do")
 	cmd.Flags().BoolVar(&f.verbose, "verbose", false, "log every request")
@@ -58,11 +63,16 @@ who reaches the address, so listen on loopback.`,
 }
 
 func (f emulatorFlags) config() (emulator.Config, error) {
+	policy := emulator.Policy(f.tokenPolicy)
 	cfg := emulator.Config{
 		Queues:      map[string]emulator.QueueConfig{},
 		TokenLife:   f.tokenLife,
-		TokenPolicy: emulator.Policy(f.tokenPolicy),
-		HideCounts:  f.hideCounts,
+		TokenPolicy: policy,
+		IssuedPolicies: map[emulator.Op]emulator.Policy{
+			emulator.OpSTS: policy, emulator.OpOIDC: policy, emulator.OpMetadata: policy, emulator.OpURI: policy,
+		},
+		InstanceRole: emulatorRole,
+		HideCounts:   f.hideCounts,
 	}
 	for _, name := range f.queues {
 		cfg.Queues[name] = emulator.QueueConfig{VisibilityTimeout: f.visibility}
@@ -103,7 +113,7 @@ func runEmulator(ctx context.Context, cmd *cobra.Command, f emulatorFlags) (err 
 	}
 	//nolint:contextcheck // it closes because ctx has ended
 	defer func() { err = errors.Join(err, server.Close()) }()
-	if err := f.introduce(cmd.OutOrStdout(), url); err != nil {
+	if err := f.introduce(cmd.OutOrStdout(), url, server); err != nil {
 		return err
 	}
 	<-ctx.Done()
@@ -111,7 +121,7 @@ func runEmulator(ctx context.Context, cmd *cobra.Command, f emulatorFlags) (err 
 }
 
 // introduce prints what to set so that a relay or another client uses the emulator.
-func (f emulatorFlags) introduce(w io.Writer, url string) error {
+func (f emulatorFlags) introduce(w io.Writer, url string, server *emulator.Server) error {
 	id, secret := emulator.DemoAccessKeyID, emulator.DemoAccessKeySecret
 	if len(f.keys) > 0 {
 		id, _, _ = strings.Cut(f.keys[0], ":")
@@ -143,8 +153,17 @@ Send a message:
 
   mnsrelay queue send --endpoint %[1]s --queue %[6]s '{"success":true}'
 
+Credentials come from these too:
+
+  STS                %[1]s with role %[8]s
+  OIDC token         curl -X POST %[1]s/_emulator/oidc-token -o token
+                     for provider %[9]s
+  ECS metadata       %[1]s/latest/
+  credentials URI    %[1]s/credentials
+
 The official Go SDK wants the endpoint written %[1]s/.
 Faults and counts of requests: %[1]s/_emulator/
-`, url, count(len(f.queues), "queue"), strings.Join(f.queues, ", "), id, secret, queue, signing)
+`, url, count(len(f.queues), "queue"), strings.Join(f.queues, ", "), id, secret, queue, signing,
+		server.RoleARN(emulatorRole), server.OIDCProviderARN())
 	return err
 }

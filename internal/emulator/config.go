@@ -3,6 +3,7 @@ package emulator
 import (
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -68,13 +69,28 @@ type Config struct {
 	// Queues exist from the start, by name.
 	Queues map[string]QueueConfig
 	// TokenLife is how long a token lives: whole seconds, at least 2. It also caps
-	// AssumeRole's DurationSeconds. Zero: DefaultTokenLife. Times on the wire have
-	// whole seconds and are cut, so that a token lives up to a second less.
+	// every other credential that is issued, a session's DurationSeconds among them.
+	// Zero: DefaultTokenLife. Times on the wire have whole seconds and are cut, so
+	// that a token lives up to a second less.
 	TokenLife time.Duration
 	// Policy binds every request to MNS; TokenPolicy binds those with a token that
 	// QueryTokenForMnsQueue issued while it was set. Empty: PolicyFull.
 	Policy      Policy
 	TokenPolicy Policy
+	// IssuedPolicies bind requests to MNS with a credential by what issued it:
+	// OpToken, OpSTS, OpOIDC, OpMetadata or OpURI. Absent: PolicyFull.
+	IssuedPolicies map[Op]Policy
+	// Roles are the RAM roles of the account, by name. Nil: every role exists and
+	// trusts everybody.
+	Roles map[string]Role
+	// OIDC is the provider whose tokens AssumeRoleWithOIDC takes.
+	OIDC OIDCProvider
+	// InstanceRole is the role of the ECS instance whose metadata is served. Empty: it
+	// has none.
+	InstanceRole string
+	// MetadataTokenRequired is ECS's security hardening mode: metadata is for those
+	// who bring a token, IMDSv2 only.
+	MetadataTokenRequired bool
 	// MaxLongPolls is how many receives may wait at one queue at the same time. One
 	// more gets its empty answer at once. Zero: no limit.
 	MaxLongPolls int
@@ -108,6 +124,7 @@ func (c *Config) setDefaults() {
 	if c.TokenPolicy == "" {
 		c.TokenPolicy = PolicyFull
 	}
+	c.OIDC.setDefaults()
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -138,6 +155,20 @@ func (c *Config) Validate() error {
 			problems = append(problems, setting.Problemf(path, "there is no policy %q: write %s or %s", policy, PolicyFull, PolicyReceiveDelete))
 		}
 	}
+	for op, policy := range c.IssuedPolicies {
+		if !slices.Contains(issuers(), op) {
+			problems = append(problems, setting.Problemf("issued_policies", "%q issues no credentials: write one of %v", op, issuers()))
+		} else if !policy.valid() {
+			problems = append(problems, setting.Problemf("issued_policies."+string(op), "there is no policy %q: write %s or %s", policy, PolicyFull, PolicyReceiveDelete))
+		}
+	}
+	for name, role := range c.Roles {
+		problems = append(problems, role.validate(name))
+	}
+	if _, found := c.Roles[c.InstanceRole]; c.InstanceRole != "" && (c.Roles != nil && !found || !hasForm(roleNameForm, c.InstanceRole)) {
+		problems = append(problems, setting.Problemf("instance_role", "there is no role %q", c.InstanceRole))
+	}
+	problems = append(problems, c.OIDC.validate())
 	if c.MaxLongPolls < 0 {
 		problems = append(problems, setting.Problemf("max_long_polls", "must not be negative; 0 is no limit"))
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -32,17 +33,24 @@ POST   /_emulator/faults                  add one, as in
                                           {"operation":"token","status":200,"code":"isv.NO_PERMISSION"}
                                           {"queue":"NAME","delay":"2s"}
                                           {"operation":"receive","status":502,"body":"<html>bad gateway</html>"}
+                                          {"operation":"sts","per_second":10,"status":400,"code":"Throttling.User"}
                                           operation: receive peek send delete visibility attributes queues
-                                          token sts unknown, none: all; connection: drop_before drop_after
-                                          cut_body; delay before, answer_delay after the operation
+                                          token sts oidc metadata_token metadata uri unknown, none: all;
+                                          connection: drop_before drop_after cut_body; delay before,
+                                          answer_delay after the operation; per_second: only what is above
 DELETE /_emulator/faults                  end every fault
 DELETE /_emulator/faults/ID               end one
-GET    /_emulator/tokens                  the tokens issued, without their secrets
+GET    /_emulator/tokens                  the credentials issued, without their secrets
 DELETE /_emulator/tokens                  revoke them
 GET    /_emulator/clock                   the server's time and its offset
 PUT    /_emulator/clock                   {"offset":"20m"} moves it
-GET    /_emulator/policy                  what requests and tokens may do
-PUT    /_emulator/policy                  {"server":"receive-and-delete"}, {"tokens":"full"}
+GET    /_emulator/policy                  what requests and issued credentials may do
+PUT    /_emulator/policy                  {"server":"receive-and-delete"}, {"tokens":"full"}, {"oidc":"full"};
+                                          also sts metadata uri
+POST   /_emulator/oidc-token              a token as a pod has it, to write to a file: {} or {"life":"10m",
+                                          "audience":"a","subject":"system:serviceaccount:n:s","issuer":"i"}
+GET    /_emulator/metadata                the role of the ECS instance and its metadata mode
+PUT    /_emulator/metadata                {"role":"NAME"}, {"role":""} for none, {"token_required":true}
 GET    /_emulator/requests                requests so far by operation and code
 DELETE /_emulator/requests                count from 0 again
 `
@@ -88,6 +96,9 @@ func (s *Server) controlHandler() http.Handler {
 		"PUT /_emulator/clock":                   s.controlSetClock,
 		"GET /_emulator/policy":                  s.controlPolicy,
 		"PUT /_emulator/policy":                  s.controlSetPolicy,
+		"POST /_emulator/oidc-token":             s.controlMintOIDC,
+		"GET /_emulator/metadata":                s.controlMetadata,
+		"PUT /_emulator/metadata":                s.controlSetMetadata,
 		"GET /_emulator/requests":                func(*http.Request) (any, error) { return s.Requests(), nil },
 		"DELETE /_emulator/requests": func(*http.Request) (any, error) {
 			s.ResetRequests()
@@ -122,6 +133,11 @@ func writeControl(w http.ResponseWriter, value any, err error) {
 	}
 	if value == nil {
 		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	if text, ok := value.(controlText); ok {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = io.WriteString(w, string(text)) // a client that has gone is not told
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -311,7 +327,8 @@ func (s *Server) controlRemoveFault(r *http.Request) (any, error) {
 
 type tokenView struct {
 	AccessKeyID string    `json:"access_key_id"`
-	Service     string    `json:"service"`
+	Issuer      Op        `json:"issuer"`
+	Role        string    `json:"role,omitempty"`
 	Policy      Policy    `json:"policy"`
 	CreatedAt   time.Time `json:"created_at"`
 	ExpiresAt   time.Time `json:"expires_at"`
@@ -322,12 +339,8 @@ func (s *Server) controlTokens(*http.Request) (any, error) {
 	views := []tokenView{}
 	now := s.wireTime()
 	for c := range s.credentials.all {
-		service := "dybaseapi"
-		if c.kind == roleCredential {
-			service = "sts"
-		}
 		views = append(views, tokenView{
-			AccessKeyID: c.id, Service: service, Policy: c.policy,
+			AccessKeyID: c.id, Issuer: c.issuer, Role: c.role, Policy: c.policy,
 			CreatedAt: c.created.UTC(), ExpiresAt: c.expires.UTC(), Alive: c.alive(now),
 		})
 	}
@@ -357,13 +370,23 @@ func (s *Server) controlSetClock(r *http.Request) (any, error) {
 	return s.controlClock(r)
 }
 
-type policyView struct {
-	Server Policy `json:"server,omitempty"`
-	Tokens Policy `json:"tokens,omitempty"`
+// policyView holds policies by what they bind: "server" for every request to MNS,
+// "tokens" for those with Dybaseapi's tokens, else the operation that issues.
+type policyView map[string]Policy
+
+func policyName(issuer Op) string {
+	if issuer == OpToken {
+		return "tokens"
+	}
+	return string(issuer)
 }
 
 func (s *Server) controlPolicy(*http.Request) (any, error) {
-	return policyView{loadPolicy(&s.policy), loadPolicy(&s.tokenPolicy)}, nil
+	view := policyView{"server": loadPolicy(&s.policy)}
+	for _, issuer := range issuers() {
+		view[policyName(issuer)] = s.issuedPolicy(issuer)
+	}
+	return view, nil
 }
 
 func (s *Server) controlSetPolicy(r *http.Request) (any, error) {
@@ -371,15 +394,59 @@ func (s *Server) controlSetPolicy(r *http.Request) (any, error) {
 	if err := readControl(r, &wanted); err != nil {
 		return nil, err
 	}
-	if wanted.Server != "" {
-		if err := s.SetPolicy(wanted.Server); err != nil {
-			return nil, err
-		}
+	set := map[string]func(Policy) error{"server": s.SetPolicy}
+	for _, issuer := range issuers() {
+		set[policyName(issuer)] = func(policy Policy) error { return s.SetIssuedPolicy(issuer, policy) }
 	}
-	if wanted.Tokens != "" {
-		if err := s.SetTokenPolicy(wanted.Tokens); err != nil {
+	for name, policy := range wanted {
+		if set[name] == nil {
+			return nil, fmt.Errorf("there is no %q that a policy binds: write one of %v", name, slices.Sorted(maps.Keys(set)))
+		}
+		if err := set[name](policy); err != nil {
 			return nil, err
 		}
 	}
 	return s.controlPolicy(r)
+}
+
+// controlText is an answer that is no JSON.
+type controlText string
+
+// controlMintOIDC answers the token alone, to be written to a file as it is.
+func (s *Server) controlMintOIDC(r *http.Request) (any, error) {
+	var token OIDCToken
+	if r.ContentLength != 0 {
+		if err := readControl(r, &token); err != nil {
+			return nil, err
+		}
+	}
+	return controlText(s.MintOIDCToken(token)), nil
+}
+
+type metadataView struct {
+	Role          *string `json:"role"`
+	TokenRequired *bool   `json:"token_required"`
+}
+
+func (s *Server) controlMetadata(*http.Request) (any, error) {
+	s.metadata.mu.Lock()
+	defer s.metadata.mu.Unlock()
+	role, required := s.metadata.role, s.metadata.tokenRequired
+	return metadataView{&role, &required}, nil
+}
+
+func (s *Server) controlSetMetadata(r *http.Request) (any, error) {
+	var wanted metadataView
+	if err := readControl(r, &wanted); err != nil {
+		return nil, err
+	}
+	if wanted.Role != nil {
+		if err := s.SetInstanceRole(*wanted.Role); err != nil {
+			return nil, err
+		}
+	}
+	if wanted.TokenRequired != nil {
+		s.RequireMetadataToken(*wanted.TokenRequired)
+	}
+	return s.controlMetadata(r)
 }

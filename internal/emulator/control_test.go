@@ -58,9 +58,10 @@ func TestControls(t *testing.T) {
 	ok("PUT", "/clock", `{"offset":"0s"}`)
 	require.Contains(t, ok("GET", "/clock", ""), `"offset": "0s"`)
 
-	require.JSONEq(t, `{"server":"full","tokens":"full"}`, ok("GET", "/policy", ""))
-	require.JSONEq(t, `{"server":"full","tokens":"receive-and-delete"}`, ok("PUT", "/policy", `{"tokens":"receive-and-delete"}`))
-	require.JSONEq(t, `{"server":"receive-and-delete","tokens":"receive-and-delete"}`, ok("PUT", "/policy", `{"server":"receive-and-delete"}`))
+	require.JSONEq(t, `{"server":"full","tokens":"full","sts":"full","oidc":"full","metadata":"full","uri":"full"}`, ok("GET", "/policy", ""))
+	require.JSONEq(t, `{"server":"full","tokens":"receive-and-delete","sts":"full","oidc":"receive-and-delete","metadata":"full","uri":"full"}`,
+		ok("PUT", "/policy", `{"tokens":"receive-and-delete","oidc":"receive-and-delete"}`))
+	require.Contains(t, ok("PUT", "/policy", `{"server":"receive-and-delete"}`), `"server": "receive-and-delete"`)
 	require.Equal(t, "AccessDenied", mns(t, s, http.MethodPost, messagesPath(""), oneMessage).Code)
 
 	require.JSONEq(t, `{"receive":{"OK":1,"InternalError":1,"TimeExpired":1},"send":{"AccessDenied":1},"token":{"OK":1}}`, ok("GET", "/requests", ""))
@@ -96,6 +97,9 @@ func TestControlsAnswerErrorsInWords(t *testing.T) {
 		{"DELETE", "/faults/7", "", 404, `there is no fault "7"`},
 		{"PUT", "/clock", "{}", 400, "there is no offset"},
 		{"PUT", "/policy", `{"server":"none"}`, 400, `there is no policy "none"`},
+		{"PUT", "/policy", `{"queue":"full"}`, 400, `there is no "queue" that a policy binds`},
+		{"PUT", "/metadata", `{"role":"a b"}`, 400, `there is no role "a b"`},
+		{"POST", "/oidc-token", `{"age":"1s"}`, 400, `unknown field "age"`},
 	} {
 		status, answer := control(t, s, c.method, c.path, c.body)
 		require.Equal(t, c.status, status, "%s %s: %s", c.method, c.path, answer)

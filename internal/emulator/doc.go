@@ -1,7 +1,9 @@
-// Package emulator is a server that speaks three protocols of Alibaba Cloud on one
-// address: MNS (now Simple Message Queue), Dybaseapi's QueryTokenForMnsQueue, and
-// AssumeRole of STS. Consumers of MNS are tested against it: third-party clients
-// work unchanged, and what they get wrong shows here as it would there.
+// Package emulator is a server that speaks the protocols of Alibaba Cloud that a
+// consumer of MNS (now Simple Message Queue) needs, on one address: MNS itself, and
+// what it can get credentials from: Dybaseapi's QueryTokenForMnsQueue, AssumeRole and
+// AssumeRoleWithOIDC of STS, the metadata server of ECS, and a credentials URI.
+// Consumers are tested against it: third-party clients work unchanged, and what they
+// get wrong shows here as it would there.
 //
 // # Faithfulness
 //
@@ -31,10 +33,17 @@
 // The receive, send and delete paths write and read XML without reflection; bodies
 // are kept in the form in which they go out.
 //
+// # Credentials
+//
+// Whatever issued a credential, it is kept in one place: MNS, Dybaseapi and AssumeRole
+// accept it until it ends, it can be revoked, and Config.IssuedPolicies say what it may
+// do at MNS. All expiries follow the server's clock with its offset.
+//
 // # Addresses
 //
-// MNS is served below /queues, the two RPC services at /, and the controls of the
-// emulator below /_emulator/ without authentication: listen on loopback. The
+// MNS is served below /queues, the RPC services at /, the metadata server below
+// /latest, the credentials URI at /credentials, and the controls of the emulator below
+// /_emulator/. The last three know no authentication: listen on loopback. The
 // official Go SDK for MNS wants an endpoint of exactly five pieces between dots;
 // "http://127.0.0.1:8080/." is one, and every path is normalised here.
 package emulator

@@ -78,6 +78,9 @@ type Fault struct {
 	// Connection is what happens to the connection.
 	Connection Connection `json:"connection,omitempty"`
 
+	// PerSecond is how many matching requests are let through in any second: the fault
+	// hits those above. 0: it lets none through.
+	PerSecond int `json:"per_second,omitempty"`
 	// Rate is the share of matching requests that are hit, above 0 to 1; 0: all.
 	Rate float64 `json:"rate,omitempty"`
 	// Count is how many requests are hit before the fault ends; 0: no end.
@@ -112,6 +115,9 @@ func (f *Fault) Validate() error {
 	}
 	if f.Rate < 0 || f.Rate > 1 {
 		problems = append(problems, setting.Problemf("rate", "must be above 0 and at most 1"))
+	}
+	if f.PerSecond < 0 {
+		problems = append(problems, setting.Problemf("per_second", "must not be negative"))
 	}
 	if f.Count < 0 {
 		problems = append(problems, setting.Problemf("count", "must not be negative; 0 is no end"))
@@ -150,10 +156,34 @@ func (f *Fault) answer() answer {
 type activeFault struct {
 	Fault
 	hits atomic.Int64
+
+	mu     sync.Mutex
+	passed []time.Time // when the last PerSecond requests were let through
+}
+
+// letThrough says whether one more request stays within PerSecond.
+func (f *activeFault) letThrough() bool {
+	if f.PerSecond == 0 {
+		return false
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	if len(f.passed) == f.PerSecond {
+		if now.Sub(f.passed[0]) < time.Second {
+			return false
+		}
+		f.passed = f.passed[1:]
+	}
+	f.passed = append(f.passed, now)
+	return true
 }
 
 // hit decides whether the fault applies to one more request.
 func (f *activeFault) hit() bool {
+	if f.letThrough() {
+		return false
+	}
 	if f.Rate > 0 && rand.Float64() >= f.Rate { //nolint:gosec // G404: dice, no secret.
 		return false
 	}

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -13,24 +14,37 @@ type Op string
 
 // The operations. OpQueues is create, delete, list and change of attributes.
 const (
-	OpReceive    Op = "receive"
-	OpPeek       Op = "peek"
-	OpSend       Op = "send"
-	OpDelete     Op = "delete"
-	OpVisibility Op = "visibility"
-	OpAttributes Op = "attributes"
-	OpQueues     Op = "queues"
-	OpToken      Op = "token" // Dybaseapi: QueryTokenForMnsQueue
-	OpSTS        Op = "sts"   // STS: AssumeRole
-	OpUnknown    Op = "unknown"
+	OpReceive       Op = "receive"
+	OpPeek          Op = "peek"
+	OpSend          Op = "send"
+	OpDelete        Op = "delete"
+	OpVisibility    Op = "visibility"
+	OpAttributes    Op = "attributes"
+	OpQueues        Op = "queues"
+	OpToken         Op = "token"          // Dybaseapi: QueryTokenForMnsQueue
+	OpSTS           Op = "sts"            // STS: AssumeRole
+	OpOIDC          Op = "oidc"           // STS: AssumeRoleWithOIDC
+	OpMetadataToken Op = "metadata_token" // ECS: PUT /latest/api/token
+	OpMetadata      Op = "metadata"       // ECS: everything else below /latest
+	OpURI           Op = "uri"            // GET /credentials
+	OpUnknown       Op = "unknown"
 )
 
 // Ops gives every operation.
 func Ops() []Op {
-	return []Op{OpReceive, OpPeek, OpSend, OpDelete, OpVisibility, OpAttributes, OpQueues, OpToken, OpSTS, OpUnknown}
+	return []Op{
+		OpReceive, OpPeek, OpSend, OpDelete, OpVisibility, OpAttributes, OpQueues,
+		OpToken, OpSTS, OpOIDC, OpMetadataToken, OpMetadata, OpURI, OpUnknown,
+	}
 }
 
-func (op Op) rpc() bool { return op == OpToken || op == OpSTS }
+// issuers gives the operations that issue credentials.
+func issuers() []Op { return []Op{OpToken, OpSTS, OpOIDC, OpMetadata, OpURI} }
+
+// mns says whether the operation is one of MNS, with its signature.
+func (op Op) mns() bool {
+	return op != OpMetadataToken && !slices.Contains(issuers(), op)
+}
 
 // call is a request with what its address says about it.
 type call struct {

@@ -8,9 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -55,52 +53,61 @@ func (c *call) classifyRPC() {
 		c.op, c.handler = OpToken, (*Server).queryToken
 	case "AssumeRole":
 		c.op, c.handler = OpSTS, (*Server).assumeRole
+	case "AssumeRoleWithOIDC":
+		c.op, c.handler = OpOIDC, (*Server).assumeRoleWithOIDC
 	}
 }
 
-// authenticateRPC checks a request as the RPC services do: version, timestamp,
-// signature, nonce, security token.
-func (s *Server) authenticateRPC(c *call, version string) *wireError {
-	for _, name := range []string{"Version", "AccessKeyId", "Signature", "SignatureMethod", "SignatureVersion", "SignatureNonce", "Timestamp"} {
-		if c.params.Get(name) == "" {
-			return badRequest("Missing"+name, name+" is mandatory for this action.")
-		}
+// checkRPC checks what comes before the signature: that the parameters are there, and
+// version and timestamp.
+func (s *Server) checkRPC(c *call, version string, mandatory ...string) *wireError {
+	if err := c.missing("Missing", "%s is mandatory for this action.", mandatory...); err != nil {
+		return err
 	}
 	if c.params.Get("Version") != version {
 		return badRequest("InvalidVersion", "Specified parameter Version is not valid.")
 	}
-	if method := c.params.Get("SignatureMethod"); method != "HMAC-SHA1" || c.params.Get("SignatureVersion") != "1.0" {
-		return badRequest("InvalidParameter.SignatureMethod", "The emulator checks HMAC-SHA1 signatures of version 1.0.")
-	}
-	now := s.wireTime()
 	timestamp, err := time.Parse(rpcTime, c.params.Get("Timestamp"))
 	if err != nil {
 		return badRequest("InvalidTimeStamp.Format", "Specified time stamp or date value is not well formatted.")
 	}
-	if now.Sub(timestamp).Abs() > maxSkew {
+	if s.wireTime().Sub(timestamp).Abs() > maxSkew {
 		return badRequest("InvalidTimeStamp.Expired", "Specified time stamp or date value is expired.")
 	}
+	return nil
+}
+
+// authenticateRPC checks a request as the RPC services do: version, timestamp,
+// signature, nonce, security token. It gives who signed.
+func (s *Server) authenticateRPC(c *call, version string) (*credential, *wireError) {
+	if err := s.checkRPC(c, version, "Version", "AccessKeyId", "Signature", "SignatureMethod", "SignatureVersion", "SignatureNonce", "Timestamp"); err != nil {
+		return nil, err
+	}
+	if method := c.params.Get("SignatureMethod"); method != "HMAC-SHA1" || c.params.Get("SignatureVersion") != "1.0" {
+		return nil, badRequest("InvalidParameter.SignatureMethod", "The emulator checks HMAC-SHA1 signatures of version 1.0.")
+	}
+	now := s.wireTime()
 	key := s.credentials.get(c.params.Get("AccessKeyId"))
 	if key == nil {
-		return &wireError{http.StatusNotFound, "InvalidAccessKeyId.NotFound", "Specified access key is not found."}
+		return nil, &wireError{http.StatusNotFound, "InvalidAccessKeyId.NotFound", "Specified access key is not found."}
 	}
 	text := rpcStringToSign(c.Method, c.params)
 	sent, err := base64.StdEncoding.DecodeString(c.params.Get("Signature"))
 	if err != nil || !hmac.Equal(sent, sign(key.secret+"&", text)) {
 		// SDKs compare the text after the colon with their own, to say which of the
 		// two, secret or text, is wrong.
-		return badRequest("SignatureDoesNotMatch", "Specified signature is not matched with our calculation. server string to sign is:"+text)
+		return nil, badRequest("SignatureDoesNotMatch", "Specified signature is not matched with our calculation. server string to sign is:"+text)
 	}
 	if err := key.checkToken(c.params.Get("SecurityToken"), now, http.StatusBadRequest); err != nil {
-		return err
+		return nil, err
 	}
 	if !s.nonces.use(key.id+" "+c.params.Get("SignatureNonce"), now) {
-		return badRequest("SignatureNonceUsed", "Specified signature nonce was used already.")
+		return nil, badRequest("SignatureNonceUsed", "Specified signature nonce was used already.")
 	}
-	if key.kind == tokenCredential {
-		return &wireError{http.StatusForbidden, "NoPermission", "A token for MNS queues is good for MNS only."}
+	if key.issuer == OpToken {
+		return nil, &wireError{http.StatusForbidden, "NoPermission", "A token for MNS queues is good for MNS only."}
 	}
-	return nil
+	return key, nil
 }
 
 // rpcStringToSign is the text that a request to an RPC service signs (Alibaba Cloud:
@@ -147,88 +154,18 @@ type messageTokenDTO struct {
 
 // queryToken is Dybaseapi: QueryTokenForMnsQueue.
 func (s *Server) queryToken(c *call) answer {
-	if err := s.authenticateRPC(c, dybaseVersion); err != nil {
+	if _, err := s.authenticateRPC(c, dybaseVersion); err != nil {
 		return failed(err)
 	}
 	if c.params.Get("MessageType") == "" {
 		return failed(badRequest("MissingMessageType", "MessageType is mandatory for this action."))
 	}
-	token := s.credentials.issue(tokenCredential, loadPolicy(&s.tokenPolicy), s.wireTime(), s.config.TokenLife)
+	token := s.issue(OpToken, "", s.config.TokenLife)
 	return rpcAnswer(c, http.StatusOK, okCode, &tokenAnswer{
 		RequestID: s.rpcRequestID(s.nextRequestID()), Code: okCode, Message: okCode,
 		MessageTokenDTO: &messageTokenDTO{
 			AccessKeyID: token.id, AccessKeySecret: token.secret, SecurityToken: token.token,
 			CreateTime: beijing(token.created), ExpireTime: beijing(token.expires),
-		},
-	})
-}
-
-// roleAnswer is what AssumeRole answers.
-type roleAnswer struct {
-	XMLName         xml.Name        `json:"-" xml:"AssumeRoleResponse"`
-	RequestID       string          `json:"RequestId" xml:"RequestId"`
-	AssumedRoleUser assumedRoleUser `json:"AssumedRoleUser" xml:"AssumedRoleUser"`
-	Credentials     roleCredentials `json:"Credentials" xml:"Credentials"`
-}
-
-type assumedRoleUser struct {
-	ARN           string `json:"Arn" xml:"Arn"`
-	AssumedRoleID string `json:"AssumedRoleId" xml:"AssumedRoleId"`
-}
-
-type roleCredentials struct {
-	AccessKeyID     string `json:"AccessKeyId" xml:"AccessKeyId"`
-	AccessKeySecret string `json:"AccessKeySecret" xml:"AccessKeySecret"`
-	SecurityToken   string `json:"SecurityToken" xml:"SecurityToken"`
-	Expiration      string `json:"Expiration" xml:"Expiration"`
-}
-
-// Limits of AssumeRole.
-const (
-	minSession     = 15 * time.Minute
-	maxSession     = 12 * time.Hour
-	defaultSession = time.Hour
-)
-
-// assumeRole is STS: AssumeRole. Every role of the account exists and trusts every
-// key; the session may do what the server's policy allows.
-func (s *Server) assumeRole(c *call) answer {
-	if err := s.authenticateRPC(c, stsVersion); err != nil {
-		return failed(err)
-	}
-	arn, session := c.params.Get("RoleArn"), c.params.Get("RoleSessionName")
-	for name, value := range map[string]string{"RoleArn": arn, "RoleSessionName": session} {
-		if value == "" {
-			return failed(badRequest("Missing"+name, name+" is mandatory for this action."))
-		}
-	}
-	role, found := strings.CutPrefix(arn, "acs:ram::"+s.config.AccountID+":role/")
-	if !found || role == "" {
-		return failed(wireErrorf(http.StatusNotFound, "EntityNotExist.Role", "The specified Role not exists: the emulator's are acs:ram::%s:role/NAME.", s.config.AccountID))
-	}
-	if !regexp.MustCompile(`^[A-Za-z0-9.@_-]{2,64}$`).MatchString(session) {
-		return failed(badRequest("InvalidParameter.RoleSessionName", "The parameter RoleSessionName is wrongly formed."))
-	}
-	life := defaultSession
-	if seconds := c.params.Get("DurationSeconds"); seconds != "" {
-		n, err := strconv.Atoi(seconds)
-		life = time.Duration(n) * time.Second
-		if err != nil || life < minSession || life > maxSession {
-			return failed(badRequest("InvalidParameter.DurationSeconds", "The Min/Max value of DurationSeconds is 900/43200 seconds."))
-		}
-	}
-	// The life in the configuration stands for the role's longest session, so that
-	// renewal can be tested in seconds.
-	token := s.credentials.issue(roleCredential, PolicyFull, s.wireTime(), min(life, s.config.TokenLife))
-	return rpcAnswer(c, http.StatusOK, okCode, &roleAnswer{
-		RequestID: s.rpcRequestID(s.nextRequestID()),
-		AssumedRoleUser: assumedRoleUser{
-			ARN:           "acs:ram::" + s.config.AccountID + ":role/" + role + "/" + session,
-			AssumedRoleID: "3" + s.config.AccountID + ":" + session,
-		},
-		Credentials: roleCredentials{
-			AccessKeyID: token.id, AccessKeySecret: token.secret, SecurityToken: token.token,
-			Expiration: token.expires.UTC().Format(rpcTime),
 		},
 	})
 }
@@ -255,7 +192,7 @@ func (s *Server) renderRPCError(c *call, requestID string, err *wireError) answe
 		return rpcAnswer(c, err.status, err.code, &tokenAnswer{RequestID: id, Code: err.code, Message: err.message})
 	}
 	host := "dybaseapi.aliyuncs.com"
-	if c.op == OpSTS {
+	if c.op == OpSTS || c.op == OpOIDC {
 		host = "sts.aliyuncs.com"
 	}
 	return rpcAnswer(c, err.status, err.code, &rpcError{RequestID: id, HostID: host, Code: err.code, Message: err.message})

@@ -3,6 +3,9 @@ package emulator
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	cryptorand "crypto/rand"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -36,9 +39,12 @@ type Server struct {
 	faults      faultTable
 	counters    map[Op]*counter // not written to after New
 
-	offset      atomic.Int64 // nanoseconds; see SetClockOffset
-	policy      atomic.Value // Policy
-	tokenPolicy atomic.Value // Policy
+	metadata metadataServer
+	oidcKey  *ecdsa.PrivateKey
+
+	offset atomic.Int64         // nanoseconds; see SetClockOffset
+	policy atomic.Value         // Policy
+	issued map[Op]*atomic.Value // Policy by issuer; not written to after New
 
 	requestPrefix uint32
 	lastRequest   atomic.Uint64
@@ -67,6 +73,7 @@ func New(config Config) (*Server, error) {
 		config:        config,
 		log:           config.Log,
 		counters:      map[Op]*counter{},
+		issued:        map[Op]*atomic.Value{},
 		requestPrefix: rand.Uint32(), //nolint:gosec // G404: it tells runs apart and guards nothing.
 		closing:       make(chan struct{}),
 		idle:          make(chan struct{}, 1),
@@ -75,9 +82,18 @@ func New(config Config) (*Server, error) {
 		s.counters[op] = &counter{}
 	}
 	s.policy.Store(config.Policy)
-	s.tokenPolicy.Store(config.TokenPolicy)
+	for _, op := range issuers() {
+		s.issued[op] = &atomic.Value{}
+		s.issued[op].Store(config.IssuedPolicies[op].stricter(PolicyFull))
+	}
+	s.issued[OpToken].Store(config.IssuedPolicies[OpToken].stricter(config.TokenPolicy))
+	s.metadata = metadataServer{role: config.InstanceRole, tokenRequired: config.MetadataTokenRequired, tokens: map[string]time.Time{}}
+	var err error
+	if s.oidcKey, err = ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader); err != nil {
+		return nil, fmt.Errorf("make the key of OIDC tokens: %w", err)
+	}
 	for _, key := range config.AccessKeys {
-		s.credentials.add(&credential{id: key.ID, secret: key.Secret.Reveal(), policy: PolicyFull, kind: keyCredential})
+		s.credentials.add(&credential{id: key.ID, secret: key.Secret.Reveal(), policy: PolicyFull})
 	}
 	for name, queue := range config.Queues {
 		if err := s.CreateQueue(name, queue); err != nil {
@@ -162,8 +178,20 @@ func (s *Server) SetPolicy(policy Policy) error {
 
 // SetTokenPolicy binds the tokens that QueryTokenForMnsQueue issues from now on.
 func (s *Server) SetTokenPolicy(policy Policy) error {
-	return s.setPolicy(&s.tokenPolicy, "tokens", policy)
+	return s.SetIssuedPolicy(OpToken, policy)
 }
+
+// SetIssuedPolicy binds the credentials that OpToken, OpSTS, OpOIDC, OpMetadata or
+// OpURI issues from now on.
+func (s *Server) SetIssuedPolicy(issuer Op, policy Policy) error {
+	of := s.issued[issuer]
+	if of == nil {
+		return fmt.Errorf("%q issues no credentials: write one of %v", issuer, issuers())
+	}
+	return s.setPolicy(of, string(issuer), policy)
+}
+
+func (s *Server) issuedPolicy(issuer Op) Policy { return loadPolicy(s.issued[issuer]) }
 
 func (s *Server) setPolicy(of *atomic.Value, who string, policy Policy) error {
 	if !policy.valid() {
@@ -179,7 +207,7 @@ func loadPolicy(of *atomic.Value) Policy {
 	return policy
 }
 
-// RevokeTokens makes every token issued so far invalid, Dybaseapi's and STS's, and
+// RevokeTokens makes every credential issued so far invalid, whatever issued it, and
 // gives how many that were.
 func (s *Server) RevokeTokens() int {
 	n := s.credentials.revoke(s.wireTime())
@@ -343,10 +371,11 @@ type answer struct {
 
 const okCode = "OK"
 
-// Content types of MNS and of the RPC services.
+// Content types of the services.
 const (
 	typeXML  = "text/xml;charset=utf-8"
 	typeJSON = "application/json;charset=utf-8"
+	typeText = "text/plain;charset=utf-8" // of the metadata server
 )
 
 func failed(err *wireError) answer { return answer{err: err} }
@@ -386,9 +415,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c.op = OpUnknown
 	} else {
 		c.body = body
-		if cleanPath(rawPath) == "/" {
+		switch clean := cleanPath(rawPath); {
+		case clean == "/":
 			c.classifyRPC()
-		} else {
+		case clean == metadataRoot || strings.HasPrefix(clean, metadataRoot+"/"):
+			c.classifyMetadata(clean)
+		case clean == credentialsPath:
+			c.classifyURI()
+		default:
 			c.classify()
 		}
 		a = s.run(w, c)
@@ -472,7 +506,7 @@ func (s *Server) operate(c *call) answer {
 		}
 		return failed(wireErrorf(http.StatusBadRequest, "InvalidRequestURL", "Http request URL format invalid: %s %s is no operation of a queue.", c.Method, c.URL.Path))
 	}
-	if !c.op.rpc() {
+	if c.op.mns() {
 		key, err := s.authenticate(c)
 		if err != nil {
 			return failed(err)
@@ -495,8 +529,13 @@ func (s *Server) render(c *call, requestID string, a answer) answer {
 	if a.err == nil {
 		return a
 	}
-	if c.params != nil {
+	switch {
+	case c.params != nil:
 		return s.renderRPCError(c, requestID, a.err)
+	case c.op == OpMetadataToken || c.op == OpMetadata:
+		return renderMetadata(a.err)
+	case c.op == OpURI:
+		return renderURI(a.err)
 	}
 	body := append([]byte(xmlHeader), "<Error"+xmlNamespace+">"...)
 	body = appendElement(body, "Code", a.err.code)

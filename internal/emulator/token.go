@@ -10,19 +10,11 @@ import (
 	"time"
 )
 
-// credentialKind is where a credential comes from.
-type credentialKind uint8
-
-const (
-	keyCredential   credentialKind = iota // of the configuration
-	tokenCredential                       // of QueryTokenForMnsQueue
-	roleCredential                        // of AssumeRole
-)
-
 // credential is a key pair, with a security token if it was issued.
 type credential struct {
 	id, secret, token string
-	kind              credentialKind
+	issuer            Op     // what issued it; empty: it is of the configuration
+	role              string // whose session it is; empty: nobody's
 	policy            Policy
 	created           time.Time // by the wire's clock, as is expires
 	expires           time.Time // zero: never
@@ -63,11 +55,13 @@ func (s *credentialStore) get(id string) *credential {
 const forgetAfter = 10 * time.Minute
 
 // issue makes a temporary credential that lives from now, cut to whole seconds as
-// the wire shows it, for life.
-func (s *credentialStore) issue(kind credentialKind, policy Policy, now time.Time, life time.Duration) *credential {
-	for c := range s.all {
+// the wire shows it, for life or as long as the configuration says, whichever is
+// shorter.
+func (s *Server) issue(issuer Op, role string, life time.Duration) *credential {
+	now := s.wireTime()
+	for c := range s.credentials.all {
 		if c.expires.Add(forgetAfter).Before(now) {
-			s.byID.Delete(c.id)
+			s.credentials.byID.Delete(c.id)
 		}
 	}
 	created := now.Truncate(time.Second)
@@ -75,19 +69,20 @@ func (s *credentialStore) issue(kind credentialKind, policy Policy, now time.Tim
 		id:      "STS." + rand.Text(),
 		secret:  rand.Text(),
 		token:   base64.StdEncoding.EncodeToString([]byte(rand.Text() + rand.Text() + rand.Text())),
-		kind:    kind,
-		policy:  policy,
+		issuer:  issuer,
+		role:    role,
+		policy:  s.issuedPolicy(issuer),
 		created: created,
-		expires: created.Add(life),
+		expires: created.Add(min(life, s.config.TokenLife)),
 	}
-	s.add(c)
+	s.credentials.add(c)
 	return c
 }
 
 // all yields the credentials that were issued.
 func (s *credentialStore) all(yield func(*credential) bool) {
 	for _, value := range s.byID.Range {
-		if c := value.(*credential); c.kind != keyCredential && !yield(c) {
+		if c := value.(*credential); c.issuer != "" && !yield(c) {
 			return
 		}
 	}
