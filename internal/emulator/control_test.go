@@ -45,6 +45,7 @@ func TestControls(t *testing.T) {
 	require.Empty(t, s.Faults())
 
 	k := issueToken(t, s)
+	require.JSONEq(t, `{"receive":{"OK":1,"InternalError":1},"token":{"OK":1}}`, ok("GET", "/requests", ""))
 	tokens := ok("GET", "/tokens", "")
 	require.Contains(t, tokens, `"alive": true`)
 	require.Contains(t, tokens, k.id)
@@ -52,6 +53,17 @@ func TestControls(t *testing.T) {
 	require.NotContains(t, tokens, k.token)
 	require.JSONEq(t, `{"revoked":1}`, ok("DELETE", "/tokens", ""))
 	require.Contains(t, ok("GET", "/tokens", ""), `"alive": false`)
+
+	status, got := assumeRoleWithOIDC(t, s, map[string]string{"OIDCToken": ok("POST", "/oidc-token", "")})
+	require.Equal(t, http.StatusOK, status, got.Code)
+	require.Contains(t, ok("GET", "/tokens", ""), `"issuer": "oidc"`)
+	_, got = assumeRoleWithOIDC(t, s, map[string]string{"OIDCToken": ok("POST", "/oidc-token", `{"life":"-1s"}`)})
+	require.Equal(t, "AuthenticationFail.OIDCToken.Expired", got.Code)
+	require.JSONEq(t, `{"role":"","token_required":false}`, ok("GET", "/metadata", ""))
+	require.JSONEq(t, `{"role":"relay","token_required":false}`, ok("PUT", "/metadata", `{"role":"relay"}`))
+	require.JSONEq(t, `{"role":"relay","token_required":true}`, ok("PUT", "/metadata", `{"token_required":true}`))
+	require.Equal(t, http.StatusForbidden, metadata(t, s, http.MethodGet, rolesPath, nil).Code)
+	s.ResetRequests()
 
 	require.Contains(t, ok("PUT", "/clock", `{"offset":"-20m"}`), `"offset": "-20m0s"`)
 	require.Equal(t, "TimeExpired", mns(t, s, http.MethodGet, messagesPath(""), "").Code)
@@ -64,7 +76,7 @@ func TestControls(t *testing.T) {
 	require.Contains(t, ok("PUT", "/policy", `{"server":"receive-and-delete"}`), `"server": "receive-and-delete"`)
 	require.Equal(t, "AccessDenied", mns(t, s, http.MethodPost, messagesPath(""), oneMessage).Code)
 
-	require.JSONEq(t, `{"receive":{"OK":1,"InternalError":1,"TimeExpired":1},"send":{"AccessDenied":1},"token":{"OK":1}}`, ok("GET", "/requests", ""))
+	require.JSONEq(t, `{"receive":{"TimeExpired":1},"send":{"AccessDenied":1}}`, ok("GET", "/requests", ""))
 	ok("DELETE", "/requests", "")
 	require.JSONEq(t, `{}`, ok("GET", "/requests", ""))
 }

@@ -1,9 +1,11 @@
 package emulator_test
 
 import (
+	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	neturl "net/url"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -56,6 +58,102 @@ func TestFaultOfEachOperation(t *testing.T) {
 	status, got := rpc(t, s, rpcRequest(t, http.MethodPost, demoKey(), false, nil))
 	require.Equal(t, http.StatusInternalServerError, status)
 	require.Equal(t, "ServiceUnavailable", got.Code)
+}
+
+// What issues credentials can be made to fail alone, in each way that a client meets:
+// an error, status 200 with a code that is none of success, a page, half an answer.
+func TestFaultsOfCredentials(t *testing.T) {
+	t.Parallel()
+	requests := func(t *testing.T, s *emulator.Server) map[emulator.Op]*http.Request {
+		t.Helper()
+		get := func(method, path string) *http.Request {
+			r := httptest.NewRequestWithContext(t.Context(), method, path, http.NoBody)
+			r.Header.Set(ttlHeader, "60")
+			return r
+		}
+		return map[emulator.Op]*http.Request{
+			emulator.OpSTS: rpcRequest(t, http.MethodPost, demoKey(), false, func(p neturl.Values) {
+				p.Set("Action", "AssumeRole")
+				p.Set("Version", "2015-04-01")
+				p.Set("RoleArn", s.RoleARN("relay"))
+				p.Set("RoleSessionName", "test")
+			}),
+			emulator.OpOIDC: get(http.MethodPost, "/?"+neturl.Values{
+				"Action": {"AssumeRoleWithOIDC"}, "Version": {"2015-04-01"}, "Format": {"JSON"}, "RoleSessionName": {"test"},
+				"Timestamp": {time.Now().UTC().Format("2006-01-02T15:04:05Z")}, "RoleArn": {s.RoleARN("relay")},
+				"OIDCProviderArn": {s.OIDCProviderARN()}, "OIDCToken": {s.MintOIDCToken(emulator.OIDCToken{})},
+			}.Encode()),
+			emulator.OpMetadataToken: get(http.MethodPut, "/latest/api/token"),
+			emulator.OpMetadata:      get(http.MethodGet, rolesPath+"relay"),
+			emulator.OpURI:           get(http.MethodGet, "/credentials"),
+		}
+	}
+	ask := func(s *emulator.Server, r *http.Request) (int, string) {
+		w := httptest.NewRecorder()
+		func() {
+			defer func() { _ = recover() }() // how a handler breaks a connection
+			s.ServeHTTP(w, r)
+		}()
+		return w.Code, w.Body.String()
+	}
+	for op := range requests(t, newServer(t, emulator.Config{})) {
+		t.Run(string(op), func(t *testing.T) {
+			t.Parallel()
+			s := newServer(t, emulator.Config{InstanceRole: "relay"})
+			remove := addFault(t, s, emulator.Fault{Operation: op, Status: 503, Code: "ServiceUnavailable", Message: "so it is"})
+			for other, r := range requests(t, s) {
+				status, body := ask(s, r)
+				if other != op {
+					require.Equal(t, http.StatusOK, status, "%s: %s", other, body)
+					continue
+				}
+				require.Equal(t, http.StatusServiceUnavailable, status)
+				require.Contains(t, body, "so it is")
+			}
+			remove()
+			remove = addFault(t, s, emulator.Fault{Operation: op, Status: 200, Code: "Denied", Message: "no"})
+			status, body := ask(s, requests(t, s)[op])
+			require.Equal(t, http.StatusOK, status)
+			var got struct{ Code, AccessKeyID string }
+			require.NoError(t, json.Unmarshal([]byte(body), &got))
+			require.Equal(t, "Denied", got.Code)
+			require.Empty(t, got.AccessKeyID)
+			remove()
+			addFault(t, s, emulator.Fault{Operation: op, Body: "<html>log in", Count: 1})
+			status, body = ask(s, requests(t, s)[op])
+			require.Equal(t, http.StatusOK, status)
+			require.Equal(t, "<html>log in", body)
+			addFault(t, s, emulator.Fault{Operation: op, Connection: emulator.CutBody, Count: 1})
+			_, body = ask(s, requests(t, s)[op])
+			require.NotEmpty(t, body)
+			require.False(t, json.Valid([]byte(body)))
+		})
+	}
+}
+
+func TestFaultPerSecond(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newServer(t, emulator.Config{})
+		addFault(t, s, emulator.Fault{Operation: emulator.OpURI, PerSecond: 3, Status: 400, Code: "Throttling.User"})
+		refused := func(n int) int {
+			count := 0
+			for range n {
+				if metadata(t, s, http.MethodGet, "/credentials", nil).Code == http.StatusBadRequest {
+					count++
+				}
+			}
+			return count
+		}
+		require.Equal(t, 0, refused(1))
+		<-time.After(500 * time.Millisecond)
+		require.Equal(t, 2, refused(4))
+		<-time.After(500 * time.Millisecond)
+		require.Equal(t, 1, refused(2), "any second counts, not the clock's")
+		<-time.After(time.Hour)
+		require.Equal(t, 0, refused(3))
+		require.EqualValues(t, 3, s.Faults()[0].Hits)
+	})
 }
 
 func TestFaultOfOneQueueAndCount(t *testing.T) {
@@ -165,6 +263,7 @@ func TestFaultValidate(t *testing.T) {
 		`connection: there is no "cut"`: {Connection: "cut"},
 		"delay: must not be negative":   {Delay: -1},
 		"rate: ":                        {Status: 500, Rate: 1.1},
+		"per_second: ":                  {Status: 500, PerSecond: -1},
 		"count: ":                       {Status: 500, Count: -1},
 	} {
 		_, err := s.AddFault(f)

@@ -43,19 +43,21 @@ const (
 	roleNameForm     = `^[A-Za-z0-9._-]{1,64}$`
 	providerNameForm = `^[A-Za-z0-9._-]{1,128}$`
 	sessionNameForm  = `^[A-Za-z0-9.@_-]{2,64}$`
-	externalIDForm   = `^[\w+=,.@:/-]{2,1224}$`
+	externalIDForm   = `^[\w+=,.@:/-]{2,}$`
 	roleARNForm      = `^acs:ram::[0-9]+:role/[A-Za-z0-9._-]+$`
 	providerARNForm  = `^acs:ram::[0-9]+:oidc-provider/[A-Za-z0-9._-]+$`
 )
 
 func hasForm(form, text string) bool { return regexp.MustCompile(form).MatchString(text) }
 
+func validExternalID(id string) bool { return len(id) <= 1224 && hasForm(externalIDForm, id) }
+
 func (r *Role) validate(name string) error {
 	var problems []error
 	if !hasForm(roleNameForm, name) {
 		problems = append(problems, setting.Problemf("roles", "%q is no name of a role: write letters, digits, periods and hyphens, at most 64", name))
 	}
-	if r.ExternalID != "" && !hasForm(externalIDForm, r.ExternalID) {
+	if r.ExternalID != "" && !validExternalID(r.ExternalID) {
 		problems = append(problems, setting.Problemf("roles."+name+".external_id", "write 2 to 1224 letters, digits and =,.@:/-_+"))
 	}
 	if r.MaxSession != 0 && (r.MaxSession < minMaxSession || r.MaxSession > maxMaxSession) {

@@ -95,15 +95,21 @@ func TestEveryAnswerHasItsHeaders(t *testing.T) {
 func TestLogHoldsNoSecret(t *testing.T) {
 	t.Parallel()
 	core, logs := observer.New(zap.DebugLevel)
-	s := newServer(t, emulator.Config{Log: zap.New(core)})
+	s := newServer(t, emulator.Config{Log: zap.New(core), InstanceRole: "relay"})
 	k := issueToken(t, s)
+	oidc := s.MintOIDCToken(emulator.OIDCToken{})
+	_, session := assumeRoleWithOIDC(t, s, map[string]string{"OIDCToken": oidc})
+	instance, _ := parseCredentials(t, metadata(t, s, http.MethodGet, rolesPath+"relay", nil))
 	sendBody(t, s, "the-body")
 	handle := receiveOne(t, s).ReceiptHandle
 	s.RevokeTokens()
 	require.NotZero(t, logs.Len())
 	for _, entry := range logs.All() {
 		for _, field := range entry.Context {
-			for _, secret := range []string{k.secret, k.token, handle, "the-body", emulator.DemoAccessKeySecret} {
+			for _, secret := range []string{
+				k.secret, k.token, handle, "the-body", emulator.DemoAccessKeySecret, oidc,
+				session.Credentials.AccessKeySecret, session.Credentials.SecurityToken, instance.secret, instance.token,
+			} {
 				require.NotContains(t, field.String, secret)
 			}
 		}

@@ -148,7 +148,7 @@ func (s *Server) assumeRole(c *call) answer {
 		return failed(err)
 	}
 	externalID := c.params.Get("ExternalId")
-	if externalID != "" && !hasForm(externalIDForm, externalID) {
+	if externalID != "" && !validExternalID(externalID) {
 		return failed(badRequest("InvalidParameter.ExternalId", "The parameter ExternalId is wrongly formed."))
 	}
 	wanted, err := s.session(c, maxPolicy)

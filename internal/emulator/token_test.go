@@ -1,6 +1,7 @@
 package emulator_test
 
 import (
+	"crypto"
 	"net/http"
 	"testing"
 	"testing/synctest"
@@ -127,12 +128,21 @@ func TestConfigValidate(t *testing.T) {
 		TokenLife:    1500 * time.Millisecond,
 		Policy:       "all",
 		MaxLongPolls: -1,
+		IssuedPolicies: map[emulator.Op]emulator.Policy{
+			emulator.OpSTS: "much", emulator.OpReceive: emulator.PolicyFull,
+		},
+		Roles:        map[string]emulator.Role{"a b": {}, "r": {ExternalID: "?", MaxSession: time.Minute}},
+		InstanceRole: "none",
+		OIDC:         emulator.OIDCProvider{Name: "a/b", Issuer: "http://a", Keys: []crypto.PublicKey{"key"}},
 		Queues: map[string]emulator.QueueConfig{
 			"a_b": {}, "c": {VisibilityTimeout: 13 * time.Hour}, "d": {Delay: time.Millisecond},
 		},
 	})
 	for _, words := range []string{
 		"needs an id and a secret", `"b" is there twice`, "token_life: 1.5s", `policy: there is no policy "all"`,
+		`issued_policies.sts: there is no policy "much"`, `issued_policies: "receive" issues no credentials`,
+		`roles: "a b"`, "roles.r.external_id", "roles.r.max_session: 1m0s", `instance_role: there is no role "none"`,
+		`oidc.name: "a/b"`, `oidc.issuer: "http://a"`, "oidc.keys: string",
 		"max_long_polls", `queues: "a_b"`, "queues.c: ", "queues.d: ",
 	} {
 		require.ErrorContains(t, err, words)
