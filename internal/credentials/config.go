@@ -208,8 +208,8 @@ func (c *Config) problems(types string) (problems []error) {
 		required(c.OIDCProviderARN, "oidc_provider_arn", "the provider of the cluster, as in acs:ram::1234567890123456:oidc-provider/ack-rrsa-CLUSTER, or set "+VariableOIDCProviderARN)
 		required(c.OIDCTokenFile, "oidc_token_file", "the file of the projected token, or set "+VariableOIDCTokenFile)
 	case TypeECSRAMRole:
-		if c.RoleName != "" && !isWord(c.RoleName) {
-			report("role_name", "not the name of a role: write letters, digits and hyphens")
+		if c.RoleName != "" && !isRoleName(c.RoleName) {
+			report("role_name", "not the name of a role: write letters, digits and . - _")
 		}
 	case TypeCredentialsURI:
 		if u, err := c.URI.Parse(); c.URI.IsZero() {
@@ -368,6 +368,9 @@ func (c *Config) foreignProblems() (problems []error) {
 }
 
 func isWord(s string) bool { return regexp.MustCompile(`^[A-Za-z0-9_-]+$`).MatchString(s) }
+
+// isRoleName tells whether RAM lets a role have the name (RAM: CreateRole).
+func isRoleName(s string) bool { return regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`).MatchString(s) }
 
 // checkEndpoint accepts what the OpenAPI SDK can call: a scheme and a host.
 func checkEndpoint(endpoint setting.URL) error {

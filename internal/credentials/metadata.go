@@ -53,7 +53,7 @@ func (p *ecsRole) ask(ctx context.Context) (Keys, error) {
 		if err != nil {
 			return Keys{}, err
 		}
-		if name = strings.TrimSpace(string(r.body)); r.status != http.StatusOK || !isWord(name) {
+		if name = strings.TrimSpace(string(r.body)); r.status != http.StatusOK || !isRoleName(name) {
 			return Keys{}, p.refused(r, "the instance has no RAM role: bind one to it, or write role_name")
 		}
 	}
