@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"regexp"
@@ -51,7 +52,8 @@ func (e *Error) Class() relay.Class {
 		return relay.ClassThrottled
 	case e.Err != nil && e.Status == 0:
 		return relay.ClassNetwork
-	case e.Status >= 500, e.Code == "", e.Code == codeOK,
+	case e.Status >= 500, e.Code == "", e.Code == codeOK, e.Code == codeSuccess,
+		e.Status == http.StatusOK && (e.Op == opMetadata || e.Op == opURI), // whose codes nobody lists
 		strings.HasPrefix(e.Code, "isp.") && e.Code != codeRAMDenied: // the provider's own trouble
 		return relay.ClassServer
 	}
@@ -88,6 +90,16 @@ func (e *Error) mend() string {
 		return "the security token has ended or belongs to other keys: give new ones"
 	case strings.HasPrefix(code, "InvalidTimeStamp"), code == "IllegalTimestamp":
 		return "the clock of this machine is wrong: set it"
+	case strings.HasPrefix(code, "EntityNotExist.Role"):
+		return "check role_arn: the account has no such role"
+	case strings.HasPrefix(code, "AuthenticationFail.OIDCToken.Expired"):
+		return "the projected token has ended: check that the kubelet replaces the file, and the clock of the node"
+	case strings.HasPrefix(code, "AuthenticationFail.OIDCToken"):
+		return "check the projected token: its audience has to be sts.aliyuncs.com, and its issuer that of oidc_provider_arn"
+	case strings.HasPrefix(code, "AuthenticationFail"), strings.HasPrefix(code, "EntityNotExist.OIDCProvider"):
+		return "check oidc_provider_arn, and that the role's trust policy names this provider and service account"
+	case e.Op == opAssumeRole && (strings.HasPrefix(code, "Forbidden") || strings.HasPrefix(code, "NoPermission")):
+		return "let the owner of the key call sts:AssumeRole, and check the role's trust policy and the external_id that it may ask for"
 	case strings.HasPrefix(code, "Forbidden"), strings.HasPrefix(code, "NoPermission"), code == codeRAMDenied:
 		return "grant the owner of the key the right to call " + e.Op + " for this queue"
 	case strings.HasPrefix(code, "Throttling"):
