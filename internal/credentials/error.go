@@ -54,7 +54,7 @@ func (e *Error) Class() relay.Class {
 		return relay.ClassNetwork
 	case e.Status >= 500, e.Code == "", e.Code == codeOK, e.Code == codeSuccess,
 		e.Status == http.StatusOK && (e.Op == opMetadata || e.Op == opURI), // whose codes nobody lists
-		strings.HasPrefix(e.Code, "isp.") && e.Code != codeRAMDenied: // the provider's own trouble
+		strings.HasPrefix(e.Code, "isp.") && e.Code != codeRAMDenied:       // the provider's own trouble
 		return relay.ClassServer
 	}
 	return relay.ClassAuth
