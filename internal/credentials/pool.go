@@ -53,11 +53,19 @@ func (p *Pool) Refresher(name string, c *Config, deps Deps) (*Refresher, error) 
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if r = p.refreshers[id]; r == nil {
-		r = NewRefresher(name, provider, c, deps)
-		r.turn = p.limit.Wait
+		r = p.refresher(name, provider, c, deps)
 		p.refreshers[id] = r
 	}
 	return r, nil
+}
+
+// refresher makes one that waits for its turn, unless it asks no server.
+func (p *Pool) refresher(name string, provider Provider, c *Config, deps Deps) *Refresher {
+	r := NewRefresher(name, provider, c, deps)
+	if c.Type != TypeStatic {
+		r.turn = p.limit.Wait
+	}
+	return r
 }
 
 // provider makes the provider of a validated Config.

@@ -2,13 +2,14 @@ package credentials_test
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -75,38 +76,45 @@ func TestSharedCredentials(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// Two hundred that begin at once are spread: at most ten calls a second, and all come.
+// Two hundred that begin at once are spread: ten calls a second, and again when they are
+// refreshed. Keys that nobody is asked for do not wait.
 func TestTwoHundredCredentials(t *testing.T) {
 	t.Parallel()
-	const sources = 200
-	var mu sync.Mutex
-	var calls []time.Time
-	endpoint := serve(t, func(w http.ResponseWriter, _ *http.Request) {
-		mu.Lock()
-		calls = append(calls, time.Now())
-		mu.Unlock()
-		_, _ = w.Write([]byte(freshGrant()))
+	synctest.Test(t, func(t *testing.T) {
+		const sources = 200
+		pool := credentials.NewPool()
+		ctx, cancel := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		begun := time.Now()
+		var refreshers []*credentials.Refresher
+		var issuers []*issuer
+		for range sources {
+			issuers = append(issuers, &issuer{t: t, life: time.Hour, takes: 300 * time.Millisecond})
+			r := credentials.PoolRefresher(pool, issuers[len(issuers)-1], &credentials.Config{Type: credentials.TypeMNSToken, RefreshBefore: 2 * time.Minute}, credentials.Deps{Log: zap.NewNop()})
+			refreshers = append(refreshers, r)
+			all.Go(func() { _ = r.Run(ctx) })
+		}
+		static := credentials.PoolRefresher(pool, &issuer{t: t}, &credentials.Config{Type: credentials.TypeStatic}, credentials.Deps{Log: zap.NewNop()})
+		all.Go(func() { _ = static.Run(ctx) })
+		<-static.Ready()
+		require.Zero(t, time.Since(begun))
+		for _, r := range refreshers {
+			<-r.Ready()
+		}
+		require.LessOrEqual(t, time.Since(begun), 21*time.Second)
+		<-time.After(2 * time.Hour)
+		cancel()
+		all.Wait()
+		var calls []time.Time
+		for _, i := range issuers {
+			require.GreaterOrEqual(t, len(i.calls), 3)
+			calls = append(calls, i.calls...)
+		}
+		slices.SortFunc(calls, time.Time.Compare)
+		for i := range calls[:len(calls)-10] {
+			require.GreaterOrEqual(t, calls[i+10].Sub(calls[i]), time.Second-time.Microsecond, "calls %d to %d", i, i+10)
+		}
 	})
-	pool := credentials.NewPool()
-	var refreshers []*credentials.Refresher
-	for i := range sources {
-		c := tokenConfig(endpoint)
-		r, err := pool.Refresher(fmt.Sprint(i), &c, credentials.Deps{Queue: fmt.Sprintf("Alicom-Queue-1-%d-SmsReport", i), Log: zap.NewNop()})
-		require.NoError(t, err)
-		refreshers = append(refreshers, r)
-	}
-	runAll(t, refreshers...)
-	for _, r := range refreshers {
-		<-r.Ready()
-	}
-	mu.Lock()
-	defer mu.Unlock()
-	require.Len(t, calls, sources)
-	require.Greater(t, calls[sources-1].Sub(calls[0]), (sources-10)*100*time.Millisecond)
-	const in, varies = 30, 5 // in three seconds, and how many more for what the way of a call varies
-	for i := range calls[:sources-in-varies] {
-		require.Greater(t, calls[i+in+varies].Sub(calls[i]), 3*time.Second, "calls %d to %d", i, i+in+varies)
-	}
 }
 
 // Keys from files are read again: what is replaced is used within seconds or as soon as
