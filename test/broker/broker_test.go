@@ -24,6 +24,7 @@ func bounded(t *testing.T) context.Context {
 
 // What a Broker promises, of the kind that this machine gives, and of a Proxy.
 func TestBroker(t *testing.T) {
+	t.Parallel()
 	for name, private := range map[string]func(t *testing.T) broker.Broker{
 		"private": func(t *testing.T) broker.Broker { t.Helper(); return broker.Private(t) },
 		"proxy": func(t *testing.T) broker.Broker {
@@ -35,6 +36,7 @@ func TestBroker(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			b := private(t)
 			at := b.URL()
 			queue := "mnsrelay.test.broker." + name
@@ -66,10 +68,11 @@ func TestBroker(t *testing.T) {
 			// An alarm is told to those who publish.
 			blockings := conn.NotifyBlocked(make(chan amqp.Blocking, 4))
 			require.NoError(t, b.Block(bounded(t)))
-			publish(ch)
+			held := publish(ch)
 			require.True(t, (<-blockings).Active)
 			require.NoError(t, b.Unblock(bounded(t)))
 			require.False(t, (<-blockings).Active)
+			require.True(t, held.Wait())
 
 			// The durable queue and what it holds outlive Stop and Kill.
 			for _, end := range []func(context.Context) error{b.Stop, b.Kill} {
@@ -98,6 +101,7 @@ func TestBroker(t *testing.T) {
 // Close leaves no process and no file, of a node that runs, that pauses and that has
 // been stopped. Where there is no rabbitmq-server, Start says what to do.
 func TestNodeLeavesNothing(t *testing.T) {
+	t.Parallel()
 	if !broker.Installed() {
 		_, err := broker.Start(bounded(t), broker.Config{})
 		require.ErrorContains(t, err, "test/setup")
@@ -109,6 +113,7 @@ func TestNodeLeavesNothing(t *testing.T) {
 		"stopped": func(t *testing.T, n *broker.Node) { t.Helper(); require.NoError(t, n.Stop(bounded(t))) },
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			dir := t.TempDir()
 			n, err := broker.Start(bounded(t), broker.Config{Dir: dir})
 			require.NoError(t, err)
@@ -125,6 +130,7 @@ func TestNodeLeavesNothing(t *testing.T) {
 }
 
 func TestNodeThatCannotStart(t *testing.T) {
+	t.Parallel()
 	if !broker.Installed() {
 		_, err := broker.Start(bounded(t), broker.Config{})
 		require.ErrorContains(t, err, "test/setup")

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -85,15 +84,22 @@ func (c *Cluster) Await(ctx context.Context) error {
 	for _, n := range c.nodes {
 		names = append(names, "'"+n.name+"'")
 	}
-	// One call for all, as each takes a second.
-	views := fmt.Sprintf("{V, []} = rpc:multicall([%s], rabbit_mnesia, cluster_nodes, [running]), length([N || N <- V, length(N) =:= %d]).", strings.Join(names, ","), len(names))
+	// One call that asks them over and over: each call takes a second of a processor, which
+	// the nodes that start want too. A node that is about to run may not answer yet.
+	views := fmt.Sprintf(`Nodes = [%s],
+All = fun() ->
+	{Views, Silent} = rpc:multicall(Nodes, rabbit_mnesia, cluster_nodes, [running], 5000),
+	Silent =:= [] andalso lists:all(fun(View) -> is_list(View) andalso length(View) =:= length(Nodes) end, Views)
+end,
+Wait = fun Again() -> case All() of true -> ok; false -> timer:sleep(100), Again() end end,
+Wait().`, strings.Join(names, ","))
 	for {
-		complete, err := c.nodes[0].Ctl(ctx, "eval", views)
+		// Asked again where the node that is asked has gone away meanwhile, to pause.
+		_, err := c.nodes[0].Ctl(ctx, "eval", views)
 		switch {
 		case ctx.Err() != nil:
 			return fmt.Errorf("wait for the cluster: %w: %w", ctx.Err(), err)
-		case err != nil: // a node that is about to run may not answer yet
-		case strings.TrimSpace(complete) == strconv.Itoa(len(names)):
+		case err == nil:
 			return nil
 		}
 	}

@@ -15,6 +15,7 @@ import (
 // A quorum queue outlives the death of its leader; a node that is cut off confirms
 // nothing and closes its connections until it is let back.
 func TestCluster(t *testing.T) {
+	t.Parallel()
 	if !broker.Installed() {
 		_, err := broker.StartCluster(bounded(t), broker.Config{}, 3)
 		require.ErrorContains(t, err, "test/setup")

@@ -54,6 +54,10 @@ type Node struct {
 	environment []string
 	epmd        *process.Process // nil: its cluster has one
 	beam        *process.Process
+	blocked     bool // there is an alarm of Block's
+
+	certificates    *certs.Files // of a Pool's node
+	certificatesDir string
 }
 
 // Start starts a node and returns when it accepts connections.
@@ -221,6 +225,7 @@ func (n *Node) Resume() error { return n.beam.Signal(syscall.SIGCONT) }
 
 // Block raises the memory alarm.
 func (n *Node) Block(ctx context.Context) error {
+	n.blocked = true
 	_, err := n.Ctl(ctx, "set_vm_memory_high_watermark", "absolute", "1MB")
 	return err
 }
@@ -228,6 +233,7 @@ func (n *Node) Block(ctx context.Context) error {
 // Unblock clears the memory alarm.
 func (n *Node) Unblock(ctx context.Context) error {
 	_, err := n.Ctl(ctx, "set_vm_memory_high_watermark", "absolute", memoryLimit)
+	n.blocked = err != nil
 	return err
 }
 
@@ -263,8 +269,10 @@ func (n *Node) Close() error {
 			errs = append(errs, p.End(ctx, syscall.SIGKILL))
 		}
 	}
-	if err := os.RemoveAll(n.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, fmt.Errorf("remove the broker's folder: %w", err))
+	for _, dir := range []string{n.dir, n.certificatesDir} {
+		if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove the broker's folder: %w", err))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -28,7 +28,12 @@ type Files struct {
 // New makes an authority and what it issues in a folder of the test's.
 func New(tb testing.TB) *Files {
 	tb.Helper()
-	dir := tb.TempDir()
+	return In(tb, tb.TempDir())
+}
+
+// In is New in a folder of the caller's.
+func In(tb testing.TB, dir string) *Files {
+	tb.Helper()
 	in := func(name string) string { return filepath.Join(dir, name) }
 	f := &Files{
 		CA: in("ca.pem"), ServerCert: in("server.pem"), ServerKey: in("server.key"),

@@ -38,7 +38,7 @@ var (
 )
 
 const (
-	shortSpan     = 45 * time.Second
+	shortSpan     = 30 * time.Second
 	shortMessages = 5000
 	perMinute     = 10_000
 

@@ -48,12 +48,11 @@ func (b *inbox) take(n int) map[string][]amqp.Delivery {
 // Several routes of a source lead to the same sink with other settings, over the one
 // connection that it has.
 func TestRoutesOverrideSettingsAndShareTheConnection(t *testing.T) {
+	t.Parallel()
 	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{})
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	node, err := broker.Start(ctx, broker.Config{Dir: t.TempDir()})
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, node.Close()) })
+	node := nodes.Borrow(t)
 	b := newInbox(t, node.URL())
 	r := startRelay(t, strings.Replace(toRabbitMQ(url, queue, b, "    unmatched: delete"), "    to: events\n", "", 1)+`
 routes:

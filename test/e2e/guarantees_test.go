@@ -26,6 +26,7 @@ import (
 // A relay that is killed a hundred times, at any moment of its life, loses nothing: what
 // was not deleted comes again.
 func TestKilledAtAHundredRandomMomentsNothingIsLost(t *testing.T) {
+	t.Parallel()
 	const kills, room = 100, 64
 	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{VisibilityTimeout: 2 * time.Second})
 	b := newInbox(t, broker.URL(t))
@@ -65,6 +66,7 @@ func TestKilledAtAHundredRandomMomentsNothingIsLost(t *testing.T) {
 // A relay that gets no processor time for longer than its leases last, as one does that is
 // throttled, goes on with receipts that are dead: others may have the messages by then.
 func TestAFrozenRelayLosesNothing(t *testing.T) {
+	t.Parallel()
 	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{VisibilityTimeout: 2 * time.Second})
 	b := newInbox(t, broker.URL(t))
 	b.start()
@@ -93,6 +95,7 @@ func TestAFrozenRelayLosesNothing(t *testing.T) {
 // Two replicas are replaced one after the other, as a deployment does: nothing is lost, and
 // nothing comes twice, for each finishes what it has begun.
 func TestARollingUpdateOfTwoReplicas(t *testing.T) {
+	t.Parallel()
 	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{})
 	b := newInbox(t, broker.URL(t))
 	b.start()
@@ -137,6 +140,7 @@ func keptByRedis(t *testing.T, url string) int {
 // another sink refuses is tried there alone, whoever receives it next, and however the
 // first one ended.
 func TestFanOutOverReplicasTriesOnlyTheSinkThatFails(t *testing.T) {
+	t.Parallel()
 	const messages = 500
 	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{VisibilityTimeout: 3 * time.Second})
 	kept := redisserver.Start(t, redisserver.Config{})
@@ -171,10 +175,10 @@ func TestFanOutOverReplicasTriesOnlyTheSinkThatFails(t *testing.T) {
 }
 
 // The API answers at once while the broker hangs with a full window in flight, tells the
-// truth, and says that the process is alive.
+// truth, and says that the process is alive. Not parallel, since it measures.
 func TestTheAPIAnswersDuringABrokerOutage(t *testing.T) {
 	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{})
-	private := broker.Private(t)
+	private := nodes.Private(t)
 	b := newInbox(t, private.URL())
 	r := startRelay(t, toRabbitMQ(url, queue, b, ""))
 	send(t, server, queue, 5000, 0)
@@ -219,7 +223,7 @@ func peak(t *testing.T, pid int) int64 {
 }
 
 // What a relay holds in memory is bounded by its room in bytes, whatever the backlog: a
-// limit of memory can be set by it.
+// limit of memory can be set by it. Not parallel, since it measures.
 func TestMemoryFollowsTheRoomInBytes(t *testing.T) {
 	const messages, size = 1500, 60 << 10
 	peaks := map[string]int64{}

@@ -25,6 +25,7 @@ import (
 // The main job at length: tokens that live three seconds, twenty seconds of traffic, a
 // real broker. Every message arrives, once, and its queue is empty afterwards.
 func TestTwentyThousandMessagesOverManyTokens(t *testing.T) {
+	t.Parallel()
 	server, url, queue := startEmulator(t, emulator.Config{TokenLife: 3 * time.Second}, emulator.QueueConfig{})
 	b := newInbox(t, broker.URL(t))
 	b.start()
@@ -56,6 +57,7 @@ func TestTwentyThousandMessagesOverManyTokens(t *testing.T) {
 // Nothing that the broker has not confirmed is ever deleted, so a kill at any moment
 // costs duplicates and no message.
 func TestKilledInTheMiddleNothingIsLost(t *testing.T) {
+	t.Parallel()
 	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{VisibilityTimeout: 5 * time.Second})
 	b := newInbox(t, broker.URL(t))
 	b.start()
@@ -85,10 +87,10 @@ func TestKilledInTheMiddleNothingIsLost(t *testing.T) {
 }
 
 // A broker that is away for ten seconds costs nothing: what is in flight is held, and
-// nothing further is received.
+// nothing further is received. Not parallel, since it measures.
 func TestABrokerThatIsAwayForTenSeconds(t *testing.T) {
 	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{})
-	private := broker.Private(t)
+	private := nodes.Private(t)
 	b := newInbox(t, private.URL())
 	r := startRelay(t, toRabbitMQ(url, queue, b, "    in_flight: {messages: 64}"))
 	var sent map[string]string
@@ -127,35 +129,6 @@ func TestABrokerThatIsAwayForTenSeconds(t *testing.T) {
 	require.Zero(t, r.end(syscall.SIGTERM))
 }
 
-// MNS bills requests: a backlog is fetched and deleted in full batches.
-func TestRequestsAtBacklog(t *testing.T) {
-	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{})
-	b := newInbox(t, broker.URL(t))
-	sent := send(t, server, queue, 20_000, 0)
-	r := startRelay(t, toRabbitMQ(url, queue, b, ""))
-	eventually(t, 60*time.Second, "every message is deleted", func() bool { return left(t, server, queue) == 0 })
-	perMessage := float64(requests(server)) / float64(len(sent))
-	t.Logf("%.4f requests a message", perMessage)
-	require.LessOrEqual(t, perMessage, 0.13)
-	require.Zero(t, r.end(syscall.SIGTERM))
-}
-
-func TestRequestsAtRest(t *testing.T) {
-	t.Parallel()
-	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{})
-	hook := httptest.NewServer(http.NotFoundHandler())
-	defer hook.Close()
-	r := startRelay(t, toWebhook(url, queue, hook.URL, "    wait: 30s"))
-	eventually(t, 10*time.Second, "ready", func() bool { code, _ := r.get("/readyz"); return code == http.StatusOK })
-	<-time.After(3 * time.Second) // the start: a first receive, the attributes
-	before := requests(server)
-	<-time.After(time.Minute)
-	require.LessOrEqual(t, requests(server)-before, int64(2), "2.2 a minute, the attributes every five minutes included")
-	begun := time.Now()
-	require.Zero(t, r.end(syscall.SIGTERM))
-	require.Less(t, time.Since(begun), 2*time.Second, "the waiting poll is cut")
-}
-
 func toWebhook(endpoint, queue, hook, more string) string {
 	return fmt.Sprintf(`
 sources:
@@ -172,8 +145,9 @@ sinks:
 
 // The process runs without its broker: alive, not ready, receiving nothing.
 func TestABrokerThatIsNotThereAtTheStart(t *testing.T) {
+	t.Parallel()
 	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{})
-	private := broker.Private(t)
+	private := nodes.Private(t)
 	b := newInbox(t, private.URL())
 	require.NoError(t, private.Stop(t.Context()))
 	sent := send(t, server, queue, 100, 0)
@@ -201,8 +175,9 @@ func TestABrokerThatIsNotThereAtTheStart(t *testing.T) {
 func TestWhatIsWrongAtTheQueue(t *testing.T) {
 	t.Parallel()
 	hook := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
-	defer hook.Close()
+	t.Cleanup(hook.Close)
 	t.Run("no such queue", func(t *testing.T) {
+		t.Parallel()
 		server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{})
 		require.True(t, server.DeleteQueue(queue))
 		r := startRelay(t, toWebhook(url, queue, hook.URL, ""))
@@ -217,6 +192,7 @@ func TestWhatIsWrongAtTheQueue(t *testing.T) {
 		require.Zero(t, r.end(syscall.SIGTERM))
 	})
 	t.Run("wrong keys", func(t *testing.T) {
+		t.Parallel()
 		_, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{})
 		configuration := strings.Replace(toWebhook(url, queue, hook.URL, ""), "credentials: {",
 			"credentials: {access_key_id: LTAI-wrong, access_key_secret: not-the-secret, ", 1)
@@ -285,6 +261,7 @@ func TestDrainCutShort(t *testing.T) {
 
 // Several sources and sinks in one process; what is odd in a body arrives as it was.
 func TestEveryBodyArrivesByteForByteInEverySink(t *testing.T) {
+	t.Parallel()
 	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{})
 	require.NoError(t, server.CreateQueue("plain", emulator.QueueConfig{}))
 	b := newInbox(t, broker.URL(t))

@@ -62,6 +62,7 @@ func newConfigFile(t *testing.T, text string) configFile {
 // Reloads under load: the source that changes drains and starts again, and no message
 // is lost.
 func TestReloadsUnderLoadLoseNothing(t *testing.T) {
+	t.Parallel()
 	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{})
 	b := newInbox(t, broker.URL(t))
 	b.start()
@@ -90,6 +91,7 @@ func TestReloadsUnderLoadLoseNothing(t *testing.T) {
 
 // What a reload does not change runs on untouched; what it refuses changes nothing.
 func TestAReloadTouchesOnlyWhatItChanges(t *testing.T) {
+	t.Parallel()
 	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{})
 	require.NoError(t, server.CreateQueue("other", emulator.QueueConfig{}))
 	dir := t.TempDir()

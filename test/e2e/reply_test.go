@@ -18,6 +18,7 @@ import (
 // is done, however long that takes: its lease is renewed meanwhile. One that the consumer
 // fails on comes to it again, with its id.
 func TestAMessageLeavesWhenItsConsumerHasAnswered(t *testing.T) {
+	t.Parallel()
 	const messages, work = 20, 5 * time.Second
 	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{VisibilityTimeout: 3 * time.Second})
 	b := newInbox(t, broker.URL(t))

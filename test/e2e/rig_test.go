@@ -21,6 +21,7 @@ import (
 	"mnsrelay/internal/emulator"
 	"mnsrelay/internal/httpapi"
 	"mnsrelay/internal/setting"
+	"mnsrelay/test/broker"
 	"mnsrelay/test/rig"
 )
 
@@ -40,8 +41,11 @@ func buildAndRun(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	return m.Run()
+	return broker.Closing(m, nodes).Run()
 }
+
+// nodes are lent to tests that take their broker away or look into it.
+var nodes = broker.NewPool(broker.Config{})
 
 // The keys that the emulator accepts; the secret must appear in no output.
 const (

@@ -52,7 +52,7 @@ func (w *world) awaitPollsEnded() {
 func TestBrokerKilledWithAWindowInFlight(t *testing.T) {
 	t.Parallel()
 	const messages, room = 3000, 256
-	b := node(t, broker.Config{})
+	b := nodes.Borrow(t)
 	in := newInbox(t, b.URL(), nil)
 	require.NoError(t, b.Sync(bounded(t)))
 	w, way := single(t, in, emulator.QueueConfig{VisibilityTimeout: 10 * time.Second}, nil, nil)
@@ -82,7 +82,7 @@ func TestBrokerKilledWithAWindowInFlight(t *testing.T) {
 func TestBrokerStoppedInOrder(t *testing.T) {
 	t.Parallel()
 	const messages = 3000
-	b := node(t, broker.Config{})
+	b := nodes.Borrow(t)
 	in := newInbox(t, b.URL(), nil)
 	w, _ := single(t, in, emulator.QueueConfig{VisibilityTimeout: 10 * time.Second}, nil, nil)
 	atRest := w.needs()
@@ -116,7 +116,7 @@ const slack = 5 * time.Second
 func TestBrokerStalledWithAFullWindow(t *testing.T) {
 	t.Parallel()
 	const size, messages = 60 << 10, 700 // some 40 MiB: no kernel buffers as much
-	b := node(t, broker.Config{})
+	b := nodes.Borrow(t)
 	in := newInbox(t, b.URL(), nil)
 	w, way := single(t, in, emulator.QueueConfig{VisibilityTimeout: 20 * time.Second},
 		[]string{"in_flight: {messages: 1024, bytes: 256MiB}"},
@@ -155,7 +155,7 @@ func TestBrokerStalledWithAFullWindow(t *testing.T) {
 func TestBrokerStalledWhileIdle(t *testing.T) {
 	t.Parallel()
 	const heartbeat = 2 * time.Second
-	b := node(t, broker.Config{})
+	b := nodes.Borrow(t)
 	in := newInbox(t, b.URL(), nil)
 	w, _ := single(t, in, emulator.QueueConfig{}, nil, []string{"heartbeat: 2s", "connect_timeout: 2s"})
 	w.send("sms", 16, 300, 0)
@@ -176,7 +176,7 @@ func TestBrokerStalledWhileIdle(t *testing.T) {
 
 func TestAlarmBlocksPublishers(t *testing.T) {
 	t.Parallel()
-	b := node(t, broker.Config{})
+	b := nodes.Borrow(t)
 	ctl := func(args ...string) func(*testing.T) {
 		return func(t *testing.T) {
 			t.Helper()

@@ -17,7 +17,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"mnsrelay/internal/emulator"
-	"mnsrelay/test/broker"
 	"mnsrelay/test/certs"
 )
 
@@ -25,8 +24,8 @@ import (
 // each lost while it runs and given back.
 func TestPermissionVhostCertificateLostAndGivenBack(t *testing.T) {
 	t.Parallel()
-	files := certs.New(t)
-	b := node(t, broker.Config{TLS: files})
+	b := nodes.Borrow(t)
+	files := b.Certificates()
 	ctl := func(t *testing.T, args ...string) {
 		t.Helper()
 		_, err := b.Ctl(bounded(t), args...)
@@ -239,8 +238,8 @@ func (p *tap) requireEncrypted(t *testing.T, name string) {
 // nothing goes there in the clear, not even the login.
 func TestTLSRefused(t *testing.T) {
 	t.Parallel()
-	files, foreign := certs.New(t), certs.New(t)
-	b := node(t, broker.Config{TLS: files})
+	b := nodes.Borrow(t)
+	files, foreign := b.Certificates(), certs.New(t)
 	_, err := b.Ctl(bounded(t), "add_user", "relay-faults", password)
 	require.NoError(t, err)
 	_, err = b.Ctl(bounded(t), "set_permissions", "relay-faults", ".*", ".*", ".*")

@@ -51,8 +51,11 @@ func buildAndRun(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	return m.Run()
+	return broker.Closing(m, nodes).Run()
 }
+
+// nodes are lent to tests that do something to their broker.
+var nodes = broker.NewPool(broker.Config{})
 
 // The keys that the emulator accepts; the secret must appear in no output.
 const (
@@ -615,14 +618,4 @@ func (in *inbox) read() (taken int) {
 		}
 	})
 	return taken
-}
-
-// node is a RabbitMQ that the test has for itself.
-func node(t *testing.T, c broker.Config) *broker.Node {
-	t.Helper()
-	c.Dir = t.TempDir()
-	n, err := broker.Start(bounded(t), c)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, n.Close()) })
-	return n
 }

@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,12 +19,31 @@ import (
 // patience is how long a broker may take to start and the command to end.
 const patience = 60 * time.Second
 
+// binary is the command, built once.
+var binary string
+
+func TestMain(m *testing.M) { os.Exit(buildAndRun(m)) }
+
+func buildAndRun(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "withbroker-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	binary = filepath.Join(dir, "withbroker")
+	build := exec.Command("go", "build", "-o", binary, ".") //nolint:noctx // A build has no time limit of its own.
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
 // command is withbroker with a temporary folder of its own and a broker or none.
 func command(t *testing.T, url string, args ...string) (cmd *exec.Cmd, tmp string) {
 	t.Helper()
-	binary := filepath.Join(t.TempDir(), "withbroker")
-	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, ".").CombinedOutput()
-	require.NoError(t, err, "%s", out)
 	tmp = t.TempDir()
 	cmd = exec.CommandContext(t.Context(), binary, args...)
 	for _, v := range os.Environ() {
@@ -127,6 +147,7 @@ func TestOwnBroker(t *testing.T) {
 		"killed":                  {alone, []os.Signal{syscall.SIGKILL}, -1},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			cmd, tmp := command(t, "", "sh", "-c", c.script)
 			cmd.Stderr = os.Stderr
 			stdout, err := cmd.StdoutPipe()

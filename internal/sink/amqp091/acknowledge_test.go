@@ -116,7 +116,7 @@ func TestTransactionThatTheQueueRefuses(t *testing.T) {
 // connection is given up.
 func TestTransactionOnAStalledBroker(t *testing.T) {
 	t.Parallel()
-	b := broker.Private(t)
+	b := nodes.Private(t)
 	in := newInbox(t, b.URL())
 	c := in.config()
 	c.Acknowledge = amqp091.AcknowledgeTransaction

@@ -24,8 +24,8 @@ import (
 // reaches it by TLS.
 func secured(t *testing.T) (*broker.Node, *inbox, *certs.Files, *amqp091.Config) {
 	t.Helper()
-	files := certs.New(t)
-	b := node(t, broker.Config{TLS: files})
+	b := nodes.Borrow(t)
+	files := b.Certificates()
 	in := newInbox(t, b.URL())
 	c := in.config()
 	c.URL = setting.NewURL(b.TLSURL())
@@ -52,7 +52,9 @@ func TestSASLExternal(t *testing.T) {
 	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, second.Sink, relaytest.Messages("m", 16, 10)))
 	require.Len(t, in.ids(), 16)
 
-	plain := node(t, broker.Config{Conf: "auth_mechanisms.1 = AMQPLAIN"})
+	plain, err := broker.Start(bounded(t), broker.Config{Dir: t.TempDir(), Conf: "auth_mechanisms.1 = AMQPLAIN"})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, plain.Close()) })
 	other := in.config()
 	other.URL = setting.NewURL(plain.URL())
 	run(t, other).AwaitReason(relay.Down, "does not offer the mechanism PLAIN")
@@ -163,7 +165,7 @@ func TestCertificatesAndPasswordsAreReplaced(t *testing.T) {
 // tries are apart, and it works again without a restart.
 func TestVhostLostAndGivenBack(t *testing.T) {
 	t.Parallel()
-	b := node(t, broker.Config{})
+	b := nodes.Borrow(t)
 	vhost := func() *inbox {
 		_, err := b.Ctl(bounded(t), "add_vhost", "prod")
 		require.NoError(t, err)
@@ -194,7 +196,7 @@ func TestVhostLostAndGivenBack(t *testing.T) {
 // What names us to the broker is ours to choose.
 func TestConnectionName(t *testing.T) {
 	t.Parallel()
-	b := node(t, broker.Config{})
+	b := nodes.Borrow(t)
 	in := newInbox(t, b.URL())
 	c := in.config()
 	c.ConnectionName = "billing relay"

@@ -35,7 +35,7 @@ func TestBrokerGoes(t *testing.T) {
 	}
 	for name, end := range ways {
 		t.Run(name, func(t *testing.T) {
-			b := broker.Private(t)
+			b := nodes.Private(t)
 			in := newInbox(t, b.URL())
 			r := run(t, in.config())
 			r.Await(relay.Up)
@@ -107,7 +107,7 @@ func TestBrokerGoes(t *testing.T) {
 }
 
 func TestStartsBeforeTheBroker(t *testing.T) {
-	b := broker.Private(t)
+	b := nodes.Private(t)
 	in := newInbox(t, b.URL())
 	require.NoError(t, b.Stop(bounded(t)))
 	r := run(t, in.config())
@@ -124,7 +124,8 @@ func TestStartsBeforeTheBroker(t *testing.T) {
 // A broker that stops reading, with the TCP window full. The library alone blocks
 // for ever, and so does a connection of it that stands beside ours.
 func TestStalledBroker(t *testing.T) {
-	b := broker.Private(t)
+	t.Parallel()
+	b := nodes.Private(t)
 	in := newInbox(t, b.URL())
 	c := in.config()
 	c.Timeout = time.Minute // so that it is not what ends Deliver
@@ -171,7 +172,7 @@ func TestStalledBroker(t *testing.T) {
 // The same with a timeout shorter than the write deadline.
 func TestStalledBrokerTimeout(t *testing.T) {
 	t.Parallel()
-	b := broker.Private(t)
+	b := nodes.Private(t)
 	in := newInbox(t, b.URL())
 	c := in.config()
 	c.Timeout = time.Second
@@ -193,7 +194,7 @@ func TestStalledBrokerTimeout(t *testing.T) {
 // A broker that stops before a channel is open.
 func TestStalledBrokerAtFirst(t *testing.T) {
 	t.Parallel()
-	b := broker.Private(t)
+	b := nodes.Private(t)
 	in := newInbox(t, b.URL())
 	c := in.config()
 	c.Timeout = time.Minute
@@ -213,7 +214,7 @@ func TestStalledBrokerAtFirst(t *testing.T) {
 // A broker that goes silent while nothing is sent is found by the heartbeat.
 func TestStalledIdle(t *testing.T) {
 	t.Parallel()
-	b := broker.Private(t)
+	b := nodes.Private(t)
 	in := newInbox(t, b.URL())
 	c := in.config()
 	c.URL = setting.NewURL(in.url + "?heartbeat=2")
@@ -229,7 +230,7 @@ func TestStalledIdle(t *testing.T) {
 
 func TestBlocked(t *testing.T) {
 	t.Parallel()
-	b := broker.Private(t)
+	b := nodes.Private(t)
 	in := newInbox(t, b.URL())
 	c := in.config()
 	c.Timeout = 2 * time.Second
@@ -269,7 +270,7 @@ func TestBlocked(t *testing.T) {
 // the end does not wait for it.
 func TestTheEndWhileTheBrokerBlocks(t *testing.T) {
 	t.Parallel()
-	b := broker.Private(t)
+	b := nodes.Private(t)
 	in := newInbox(t, b.URL())
 	c := in.config()
 	c.Heartbeat = time.Second

@@ -154,7 +154,7 @@ func TestInvalidPropertiesRejectTheirMessage(t *testing.T) {
 // its neighbours arrive.
 func TestMessageTooLargeForTheBroker(t *testing.T) {
 	t.Parallel()
-	b := node(t, broker.Config{Conf: "max_message_size = 10000"})
+	b := strict.Borrow(t)
 	for _, acknowledge := range []amqp091.Acknowledge{amqp091.AcknowledgeConfirm, amqp091.AcknowledgeTransaction, amqp091.AcknowledgeReply} {
 		t.Run(string(acknowledge), func(t *testing.T) {
 			in := newInbox(t, b.URL())
@@ -200,7 +200,7 @@ func TestMessageTooLargeForTheBroker(t *testing.T) {
 // the connection over them.
 func TestHeadersThatDoNotFitAFrame(t *testing.T) {
 	t.Parallel()
-	b := node(t, broker.Config{Conf: "frame_max = 8192"})
+	b := strict.Borrow(t)
 	in := newInbox(t, b.URL())
 	c := in.config()
 	c.Headers = headers(map[string]any{"h": "{{ text }}"})
@@ -240,7 +240,7 @@ func TestQueueFullIsANack(t *testing.T) {
 
 func TestExchangeRefusedAndMismatch(t *testing.T) {
 	t.Parallel()
-	b := node(t, broker.Config{})
+	b := nodes.Borrow(t)
 	in := newInbox(t, b.URL())
 	_, err := b.Ctl(bounded(t), "add_user", "reader", "reader")
 	require.NoError(t, err)
@@ -277,7 +277,7 @@ func TestExchangeRefusedAndMismatch(t *testing.T) {
 // exchange stays as it is for the others.
 func TestARoutingKeyThatIsRefused(t *testing.T) {
 	t.Parallel()
-	b := node(t, broker.Config{})
+	b := nodes.Borrow(t)
 	in := newInbox(t, b.URL())
 	for _, args := range [][]string{
 		{"add_user", "writer", "writer"},

@@ -20,7 +20,15 @@ import (
 	"mnsrelay/test/broker"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(broker.Closing(m, nodes, strict)) }
+
+var (
+	// nodes are lent to tests that take their broker away or change what only its
+	// administrator can change.
+	nodes = broker.NewPool(broker.Config{Plugins: []string{"rabbitmq_consistent_hash_exchange"}})
+	// strict ones allow only small messages and frames.
+	strict = broker.NewPool(broker.Config{Conf: "max_message_size = 10000\nframe_max = 8192"})
+)
 
 const (
 	patience   = relaytest.Patience
@@ -123,16 +131,6 @@ func deps(tb testing.TB) relay.SinkDeps {
 func run(tb testing.TB, c *amqp091.Config) *relaytest.Running {
 	tb.Helper()
 	return relaytest.Run(tb, c.Open)
-}
-
-// node is a RabbitMQ of its own, for what a broker that others use must not be asked.
-func node(t *testing.T, c broker.Config) *broker.Node {
-	t.Helper()
-	c.Dir = t.TempDir()
-	n, err := broker.Start(bounded(t), c)
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, n.Close()) })
-	return n
 }
 
 func headers(of map[string]any) map[string]setting.Value {

@@ -39,7 +39,7 @@ func (in *inbox) deleteQueue(name string) {
 // reconnect.
 func TestTopologyIsDeclared(t *testing.T) {
 	t.Parallel()
-	b := node(t, broker.Config{})
+	b := nodes.Borrow(t)
 	in := newInbox(t, b.URL())
 	c := topology(in)
 	r := run(t, c)
@@ -128,7 +128,7 @@ func TestTopologyOfAMissingExchange(t *testing.T) {
 // The kinds of exchange that there are, a plugin's among them, with arguments.
 func TestExchangeTypes(t *testing.T) {
 	t.Parallel()
-	b := node(t, broker.Config{Plugins: []string{"rabbitmq_consistent_hash_exchange"}})
+	b := nodes.Borrow(t)
 	in := newInbox(t, b.URL())
 	for kind, binding := range map[string]amqp091.Binding{
 		"direct":            {RoutingKey: routingKey},

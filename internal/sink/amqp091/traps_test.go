@@ -96,6 +96,7 @@ func TestReturnsReadInAGoroutineComeTooLate(t *testing.T) {
 // The library drops a return that finds no room in our channel within five seconds; the
 // confirm comes all the same.
 func TestReturnsWithoutRoomAreDropped(t *testing.T) {
+	t.Parallel()
 	in := unbound(t)
 	_, ch := bare(t, in.url, amqp.Config{})
 	returns := ch.NotifyReturn(make(chan amqp.Return, 1))

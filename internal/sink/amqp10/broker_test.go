@@ -31,14 +31,9 @@ type rabbit struct {
 	queue string
 }
 
-func newRabbit(t *testing.T, files *certs.Files) *rabbit {
+func newRabbit(t *testing.T) *rabbit {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
-	defer cancel()
-	node, err := broker.Start(ctx, broker.Config{Dir: t.TempDir(), Plugins: []string{"rabbitmq_amqp1_0"}, TLS: files})
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, node.Close()) })
-	r := &rabbit{Node: node, t: t, queue: "reports"}
+	r := &rabbit{Node: rabbits.Borrow(t), t: t, queue: "reports"}
 	r.with(func(ch *amqp.Channel) {
 		_, err := ch.QueueDeclare(r.queue, true, false, false, false, nil)
 		require.NoError(t, err)
@@ -109,7 +104,7 @@ func (r *rabbit) receive(n int) (received []*amqp10client.Message) {
 // RabbitMQ's plugin keeps the same bytes and properties as any peer gets.
 func TestRabbitMQ(t *testing.T) {
 	t.Parallel()
-	b := newRabbit(t, nil)
+	b := newRabbit(t)
 	c := b.config()
 	c.ApplicationProperties = values(map[string]any{"text": "a", "n": "{{ body.?n }}", "yes": true})
 	c.MessageAnnotations = values(map[string]any{"x-opt-a": "{{ id }}"})
@@ -140,7 +135,7 @@ func TestRabbitMQ(t *testing.T) {
 // A broker that accepts what no queue gets is told of once, however often it connects.
 func TestABrokerThatAcceptsTheUnroutableIsToldOf(t *testing.T) {
 	t.Parallel()
-	b := newRabbit(t, nil)
+	b := newRabbit(t)
 	r := run(t, b.config())
 	r.Await(relay.Up)
 	require.NoError(t, b.Kill(t.Context()))
@@ -163,7 +158,7 @@ func TestABrokerThatAcceptsTheUnroutableIsToldOf(t *testing.T) {
 func TestRefusedCredentials(t *testing.T) {
 	t.Parallel()
 	const secret = `p/a#s:s@w?o%rd&"\ ü`
-	b := newRabbit(t, nil)
+	b := newRabbit(t)
 	u, err := url.Parse(b.URL())
 	require.NoError(t, err)
 	c := b.config()
@@ -187,8 +182,8 @@ func TestRefusedCredentials(t *testing.T) {
 // to do, and nothing goes in the clear.
 func TestTLSAndSASLExternal(t *testing.T) {
 	t.Parallel()
-	files := certs.New(t)
-	b := newRabbit(t, files)
+	b := newRabbit(t)
+	files := b.Certificates()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	for _, args := range [][]string{{"add_user", certs.ClientName, "unused"}, {"set_permissions", certs.ClientName, ".*", ".*", ".*"}} {
@@ -280,7 +275,7 @@ func TestRabbitMQIsKilled(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	defer cancel()
-	b := newRabbit(t, nil)
+	b := newRabbit(t)
 	require.NoError(t, b.Sync(ctx))
 	r := run(t, b.config())
 	r.Await(relay.Up)

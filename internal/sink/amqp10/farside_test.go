@@ -27,7 +27,7 @@ func farSides() map[string]func(t *testing.T) farSide {
 	sides := map[string]func(t *testing.T) farSide{
 		"rabbitmq": func(t *testing.T) farSide {
 			t.Helper()
-			b := newRabbit(t, nil)
+			b := newRabbit(t)
 			return farSide{b.config(), func(n int) []amqppeer.Message {
 				var seen []amqppeer.Message
 				for _, m := range b.receive(n) {

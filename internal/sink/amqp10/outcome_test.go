@@ -109,7 +109,11 @@ func TestADetachedLinkIsAttachedAgain(t *testing.T) {
 			return nil
 		})
 		require.NoError(t, err)
-		require.Eventually(t, func() bool { return p.Attached("detach") > 0 }, patience, 10*time.Millisecond)
+		// It is looked at in a moment.
+		require.Eventually(t, func() bool {
+			result := relaytest.Deliver(t.Context(), t, detached, relaytest.Messages("first", 1, 10))[0]
+			return relay.ReasonOf(result.Err) != "address_unavailable"
+		}, patience, 10*time.Millisecond)
 		for attached := 1; attached <= 3; attached++ {
 			require.Eventually(t, func() bool { return p.Attached("detach") >= attached }, patience, 5*time.Millisecond, "attached again")
 			sent := len(p.Messages())

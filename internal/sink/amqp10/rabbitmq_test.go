@@ -39,7 +39,7 @@ func (r *rabbit) count(queue string) (n int) {
 // what no queue gets included.
 func TestAddressesOfRabbitMQ(t *testing.T) {
 	t.Parallel()
-	b := newRabbit(t, nil)
+	b := newRabbit(t)
 	b.with(func(ch *amqp.Channel) {
 		require.NoError(t, ch.ExchangeDeclare("orders", "topic", true, false, false, false, nil))
 		require.NoError(t, ch.QueueBind(b.queue, "a.b", "orders", false, nil))
@@ -89,7 +89,7 @@ func TestAddressesOfRabbitMQ(t *testing.T) {
 // counts as delivered, and the sink works again when there is room.
 func TestAQueueOfRabbitMQThatRefuses(t *testing.T) {
 	t.Parallel()
-	b := newRabbit(t, nil)
+	b := newRabbit(t)
 	b.with(func(ch *amqp.Channel) {
 		_, err := ch.QueueDeclare("small", true, false, false, false, amqp.Table{"x-max-length": int32(10), "x-overflow": "reject-publish"})
 		require.NoError(t, err)
@@ -130,7 +130,7 @@ func TestAQueueOfRabbitMQThatRefuses(t *testing.T) {
 // A password that was replaced in its file is used with the next connection.
 func TestThePasswordIsReadAgain(t *testing.T) {
 	t.Parallel()
-	b := newRabbit(t, nil)
+	b := newRabbit(t)
 	for _, args := range [][]string{{"add_user", "relay", "first"}, {"set_permissions", "relay", ".*", ".*", ".*"}} {
 		_, err := b.Ctl(bounded(t), args...)
 		require.NoError(t, err)

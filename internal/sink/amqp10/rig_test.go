@@ -13,9 +13,13 @@ import (
 	"mnsrelay/internal/setting"
 	"mnsrelay/internal/sink/amqp10"
 	"mnsrelay/test/amqppeer"
+	"mnsrelay/test/broker"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(broker.Closing(m, rabbits)) }
+
+// rabbits are lent to tests.
+var rabbits = broker.NewPool(broker.Config{Plugins: []string{"rabbitmq_amqp1_0"}})
 
 const patience = relaytest.Patience
 
