@@ -42,6 +42,7 @@ func credentialTypes(server *emulator.Server, url, tokenFile string) map[string]
 // and messages flow over at least five refreshes without a request that is refused. The
 // projected token is replaced meanwhile, as the kubelet does.
 func TestEveryTypeOfCredential(t *testing.T) {
+	t.Parallel()
 	const seconds, rate = 16, 10
 	server, url, _ := startEmulator(t, emulator.Config{
 		TokenLife: 3 * time.Second, InstanceRole: "instance", MetadataTokenRequired: true,

@@ -42,7 +42,7 @@ func bind(t *testing.T, r *relaytest.Running, with func(*amqp10.Settings)) relay
 // of two routes.
 func TestCloudEvents(t *testing.T) {
 	t.Parallel()
-	b := newRabbit(t, nil)
+	b := newRabbit(t)
 	c := b.config()
 	c.Format = format.CloudEvents
 	c.Properties.ContentType = "text/csv" // which readers would take for binary mode
@@ -127,7 +127,7 @@ func TestFormats(t *testing.T) {
 // event that the official library reads, with what the message says.
 func TestHostileEvents(t *testing.T) {
 	t.Parallel()
-	b := newRabbit(t, nil)
+	b := newRabbit(t)
 	texts := map[string]bool{ // whether the message arrives in structured mode
 		"plain": true, "": false, "短信 \U0001f600": true, "%zz": false, "a\x00b\r\n": false, "\x7f": false, "\xff\xfe": true, "a\u2028\ufeffb": true,
 		"\ufdd0": false, "hunter2\x01": false, `"}{[]`: true, "application/cloudevents+json": true, strings.Repeat("hunter2", 10_000): true,
@@ -308,7 +308,7 @@ func plain(value any) any {
 // A preview, made without a connection, is what arrives.
 func TestPreview(t *testing.T) {
 	t.Parallel()
-	b := newRabbit(t, nil)
+	b := newRabbit(t)
 	at := time.Date(2026, time.March, 1, 9, 30, 0, 5e6, time.UTC)
 	for name, change := range map[string]func(*amqp10.Config){
 		"the least": func(*amqp10.Config) {},
