@@ -153,7 +153,7 @@ func startEmulator(t *testing.T, args ...string) (url, introduction string) {
 			if rest, found := strings.CutPrefix(line, "The emulator is at "); found {
 				url, _, _ = strings.Cut(rest, " ")
 			}
-			if strings.Contains(line, "/_emulator/") {
+			if strings.HasPrefix(line, "Faults and counts") {
 				return url, introduction
 			}
 		case got := <-code:

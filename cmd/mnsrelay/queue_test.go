@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -36,6 +38,27 @@ func TestEmulatorSaysWhatToSet(t *testing.T) {
 	require.Contains(t, said, "export ALIBABA_CLOUD_ACCESS_KEY_ID=mine\n")
 	require.NotContains(t, said, "hush")
 	require.Contains(t, said, "credentials: {type: mns_token, message_type: SmsReport, ")
+}
+
+func TestEmulatorIssuesCredentials(t *testing.T) {
+	url, said := startEmulator(t)
+	require.Contains(t, said, "role acs:ram::"+emulator.DefaultAccountID+":role/mnsrelay\n")
+	require.Contains(t, said, url+"/_emulator/oidc-token")
+	for path, want := range map[string]string{
+		"/latest/meta-data/ram/security-credentials/":         "mnsrelay",
+		"/latest/meta-data/ram/security-credentials/mnsrelay": `"Code":"Success"`,
+		"/credentials": `"Code":"Success"`,
+	} {
+		require.Contains(t, said, url+path[:strings.Index(path[1:]+"/", "/")+1])
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+path, http.NoBody)
+		require.NoError(t, err)
+		response, err := (&http.Client{}).Do(request)
+		require.NoError(t, err)
+		body, err := io.ReadAll(response.Body)
+		require.NoError(t, err)
+		require.NoError(t, response.Body.Close())
+		require.Contains(t, string(body), want)
+	}
 }
 
 // peeked is a line of queue peek.

@@ -65,3 +65,21 @@ func FuzzBody(f *testing.F) {
 		require.Equal(t, body, receiveOne(t, s).MessageBody)
 	})
 }
+
+// Only what an issuer has signed is a token: everything else is refused in STS's
+// words.
+func FuzzOIDCToken(f *testing.F) {
+	for _, seed := range []string{
+		"", "a.b.c", jwt(`{"alg":"ES256"}`, `{"iss":"https://oidc.emulator.internal","aud":"sts.aliyuncs.com","exp":1e300}`, strings.Repeat("s", 64)),
+		jwt(`{"alg":"none"}`, `{"exp":"9"}`, ""), jwt(`null`, `null`, ""), jwt(`{"alg":["ES256"]}`, `{"aud":[1]}`, ""),
+	} {
+		f.Add(seed)
+	}
+	s, err := emulator.New(emulator.Config{})
+	require.NoError(f, err)
+	f.Fuzz(func(t *testing.T, token string) {
+		status, got := assumeRoleWithOIDC(t, s, map[string]string{"OIDCToken": token})
+		require.Equal(t, http.StatusUnauthorized, status)
+		require.True(t, strings.HasPrefix(got.Code, "AuthenticationFail.OIDCToken."), got.Code)
+	})
+}

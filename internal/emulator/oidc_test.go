@@ -118,7 +118,7 @@ func TestAssumeRoleWithOIDC(t *testing.T) {
 		require.Equal(t, c.code, got.Code, name)
 		require.Contains(t, got.Message, c.message, name)
 		if status == http.StatusOK {
-			require.Equal(t, emulator.OIDCAudience, got.OIDCTokenInfo.ClientIds)
+			require.Equal(t, emulator.OIDCAudience, got.OIDCTokenInfo.ClientIDs)
 			require.Equal(t, emulator.DefaultOIDCIssuer, got.OIDCTokenInfo.Issuer)
 			require.Equal(t, 201, do(t, s, got.key().request(t.Context(), http.MethodPost, "", messagesPath(""), oneMessage)).status)
 		} else {

@@ -4,7 +4,6 @@ import (
 	"net/http"
 	"net/url"
 	"path"
-	"slices"
 	"strings"
 )
 
@@ -43,7 +42,12 @@ func issuers() []Op { return []Op{OpToken, OpSTS, OpOIDC, OpMetadata, OpURI} }
 
 // mns says whether the operation is one of MNS, with its signature.
 func (op Op) mns() bool {
-	return op != OpMetadataToken && !slices.Contains(issuers(), op)
+	switch op {
+	case OpToken, OpSTS, OpOIDC, OpMetadataToken, OpMetadata, OpURI:
+		return false
+	default:
+		return true
+	}
 }
 
 // call is a request with what its address says about it.

@@ -112,13 +112,14 @@ func checkPolicy(text string, size int) *wireError {
 // for the role's longest session, so that renewal can be tested in seconds.
 func (s *Server) openSession(c *call, of session) (assumedRoleUser, roleCredentials) {
 	issued := s.issue(c.op, of.roleName, of.life)
-	return assumedRoleUser{
-			ARN:           s.RoleARN(of.roleName) + "/" + of.name,
-			AssumedRoleID: "3" + s.config.AccountID + ":" + of.name,
-		}, roleCredentials{
-			AccessKeyID: issued.id, AccessKeySecret: issued.secret, SecurityToken: issued.token,
-			Expiration: issued.expires.UTC().Format(rpcTime),
-		}
+	user := assumedRoleUser{
+		ARN:           s.RoleARN(of.roleName) + "/" + of.name,
+		AssumedRoleID: "3" + s.config.AccountID + ":" + of.name,
+	}
+	return user, roleCredentials{
+		AccessKeyID: issued.id, AccessKeySecret: issued.secret, SecurityToken: issued.token,
+		Expiration: issued.expires.UTC().Format(rpcTime),
+	}
 }
 
 // missing gives the error of the first parameter that is not there.

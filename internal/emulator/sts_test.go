@@ -30,7 +30,11 @@ type stsReply struct {
 	AssumedRoleUser struct {
 		ARN string `json:"Arn"`
 	}
-	OIDCTokenInfo struct{ Subject, Issuer, ClientIds, ExpirationTime string }
+	OIDCTokenInfo struct {
+		Subject, Issuer string
+		ClientIDs       string `json:"ClientIds"`
+		ExpirationTime  string
+	}
 }
 
 func (r stsReply) key() key {
