@@ -97,6 +97,9 @@ type Config struct {
 	// HideCounts makes the message counts among a queue's attributes always 0, as
 	// Alibaba documents them for its newer API.
 	HideCounts bool
+	// Issued is told of what is secret in each credential that is issued: secret and
+	// token. Tests look for it where it must not be. It is called concurrently.
+	Issued func(secrets ...string)
 	// Now is the clock; nil: time.Now. Waiting polls use timers of package time: a
 	// clock that does not run with them wakes nobody by itself.
 	Now func() time.Time

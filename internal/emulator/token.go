@@ -76,6 +76,9 @@ func (s *Server) issue(issuer Op, role string, life time.Duration) *credential {
 		expires: created.Add(min(life, s.config.TokenLife)),
 	}
 	s.credentials.add(c)
+	if s.config.Issued != nil {
+		s.config.Issued(c.secret, c.token)
+	}
 	return c
 }
 

@@ -78,6 +78,7 @@ func newWorld(t *testing.T, shared bool) *world {
 	t.Cleanup(func() { require.NoError(t, w.node.Close()) })
 
 	w.emulator, err = emulator.New(emulator.Config{
+		Issued:     rig.Secret,
 		AccessKeys: []emulator.AccessKey{{ID: keyID, Secret: setting.NewSecret(keySecret)}},
 		TokenLife:  tokenLife,
 	})

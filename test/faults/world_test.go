@@ -126,7 +126,7 @@ func newWorld(t *testing.T, queue emulator.QueueConfig, names ...string) *world 
 	}
 	w := &world{t: t, notary: newNotary(), sent: make(map[string]string)}
 	var err error
-	w.emulator, err = emulator.New(emulator.Config{AccessKeys: []emulator.AccessKey{{ID: keyID, Secret: setting.NewSecret(keySecret)}}})
+	w.emulator, err = emulator.New(emulator.Config{Issued: rig.Secret, AccessKeys: []emulator.AccessKey{{ID: keyID, Secret: setting.NewSecret(keySecret)}}})
 	require.NoError(t, err)
 	for _, name := range names {
 		require.NoError(t, w.emulator.CreateQueue(name, queue))

@@ -79,7 +79,7 @@ func (r *Relay) End(ctx context.Context, s syscall.Signal) (int, error) {
 	if err := r.process.End(ctx, s); err != nil {
 		return 0, err
 	}
-	return r.process.ExitCode(), nil
+	return r.process.ExitCode(), known.look("the log of the relay", r.Log())
 }
 
 // Get asks the API.
@@ -93,7 +93,7 @@ func (r *Relay) Get(ctx context.Context, path string) (status int, body string, 
 		return 0, "", err
 	}
 	text, err := io.ReadAll(response.Body)
-	return response.StatusCode, string(text), errors.Join(err, response.Body.Close())
+	return response.StatusCode, string(text), errors.Join(err, response.Body.Close(), known.look("the answer to "+path, string(text)))
 }
 
 // Status asks the API how the relay is.
