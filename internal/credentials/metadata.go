@@ -53,8 +53,12 @@ func (p *ecsRole) ask(ctx context.Context) (Keys, error) {
 		if err != nil {
 			return Keys{}, err
 		}
-		if name = strings.TrimSpace(string(r.body)); r.status != http.StatusOK || !isRoleName(name) {
-			return Keys{}, p.refused(r, "the instance has no RAM role: bind one to it, or write role_name")
+		name = strings.TrimSpace(string(r.body))
+		switch {
+		case r.status == http.StatusNotFound, r.status == http.StatusOK && name == "":
+			return Keys{}, p.refused(r, "the instance has no RAM role: bind one to it")
+		case r.status != http.StatusOK, !isRoleName(name):
+			return Keys{}, p.refused(r, notOf(p.plain.service))
 		}
 	}
 	r, err := p.get(ctx, token, metadataRoles+url.PathEscape(name))

@@ -10,6 +10,8 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"go.uber.org/zap"
+
+	"mnsrelay/internal/relay"
 )
 
 // ErrNotFetched says that no keys have come yet.
@@ -20,11 +22,13 @@ var ErrExpired = errors.New("credential expired")
 
 const (
 	// retryFirst and retryMost bound the wait between attempts, jitter aside: a
-	// token of seconds survives failed attempts, and when a server is back, it is
-	// noticed within five seconds. retryLeast bounds it where keys are about to end.
+	// token of seconds survives failed attempts, and when a server is back, messages
+	// flow again within five seconds. retryLeast bounds it where keys are about to end.
 	retryFirst = 250 * time.Millisecond
-	retryMost  = 3 * time.Second
+	retryMost  = 2 * time.Second
 	retryLeast = 100 * time.Millisecond
+	// refuseMost bounds the wait between fetches because MNS refuses what came.
+	refuseMost = 3 * time.Second
 	// jitter is how much of a wait is random, up and down.
 	jitter = 0.4
 	// shortest is the least time between keys that came and the next fetch that
@@ -75,9 +79,9 @@ type Refresher struct {
 // NewRefresher makes the refresher of one source's credential, by the name under
 // which it is logged. It fetches nothing before Run.
 func NewRefresher(name string, provider Provider, config *Config, deps Deps) *Refresher {
-	newBackOff := func() *backoff.ExponentialBackOff {
+	newBackOff := func(most time.Duration) *backoff.ExponentialBackOff {
 		b := &backoff.ExponentialBackOff{
-			InitialInterval: retryFirst, MaxInterval: retryMost, Multiplier: 2, RandomizationFactor: jitter,
+			InitialInterval: retryFirst, MaxInterval: most, Multiplier: 2, RandomizationFactor: jitter,
 		}
 		b.Reset()
 		return b
@@ -92,8 +96,8 @@ func NewRefresher(name string, provider Provider, config *Config, deps Deps) *Re
 		running:  make(chan struct{}, 1),
 		ready:    make(chan struct{}),
 		wake:     make(chan struct{}, 1),
-		retry:    newBackOff(),
-		refuse:   newBackOff(),
+		retry:    newBackOff(retryMost),
+		refuse:   newBackOff(refuseMost),
 	}
 }
 
@@ -144,11 +148,20 @@ func (r *Refresher) Current() (Keys, error) {
 }
 
 func because(what, cause error) error {
-	if cause == nil {
-		return what
+	if cause != nil {
+		what = fmt.Errorf("%w: %w", what, cause)
 	}
-	return fmt.Errorf("%w: %w", what, cause)
+	return noKeys{what}
 }
+
+// noKeys is why there are no keys in force, whatever the class of the cause.
+type noKeys struct{ error }
+
+// Unwrap gives the cause.
+func (e noKeys) Unwrap() error { return e.error }
+
+// Class is that of a request which was not made.
+func (noKeys) Class() relay.Class { return relay.ClassNoKeys }
 
 // Refused says that MNS refused a request signed with k. New keys are fetched in the
 // background, once for all who say so, and at growing distances where the new ones

@@ -267,7 +267,7 @@ func isTemporary(err error) bool {
 		return false
 	}
 	switch relay.ClassOf(err) {
-	case relay.ClassThrottled, relay.ClassAuth, relay.ClassNetwork, relay.ClassServer:
+	case relay.ClassThrottled, relay.ClassAuth, relay.ClassNetwork, relay.ClassServer, relay.ClassNoKeys:
 		return true
 	case relay.ClassUnknown, relay.ClassNotFound:
 	}

@@ -35,6 +35,8 @@ func backoffFor(class Class) backoff.BackOff {
 		return exponential(time.Second, 30*time.Second)
 	case ClassNetwork:
 		return exponential(200*time.Millisecond, 5*time.Second)
+	case ClassNoKeys: // asking costs nothing, and the credential has a pace of its own
+		return exponential(100*time.Millisecond, 500*time.Millisecond)
 	case ClassServer, ClassUnknown:
 		return exponential(500*time.Millisecond, 10*time.Second)
 	}

@@ -44,6 +44,7 @@ const (
 	ClassNotFound        // the queue does not exist
 	ClassNetwork         // no answer: DNS, dial, TLS, reset, timeout
 	ClassServer          // an answer that says the server failed, or that is not MNS
+	ClassNoKeys          // there is nothing to sign with, so nothing was asked
 )
 
 func (c Class) String() string {
@@ -60,6 +61,8 @@ func (c Class) String() string {
 		return "network"
 	case ClassServer:
 		return "server"
+	case ClassNoKeys:
+		return "no_keys"
 	}
 	return "unknown"
 }
