@@ -221,7 +221,7 @@ func TestFaultsOfCredentials(t *testing.T) {
 		{"the servers are down for longer than keys live", nil, everywhere(emulator.Fault{Connection: emulator.DropBefore}), "check that the endpoint is right and can be reached"},
 		{"the servers fail", nil, everywhere(emulator.Fault{Status: 503, Code: "ServiceUnavailable"}), "HTTP 503"},
 		{"the servers answer with HTML", nil, everywhere(emulator.Fault{Status: 200, Body: "<html>maintenance"}), "check the endpoint"},
-		{"the servers answer 200 and refuse", []string{names[server.AlicomQueue("SmsReport")], "ecs", "uri"}, everywhere(emulator.Fault{Status: 200, Code: "isp.SYSTEM_ERROR"}), "isp.SYSTEM_ERROR"},
+		{"the servers answer 200 and refuse", []string{names[server.AlicomQueue("SmsReport")], "uri"}, everywhere(emulator.Fault{Status: 200, Code: "isp.SYSTEM_ERROR"}), "isp.SYSTEM_ERROR"},
 		{"keys are revoked", nil, func() (mend func()) {
 			server.RevokeTokens()
 			return func() {}
