@@ -13,7 +13,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # What `make test` passes on to go test: PKG=./internal/mns TESTFLAGS='-run Lease -count=50'
-PKG       ?= ./...
+PKG       ?=
 TESTFLAGS ?=
 # How long `make fuzz` tries each target.
 FUZZTIME  ?= 60s
@@ -38,14 +38,16 @@ build: ## Build bin/mnsrelay.
 demo: build ## Run the whole way with nothing installed; AMQP_URL=amqp://... delivers to RabbitMQ too.
 	exec $(BIN)/mnsrelay demo $(if $(AMQP_URL),--amqp-url '$(AMQP_URL)') $(DEMOFLAGS)
 
-# One package at a time: brokers, kills and tokens of seconds are timed, and share the cores with nobody.
+# Packages whose tests are timed have the cores for themselves: see test/all. One that is named runs alone.
+# What they are made of is compiled before, on all cores: a package that builds the program does it in its own time.
 # The wrapper is built and then replaces the shell, so that a signal to make reaches it, and it stops its broker.
 .PHONY: test
 test: ## Run every test with -race against a private RabbitMQ; MNSRELAY_TEST_AMQP_URL uses yours.
 	./test/setup
-	go build -race ./...
+	go list -race -export -test $(or $(PKG),./...) >/dev/null
+	go list -export ./cmd/mnsrelay ./test/withbroker >/dev/null
 	go build -o $(BIN)/withbroker ./test/withbroker
-	exec $(BIN)/withbroker -- go test -race -p 1 $(TESTFLAGS) $(PKG)
+	exec $(BIN)/withbroker -- $(if $(PKG),go test -race -p 1 $(TESTFLAGS) $(PKG),./test/all $(TESTFLAGS))
 
 # The wrapper cleans up after Ctrl-C too; the test starts its own broker, so that it needs no address.
 .PHONY: chaos
