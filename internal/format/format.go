@@ -60,9 +60,9 @@ func Defaults() Config {
 	return Config{Format: Body, CloudEvents: Attributes{Source: "mns:/queues/{{ queue }}", Type: "mnsrelay.message"}}
 }
 
-// IsAttribute tells whether an event's attribute is one of the specification's, and not an
+// isAttribute tells whether an event's attribute is one of the specification's, and not an
 // extension.
-func IsAttribute(name string) bool {
+func isAttribute(name string) bool {
 	switch name {
 	case "specversion", "id", "time", "source", "type", "subject", "datacontenttype":
 		return true
@@ -79,10 +79,19 @@ func (c *Config) CheckExtension(path, prefix, name string) error {
 		return setting.Problemf(path, "is no part of an event that is sent as JSON; write format: cloudevents_binary, or another name")
 	case c.Format != CloudEventsBinary:
 		return nil // whoever makes an event by hand sets all of it
-	case IsAttribute(name):
+	case isAttribute(name):
 		return setting.Problemf(path, "is an attribute that the relay sets: write it under cloudevents, or leave it out")
 	case name == "" || name == "data" || strings.ContainsFunc(name, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') }):
 		return setting.Problemf(path, "names no extension of an event; write %s and then lower-case letters and digits", prefix)
+	}
+	return nil
+}
+
+// CheckContentType says what is wrong with a content type of the configuration: nothing, or a
+// *setting.Problem at path.
+func (c *Config) CheckContentType(path, contentType string) error {
+	if c.Format == CloudEventsBinary && IsEvent(contentType) {
+		return setting.Problemf(path, "is that of an event as JSON, and format: cloudevents_binary sends the data alone: write that of the data, or format: cloudevents")
 	}
 	return nil
 }
@@ -195,9 +204,6 @@ func (c *Config) Compile() (*Formatter, error) {
 	}
 	return f, errors.Join(problems...)
 }
-
-// Structured tells whether the content type is that of the format, and not of the data.
-func (f *Formatter) Structured() bool { return f.kind == CloudEvents }
 
 // Format makes the payload of a message. Its error has the reason expr.Reason or
 // ReasonInvalid and holds nothing of the message.

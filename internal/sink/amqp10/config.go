@@ -227,10 +227,7 @@ func (s *Settings) Validate() error {
 		}
 	}
 	_, err = s.Properties.compile()
-	problems = append(problems, err)
-	if s.Format == format.CloudEventsBinary && format.IsEvent(s.Properties.ContentType) {
-		problem("properties.content_type", "is that of an event as JSON, and format: cloudevents_binary sends the data alone: write that of the data, or format: cloudevents")
-	}
+	problems = append(problems, err, s.CheckContentType("properties.content_type", s.Properties.ContentType))
 	if s.Timeout <= 0 || s.Timeout > maxTimeout {
 		problem("timeout", "%v is out of range: write more than 0s and at most %v", s.Timeout, maxTimeout)
 	}

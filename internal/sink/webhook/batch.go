@@ -294,9 +294,8 @@ func (p *poster) newBatchRequest(ctx context.Context, es []*element) (*http.Requ
 	}
 	payload := p.format.Batch(parts)
 	h := request.Header
-	if h.Get("Content-Type") == "" || p.format.Structured() {
-		h.Set("Content-Type", payload.ContentType())
-	}
+	contentType, _ := payload.ContentTypeOr(h.Get("Content-Type")) // fails for attributes only, and here are none
+	h.Set("Content-Type", contentType)
 	h.Set(relay.HeaderSource, headerSafe(es[0].message.Source)) // which all have in common
 	if len(es) == 1 {
 		describe(h, &es[0].message)

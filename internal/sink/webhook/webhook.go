@@ -476,9 +476,11 @@ func (p *poster) newRequest(ctx context.Context, m *relay.Message) (request *htt
 	if err != nil {
 		return nil, nil, err
 	}
-	if h.Get("Content-Type") == "" || p.format.Structured() {
-		h.Set("Content-Type", payload.ContentType())
+	contentType, err := payload.ContentTypeOr(h.Get("Content-Type"))
+	if err != nil {
+		return nil, nil, err
 	}
+	h.Set("Content-Type", contentType)
 	if payload.Attributes != nil {
 		for _, name := range p.extensions {
 			h.Set(name, eventSafe(h.Get(name)))
