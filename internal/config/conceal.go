@@ -1,7 +1,10 @@
 package config
 
 import (
+	"bytes"
+	"encoding/json"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -9,13 +12,16 @@ import (
 // text: a shorter one would be found everywhere.
 const minConcealed = 4
 
-// Conceal replaces in a text what came into the configuration from files by ***.
+// Conceal replaces by *** what came into the configuration from files, also where the text
+// holds it as a string of JSON or of CEL. What came from the environment is replaced where
+// its setting took something from a file, too. JSON may not be JSON any more after it, if it
+// is no string: conceal before encoding.
 func (c *Config) Conceal(text string) string {
 	var secrets []string
 	for _, values := range c.hidden {
 		for _, value := range values {
 			if len(value) >= minConcealed {
-				secrets = append(secrets, value)
+				secrets = append(secrets, writings(value)...)
 			}
 		}
 	}
@@ -26,3 +32,19 @@ func (c *Config) Conceal(text string) string {
 	}
 	return text
 }
+
+// writings are how a secret can stand in a text: as it is, and as a part of a string.
+func writings(secret string) []string {
+	all := []string{secret, unquoted([]byte(strconv.Quote(secret)))}
+	for _, escapeHTML := range []bool{false, true} {
+		var b bytes.Buffer
+		encoder := json.NewEncoder(&b)
+		encoder.SetEscapeHTML(escapeHTML)
+		if encoder.Encode(secret) == nil {
+			all = append(all, unquoted(bytes.TrimSuffix(b.Bytes(), []byte{'\n'})))
+		}
+	}
+	return all
+}
+
+func unquoted(text []byte) string { return string(text[1 : len(text)-1]) }
