@@ -70,6 +70,9 @@ func isAttribute(name string) bool {
 	return false
 }
 
+// Batches tells whether the payloads of several messages can be one.
+func (c *Config) Batches() bool { return c.Format != CloudEventsBinary }
+
 // CheckExtension says what is wrong with a header or property of the configuration that
 // begins with the prefix of attributes and goes on with name: nothing, or a *setting.Problem
 // at path.
@@ -157,7 +160,7 @@ func IsEvent(contentType string) bool {
 	return len(contentType) >= len(media) && strings.EqualFold(contentType[:len(media)], media)
 }
 
-// Formatter formats messages. It is safe for concurrent use. Make it with Config.Compile.
+// Formatter formats messages. It is safe for concurrent use. Make it with Config.Formatter.
 type Formatter struct {
 	kind                    Kind
 	body                    *expr.Template // nil: as it came
@@ -167,8 +170,8 @@ type Formatter struct {
 // ReasonInvalid is why a message is rejected whose attributes would make no event.
 const ReasonInvalid = "invalid_property"
 
-// Compile reports every problem at once, joined, each a *setting.Problem.
-func (c *Config) Compile() (*Formatter, error) {
+// Formatter reports every problem at once, joined, each a *setting.Problem.
+func (c *Config) Formatter() (*Formatter, error) {
 	f := &Formatter{kind: c.Format}
 	var problems []error
 	switch c.Format {
@@ -233,9 +236,6 @@ func (f *Formatter) Format(m *relay.Message) (Payload, error) {
 	}
 	return structured(p, attributes)
 }
-
-// Batches tells whether the payloads of several messages can be one.
-func (c *Config) Batches() bool { return c.Format != CloudEventsBinary }
 
 // Element makes the payload of a message as Format does, as JSON that can be part of a
 // batch. A body that is no JSON is a string; one that is no text either has no place there

@@ -196,7 +196,7 @@ func (s *Settings) Validate() error {
 	} else if n := len(key.Sample("")); n > maxShortString {
 		problem("routing_key", "%d bytes long: AMQP allows at most %d", n, maxShortString)
 	}
-	_, err = s.Compile()
+	_, err = s.Formatter()
 	problems = append(problems, err)
 	_, err = s.compileHeaders()
 	problems = append(problems, err)

@@ -316,7 +316,7 @@ func (s *Settings) validateSettings() error {
 	if !slices.Contains([]string{http.MethodPost, http.MethodPut, http.MethodPatch}, s.Method) {
 		report(setting.Problemf("method", "is %q; write POST, PUT or PATCH", s.Method))
 	}
-	if _, err := s.Compile(); err != nil {
+	if _, err := s.Formatter(); err != nil {
 		report(err)
 	}
 	report(s.validateBatch())
