@@ -71,7 +71,12 @@ func (e *Endpoint) newPool(c *Config) *http.Transport {
 		DialContext:       e.connections.dial,
 		DialTLSContext:    e.connections.dialTLS,
 		ForceAttemptHTTP2: true,
-		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: c.Timeout},
+		HTTP2: &http.HTTP2Config{
+			SendPingTimeout:           pingAfter,
+			PingTimeout:               pingTimeout,
+			WriteByteTimeout:          c.Timeout,
+			MaxReceiveBufferPerStream: maxAnswer, // else a receiver may send 4 MiB before we have read any
+		},
 		// net/http goes on with a dial after its request has ended; the limit
 		// bounds those, too.
 		MaxConnsPerHost:        c.Concurrency,

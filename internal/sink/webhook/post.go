@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -39,7 +40,7 @@ func (p *poster) post(ctx context.Context, m *relay.Message) relay.Result {
 		return p.rejected(err)
 	}
 	p.setBody(request, body)
-	return p.send(request, &seen, io.Discard)
+	return p.send(request, &seen, nil)
 }
 
 // rejected is the result of a message of which no request can be made.
@@ -49,9 +50,15 @@ func (p *poster) rejected(err error) relay.Result {
 	return r
 }
 
-// send sends a request that seen watches and judges its answer, whose body it writes to
-// answer.
-func (p *poster) send(request *http.Request, seen *attempt, answer io.Writer) relay.Result {
+// answer is what came of an answer beside its status.
+type answer struct {
+	encoding string
+	body     *bytes.Buffer
+}
+
+// send sends a request that seen watches and judges its answer, which it keeps where keep is
+// not nil.
+func (p *poster) send(request *http.Request, seen *attempt, keep *answer) relay.Result {
 	ctx := request.Context()
 	// RoundTrip and no http.Client: it follows no redirect, keeps no cookie and
 	// puts no URL into its errors.
@@ -65,7 +72,11 @@ func (p *poster) send(request *http.Request, seen *attempt, answer io.Writer) re
 	}
 	p.endpoint.connections.dialer.asked.Store(false)
 	defer resp.Body.Close() //nolint:errcheck // the answer was read as far as it matters
-	_, err = io.CopyN(answer, resp.Body, maxAnswer)
+	body := io.Discard
+	if keep != nil {
+		keep.encoding, body = strings.Join(resp.Header.Values("Content-Encoding"), ", "), keep.body
+	}
+	_, err = io.CopyN(body, resp.Body, maxAnswer)
 	complete := errors.Is(err, io.EOF) // CopyN's word for "it ended before the limit"
 
 	v := judge(resp.StatusCode)

@@ -217,7 +217,7 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 	var posts sync.WaitGroup
 	for i := range ms {
 		if err := s.endpoint.acquire(ctx); err != nil {
-			done(i, s.endpoint.failed(relay.Fail(reasonStopped, err)))
+			done(i, s.endpoint.failed(err))
 			continue
 		}
 		mine := slot{i, time.Now()}
@@ -260,15 +260,31 @@ func (e *Endpoint) whileRunning(ctx context.Context) (running context.Context, s
 // a slot is free all the same, the request does not begin: its context has ended.
 func (e *Endpoint) acquire(ctx context.Context) error {
 	if err := e.limit.acquire(ctx); err != nil {
-		return err
+		return unsent(err)
 	}
 	// In this order: a rate that is waited for first would be spent by those that wait for a
 	// slot, and they would begin all at once.
 	if err := e.rate.Wait(ctx); err != nil {
 		e.limit.release(time.Now(), loadSame)
-		return err
+		<-ctx.Done() // as in pace
+		return unsent(context.Cause(ctx))
 	}
 	return nil
+}
+
+// pace waits until another request of those that have a slot may begin.
+func (e *Endpoint) pace(ctx context.Context) error {
+	if err := e.rate.Wait(ctx); err != nil {
+		// It fails at once where ctx would end before. Who asked would ask again.
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// unsent is why a message is tried again that was not sent, which is no failed try of it.
+func unsent(cause error) error {
+	return relay.Fail(reasonStopped, fmt.Errorf("%w: not sent: %w", relay.ErrSinkDown, cause))
 }
 
 // Resume asks an endpoint again that said that it is gone, or to be left alone.
