@@ -30,8 +30,9 @@ of which only body is needed; the lines that "queue peek" prints and that the fi
 are such messages. Write body_base64 for what is no text, and raw in the place of body for what
 is still encoded as it is in the queue. --body takes a file that holds nothing but the body.
 
-What comes from a file is shown as ***, as are authorizations, and headers and the URL of a
-webhook that hold ${...}.`,
+What ${...} brings from files and from the environment is shown as ***, unless it is shorter than
+4 bytes or, from the environment, a number or a boolean. So are authorizations, and the whole of a
+header, property or URL that holds ${...}.`,
 		Example: `  mnsrelay explain --config mnsrelay.yaml --message message.yaml
   mnsrelay queue peek --config mnsrelay.yaml --source sms --max 1 | mnsrelay explain -c mnsrelay.yaml --source sms --message -
   mnsrelay explain --config mnsrelay.yaml --source sms --body report.json --json | jq '.routes[].matches'`,

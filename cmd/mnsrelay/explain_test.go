@@ -163,10 +163,10 @@ sinks:
     type: amqp091
     url: amqp://localhost
     exchange: e
-    routing_key: "k.${file:KEYFILE}.&"
+    routing_key: "k.${file:KEYFILE}.${RELAY_TEST_TOKEN}.&"
     body: "key ${file:KEYFILE}"
     format: cloudevents
-    headers: {times: ["{{ enqueued_at }}", "a&b"]}
+    headers: {x-token: "Bearer ${RELAY_TEST_TOKEN}", times: ["{{ enqueued_at }}", "a&b"]}
   word:
     type: webhook
     url: https://hooks.example.com/
@@ -183,6 +183,7 @@ routes:
 // stays JSON.
 func TestSecretsAreConcealed(t *testing.T) {
 	const secret, escaped = `p"w<s>&crét`, `p\"w`
+	t.Setenv("RELAY_TEST_TOKEN", "the-token")
 	secrets := written(t, map[string]string{"key": secret, "word": "true", "lines": "-----BEGIN-----\nline\n-----END-----\n"})
 	file := written(t, map[string]string{
 		"relay.yaml": strings.NewReplacer("KEYFILE", secrets("key"), "WORDFILE", secrets("word"), "LINESFILE", secrets("lines")).Replace(secretive),
@@ -200,12 +201,13 @@ tests:
 		require.NotContains(t, output, escaped)
 		require.NotContains(t, output, `w\u003cs`)
 		require.NotContains(t, output, "BEGIN")
+		require.NotContains(t, output, "the-token")
 	}
 	got := command(t, "", "explain", "--config", file("relay.yaml"), "--message", file("message"))
 	require.Zero(t, got.code, got.stderr)
 	concealed(got.stdout)
 	require.Contains(t, got.stdout, "key ***")
-	require.Contains(t, got.stdout, "routing_key: k.***.&")
+	require.Contains(t, got.stdout, "routing_key: k.***.***.&")
 	require.Contains(t, got.stdout, "properties.timestamp: 2026-01-02T03:04:05.000Z\n")
 	require.Contains(t, got.stdout, `headers.times: ["2026-01-02T03:04:05.000Z","a&b"]`)
 
@@ -231,7 +233,8 @@ tests:
 	require.Equal(t, 0, *e.Routes[0].Steps[0].Depth)
 	made := e.Routes[0].Deliveries
 	require.Equal(t, "key ***", made[0].Body)
-	require.Equal(t, "k.***.&", made[1].Fields["routing_key"])
+	require.Equal(t, "k.***.***.&", made[1].Fields["routing_key"])
+	require.Equal(t, "***", made[1].Fields["headers.x-token"])
 	require.Equal(t, "2026-01-02T03:04:05.000Z", made[1].Fields["properties.timestamp"], "as test compares it")
 	require.Equal(t, []any{"2026-01-02T03:04:05.000Z", "a&b"}, made[1].Fields["headers.times"])
 	require.Contains(t, made[1].Body, `"data":"key ***"`)
@@ -240,7 +243,7 @@ tests:
 	got = command(t, "", "test", "--config", file("relay.yaml"), file("tests.yaml"))
 	require.Equal(t, exitFailed, got.code, got.stderr)
 	concealed(got.stdout)
-	require.Contains(t, got.stdout, `+ routing_key: "k.***.&"`)
+	require.Contains(t, got.stdout, `+ routing_key: "k.***.***.&"`)
 	require.Contains(t, got.stdout, `"data":"key ***"`)
 }
 
