@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -31,7 +30,9 @@ of which only body is needed; the lines that "queue peek" prints and that the fi
 are such messages. Write body_base64 for what is no text, and raw in the place of body for what
 is still encoded as it is in the queue. --body takes a file that holds nothing but the body.
 
-Secrets that come from the environment or from files are shown as ***.`,
+What ${...} brings from files and from the environment is shown as ***, unless it is shorter than
+4 bytes or, from the environment, a number or a boolean. So are authorizations, and the whole of a
+header, property or URL that holds ${...}.`,
 		Example: `  mnsrelay explain --config mnsrelay.yaml --message message.yaml
   mnsrelay queue peek --config mnsrelay.yaml --source sms --max 1 | mnsrelay explain -c mnsrelay.yaml --source sms --message -
   mnsrelay explain --config mnsrelay.yaml --source sms --body report.json --json | jq '.routes[].matches'`,
@@ -62,15 +63,11 @@ Secrets that come from the environment or from files are shown as ***.`,
 			if err != nil {
 				return err
 			}
-			var b strings.Builder
 			if asJSON {
-				err = explainJSON(&b, e)
-			} else {
-				explainText(&b, e)
+				return explainJSON(cmd.OutOrStdout(), e, cfg.Conceal)
 			}
-			if err != nil {
-				return err
-			}
+			var b strings.Builder
+			explainText(&b, e, cfg.Conceal)
 			_, err = io.WriteString(cmd.OutOrStdout(), cfg.Conceal(b.String()))
 			return err
 		},
@@ -106,8 +103,9 @@ func readGiven(stdin io.Reader, messageFile, bodyFile string) (*dryrun.Message, 
 	return m, nil
 }
 
-// explainText prints an explanation for people.
-func explainText(w io.Writer, e *dryrun.Explanation) {
+// explainText prints an explanation for people. It conceals what could not be found in its
+// text any more.
+func explainText(w io.Writer, e *dryrun.Explanation, conceal func(string) string) {
 	m := &e.Message
 	_, _ = fmt.Fprintf(w, "message %s of source %s: %d bytes, attempt %d, enqueued at %s\n\n", m.ID, m.Source, len(m.Body), m.Attempt, m.EnqueuedAtText())
 	for _, r := range e.Routes {
@@ -129,7 +127,7 @@ func explainText(w io.Writer, e *dryrun.Explanation) {
 			_, _ = fmt.Fprintf(w, "  %s%s  is  %s\n", strings.Repeat("  ", s.Depth), s.Text, value)
 		}
 		for i := range r.Deliveries {
-			explainDelivery(w, &r.Deliveries[i])
+			explainDelivery(w, &r.Deliveries[i], conceal)
 		}
 		_, _ = fmt.Fprintln(w)
 	}
@@ -138,12 +136,12 @@ func explainText(w io.Writer, e *dryrun.Explanation) {
 	}
 	if e.DeadLetter != nil {
 		_, _ = fmt.Fprintln(w, "dead letter")
-		explainDelivery(w, e.DeadLetter)
+		explainDelivery(w, e.DeadLetter, conceal)
 	}
 	_, _ = fmt.Fprintln(w, e.End)
 }
 
-func explainDelivery(w io.Writer, d *dryrun.Delivery) {
+func explainDelivery(w io.Writer, d *dryrun.Delivery, conceal func(string) string) {
 	optional := ""
 	if !d.Required && d.Route != "" {
 		optional = ", not required"
@@ -154,35 +152,27 @@ func explainDelivery(w io.Writer, d *dryrun.Delivery) {
 		return
 	}
 	for _, f := range d.Preview.Fields {
-		_, _ = fmt.Fprintf(w, "     %s: %s\n", f.Name, fieldText(f.Value))
+		_, _ = fmt.Fprintf(w, "     %s: %s\n", f.Name, fieldText(f))
 	}
-	body := d.Preview.Body
+	size, body := len(d.Preview.Body), conceal(string(d.Preview.Body))
 	switch {
-	case len(body) == 0:
+	case size == 0:
 		_, _ = fmt.Fprintln(w, "     no body")
-	case utf8.Valid(body):
-		_, _ = fmt.Fprintf(w, "     body, %d bytes:\n       %s\n", len(body), strings.ReplaceAll(strings.TrimSuffix(string(body), "\n"), "\n", "\n       "))
+	case utf8.ValidString(body):
+		_, _ = fmt.Fprintf(w, "     body, %d bytes:\n       %s\n", size, strings.ReplaceAll(strings.TrimSuffix(body, "\n"), "\n", "\n       "))
 	default:
-		_, _ = fmt.Fprintf(w, "     body, %d bytes, in base64:\n       %s\n", len(body), base64.StdEncoding.EncodeToString(body))
+		_, _ = fmt.Fprintf(w, "     body, %d bytes, in base64:\n       %s\n", size, base64.StdEncoding.EncodeToString([]byte(body)))
 	}
 }
 
 // fieldText writes a value; a text only in quotes where it could be taken for something else.
-func fieldText(v any) string {
-	switch v := v.(type) {
-	case string:
-		if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-			return fmt.Sprintf("%q", v)
-		}
-		return v
-	case time.Time:
-		return v.UTC().Format(relay.EnqueuedAtFormat)
+func fieldText(f relay.Field) string {
+	value := f.JSON()
+	var text string
+	if json.Unmarshal(value, &text) != nil || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		return string(value)
 	}
-	text, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Sprint(v)
-	}
-	return string(text)
+	return text
 }
 
 // The shapes of the JSON.
@@ -207,6 +197,8 @@ type (
 	stepJSON struct {
 		Text  string `json:"text"`
 		Value string `json:"value,omitempty"`
+		// Depth is 1 for what the condition at 0 before it is made of.
+		Depth int `json:"depth"`
 	}
 	deliveryJSON struct {
 		Sink       string       `json:"sink"`
@@ -227,70 +219,44 @@ type (
 
 // MarshalJSON writes the fields in order.
 func (f fieldsJSON) MarshalJSON() ([]byte, error) {
-	var b strings.Builder
-	b.WriteByte('{')
+	b := []byte{'{'}
 	for i, field := range f {
 		if i > 0 {
-			b.WriteByte(',')
+			b = append(b, ',')
 		}
-		name, err := json.Marshal(field.Name)
-		if err != nil {
-			return nil, err
-		}
-		value, err := json.Marshal(field.Value)
-		if err != nil {
-			return nil, err
-		}
-		b.Write(name)
-		b.WriteByte(':')
-		b.Write(value)
+		b = append(b, relay.Field{Value: field.Name}.JSON()...)
+		b = append(b, ':')
+		b = append(b, field.JSON()...)
 	}
-	b.WriteByte('}')
-	return []byte(b.String()), nil
+	return append(b, '}'), nil
 }
 
-func failureOf(err error) *failureJSON {
-	if err == nil {
-		return nil
-	}
-	return &failureJSON{Reason: relay.ReasonOf(err), Error: err.Error()}
-}
-
-func deliveryOf(d *dryrun.Delivery) deliveryJSON {
-	out := deliveryJSON{Sink: d.Sink, Type: d.Type, Required: d.Required, Rejected: failureOf(d.Err), Fields: d.Preview.Fields}
-	switch {
-	case d.Err != nil:
-	case utf8.Valid(d.Preview.Body):
-		text := string(d.Preview.Body)
-		out.Body = &text
-	default:
-		out.BodyBase64 = d.Preview.Body
-	}
-	return out
-}
-
-// explainJSON prints an explanation for programs.
-func explainJSON(w io.Writer, e *dryrun.Explanation) error {
+// explainJSON prints an explanation for programs. It conceals texts and not their JSON, which
+// would not be JSON afterwards.
+func explainJSON(w io.Writer, e *dryrun.Explanation, conceal func(string) string) error {
+	c := concealer(conceal)
 	out := explanationJSON{
-		ID: e.Message.ID, Source: e.Message.Source, Attributes: e.Message.Attributes,
-		Routes: []routeJSON{}, Rejected: failureOf(e.Rejected), End: e.End,
+		ID: e.Message.ID, Source: e.Message.Source, Attributes: make(map[string]string, len(e.Message.Attributes)),
+		Routes: []routeJSON{}, Rejected: c.failure(e.Rejected), End: e.End,
+	}
+	for name, value := range e.Message.Attributes {
+		out.Attributes[name] = conceal(value)
 	}
 	for _, r := range e.Routes {
-		route := routeJSON{Name: r.Name, When: r.When, Matches: r.Matches}
+		route := routeJSON{Name: r.Name, When: conceal(r.When), Matches: r.Matches}
 		if r.Err != nil {
-			route.Error = r.Err.Error()
+			route.Error = conceal(r.Err.Error())
 		}
 		for _, s := range r.Steps {
-			route.Steps = append(route.Steps, stepJSON{s.Text, s.Value})
+			route.Steps = append(route.Steps, stepJSON{conceal(s.Text), conceal(s.Value), s.Depth})
 		}
 		for i := range r.Deliveries {
-			route.Deliveries = append(route.Deliveries, deliveryOf(&r.Deliveries[i]))
+			route.Deliveries = append(route.Deliveries, *c.delivery(&r.Deliveries[i]))
 		}
 		out.Routes = append(out.Routes, route)
 	}
 	if e.DeadLetter != nil {
-		dead := deliveryOf(e.DeadLetter)
-		out.DeadLetter = &dead
+		out.DeadLetter = c.delivery(e.DeadLetter)
 	}
 	encoder := json.NewEncoder(w)
 	encoder.SetEscapeHTML(false)
@@ -298,5 +264,52 @@ func explainJSON(w io.Writer, e *dryrun.Explanation) error {
 	return encoder.Encode(out)
 }
 
-// agent is what sinks call this process to the far side, as when it runs.
+// concealer makes JSON of what it conceals.
+type concealer func(text string) string
+
+func (c concealer) failure(err error) *failureJSON {
+	if err == nil {
+		return nil
+	}
+	return &failureJSON{Reason: relay.ReasonOf(err), Error: c(err.Error())}
+}
+
+func (c concealer) delivery(d *dryrun.Delivery) *deliveryJSON {
+	out := &deliveryJSON{Sink: d.Sink, Type: d.Type, Required: d.Required, Rejected: c.failure(d.Err)}
+	if d.Err != nil {
+		return out
+	}
+	for _, f := range d.Preview.Fields {
+		out.Fields = append(out.Fields, relay.Field{Name: f.Name, Value: c.value(f.Value)})
+	}
+	if body := c(string(d.Preview.Body)); utf8.ValidString(body) {
+		out.Body = &body
+	} else {
+		out.BodyBase64 = []byte(body)
+	}
+	return out
+}
+
+// value conceals the texts in the value of a field.
+func (c concealer) value(v any) any {
+	switch v := v.(type) {
+	case string:
+		return c(v)
+	case []any:
+		list := make([]any, len(v))
+		for i := range v {
+			list[i] = c.value(v[i])
+		}
+		return list
+	case map[string]any:
+		members := make(map[string]any, len(v))
+		for name := range v {
+			members[name] = c.value(v[name])
+		}
+		return members
+	}
+	return v
+}
+
+// agent is the User-Agent, and the name of connections, that "run" uses, too.
 func agent() string { return fmt.Sprintf("mnsrelay/%s (%s)", buildVersion(), instance()) }

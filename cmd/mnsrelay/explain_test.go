@@ -147,6 +147,106 @@ tests:
 	require.Equal(t, exitFailed, command(t, "", "test", key).code)
 }
 
+const secretive = `
+sources:
+  sms:
+    endpoint: http://127.0.0.1:8081
+    queue: orders
+    credentials: {type: static, access_key_id: id, access_key_secret: secret}
+    unmatched: retain
+sinks:
+  odd:
+    type: webhook
+    url: https://hooks.example.com/
+    body: "key ${file:KEYFILE}"
+  event:
+    type: amqp091
+    url: amqp://localhost
+    exchange: e
+    routing_key: "k.${file:KEYFILE}.${RELAY_TEST_TOKEN}.&"
+    body: "key ${file:KEYFILE}"
+    format: cloudevents
+    headers: {x-token: "Bearer ${RELAY_TEST_TOKEN}", times: ["{{ enqueued_at }}", "a&b"]}
+  word:
+    type: webhook
+    url: https://hooks.example.com/
+    body: "${file:WORDFILE}"
+  lines:
+    type: webhook
+    url: https://hooks.example.com/
+    body: "${file:LINESFILE}"
+routes:
+  - {name: all, from: sms, to: [odd, event, word, lines], when: body.ok}
+`
+
+// What came from files is shown nowhere, also where it is written in another way, and JSON
+// stays JSON.
+func TestSecretsAreConcealed(t *testing.T) {
+	const secret, escaped = `p"w<s>&crét`, `p\"w`
+	t.Setenv("RELAY_TEST_TOKEN", "the-token")
+	secrets := written(t, map[string]string{"key": secret, "word": "true", "lines": "-----BEGIN-----\nline\n-----END-----\n"})
+	file := written(t, map[string]string{
+		"relay.yaml": strings.NewReplacer("KEYFILE", secrets("key"), "WORDFILE", secrets("word"), "LINESFILE", secrets("lines")).Replace(secretive),
+		"message":    `{"id": "m1", "body": {"ok": true}}`,
+		"tests.yaml": `
+tests:
+  - name: leaks
+    message: {body: {ok: true}}
+    deliveries: [{sink: odd, body: other}, {sink: event, routing_key: other, body: {}}, {sink: word}, {sink: lines, body: other}]
+`,
+	})
+	concealed := func(output string) {
+		t.Helper()
+		require.NotContains(t, output, secret)
+		require.NotContains(t, output, escaped)
+		require.NotContains(t, output, `w\u003cs`)
+		require.NotContains(t, output, "BEGIN")
+		require.NotContains(t, output, "the-token")
+	}
+	got := command(t, "", "explain", "--config", file("relay.yaml"), "--message", file("message"))
+	require.Zero(t, got.code, got.stderr)
+	concealed(got.stdout)
+	require.Contains(t, got.stdout, "key ***")
+	require.Contains(t, got.stdout, "routing_key: k.***.***.&")
+	require.Contains(t, got.stdout, "properties.timestamp: 2026-01-02T03:04:05.000Z\n")
+	require.Contains(t, got.stdout, `headers.times: ["2026-01-02T03:04:05.000Z","a&b"]`)
+
+	got = command(t, "", "explain", "--config", file("relay.yaml"), "--message", file("message"), "--json")
+	require.Zero(t, got.code, got.stderr)
+	concealed(got.stdout)
+	require.Contains(t, got.stdout, "***.&", "as a reader writes it")
+	var e struct {
+		Routes []struct {
+			Matches bool
+			Steps   []struct {
+				Value string
+				Depth *int
+			}
+			Deliveries []struct {
+				Body   string
+				Fields map[string]any
+			}
+		}
+	}
+	require.NoError(t, json.Unmarshal([]byte(got.stdout), &e), got.stdout)
+	require.True(t, e.Routes[0].Matches)
+	require.Equal(t, 0, *e.Routes[0].Steps[0].Depth)
+	made := e.Routes[0].Deliveries
+	require.Equal(t, "key ***", made[0].Body)
+	require.Equal(t, "k.***.***.&", made[1].Fields["routing_key"])
+	require.Equal(t, "***", made[1].Fields["headers.x-token"])
+	require.Equal(t, "2026-01-02T03:04:05.000Z", made[1].Fields["properties.timestamp"], "as test compares it")
+	require.Equal(t, []any{"2026-01-02T03:04:05.000Z", "a&b"}, made[1].Fields["headers.times"])
+	require.Contains(t, made[1].Body, `"data":"key ***"`)
+	require.Equal(t, "***", made[2].Body)
+
+	got = command(t, "", "test", "--config", file("relay.yaml"), file("tests.yaml"))
+	require.Equal(t, exitFailed, got.code, got.stderr)
+	concealed(got.stdout)
+	require.Contains(t, got.stdout, `+ routing_key: "k.***.***.&"`)
+	require.Contains(t, got.stdout, `"data":"key ***"`)
+}
+
 // The tests of the example configurations pass.
 func TestExamplesAreTested(t *testing.T) {
 	files, err := filepath.Glob("../../configs/tests/*.yaml")

@@ -1,5 +1,6 @@
 // Package broker is what the sinks that connect to a message broker share: how its address
-// is read, how it is dialled, and when it is dialled again. It knows no protocol.
+// is read, how it is dialled, and when it is dialled again, and what names an event has there.
+// It knows no protocol.
 package broker
 
 import (

@@ -52,6 +52,8 @@ type Config struct {
 	origins map[string]string
 	// hidden holds, by path, what came from a file into a setting: a secret.
 	hidden map[string][]string
+	// concealed are the values from files and from the environment that Conceal replaces.
+	concealed []string
 	// settings holds, by the path of a `with`, a pointer to the sink's per-message
 	// settings as the route has them.
 	settings map[string]any

@@ -177,7 +177,7 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string) {
 		done() // typed enters it
 		if value := d.typed(n, path); value != nil {
 			*custom = setting.NewValue(value)
-			if d.holdsFile(path) {
+			if d.isBrought(path) {
 				*custom = custom.AsSecret()
 			}
 		}
@@ -521,10 +521,10 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 	}
 }
 
-// holdsFile tells whether a file was put into a setting or something below it.
-func (d *decoder) holdsFile(path string) bool {
+// isBrought tells whether something from outside was put into a setting or something below it.
+func (d *decoder) isBrought(path string) bool {
 	for at, x := range d.expanded {
-		if x.secret && within(at, path) {
+		if len(x.from) > 0 && within(at, path) {
 			return true
 		}
 	}

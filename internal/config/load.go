@@ -66,6 +66,11 @@ func parse(d *decoder) (*Config, []Warning, error) {
 	}
 	c.hidden = map[string][]string{}
 	for path, x := range d.expanded {
+		for i, value := range x.values {
+			if fromFile := strings.HasPrefix(x.from[i], "file "); len(value) >= minConcealed && (fromFile || !isCommon(value)) {
+				c.concealed = append(c.concealed, value)
+			}
+		}
 		if x.secret {
 			c.hidden[path] = x.values
 		}

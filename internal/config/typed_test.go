@@ -46,7 +46,7 @@ func TestValuesThatKeepTheirType(t *testing.T) {
 	got := map[string]any{}
 	for name, value := range events.Headers {
 		got[name] = value.Any()
-		require.Equal(t, strings.Contains(name, "secret"), value.Secret(), name)
+		require.Equal(t, strings.Contains(name, "secret") || name == "from-outside", value.Secret(), name)
 	}
 	require.Equal(t, map[string]any{
 		"text": "a", "quoted": "5", "number": int64(5), "negative": int64(-7), "fraction": 0.5, "whole": 2.0, "yes": true,

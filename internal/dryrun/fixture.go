@@ -2,7 +2,6 @@ package dryrun
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,7 +10,6 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v4"
@@ -244,7 +242,7 @@ func (d *Delivery) title() string {
 func (e *Expected) diff(d *Delivery) (lines []string) {
 	got := make(map[string][]byte)
 	for _, f := range d.Preview.Fields {
-		flattenValue(got, f.Name, f.Value)
+		flatten(got, f)
 	}
 	for _, want := range e.fields {
 		value, found := lookup(got, want.name)
@@ -293,29 +291,15 @@ func lookup(got map[string][]byte, name string) ([]byte, bool) {
 	return nil, false
 }
 
-// flattenValue notes a value as JSON, a mapping by the names in it.
-func flattenValue(into map[string][]byte, name string, v any) {
-	if m, is := v.(map[string]any); is && len(m) > 0 {
-		for key, member := range m {
-			flattenValue(into, name+"."+key, member)
+// flatten notes a field as JSON, a mapping by the names in it.
+func flatten(into map[string][]byte, f relay.Field) {
+	if m, is := f.Value.(map[string]any); is && len(m) > 0 {
+		for name, member := range m {
+			flatten(into, relay.Field{Name: f.Name + "." + name, Value: member})
 		}
 		return
 	}
-	into[name] = valueJSON(v)
-}
-
-// valueJSON writes the value of a field. A time is what it is on the wire to a reader.
-func valueJSON(v any) []byte {
-	if at, is := v.(time.Time); is {
-		v = at.UTC().Format(relay.EnqueuedAtFormat)
-	}
-	var b bytes.Buffer
-	encoder := json.NewEncoder(&b)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(v); err != nil {
-		return []byte(fmt.Sprintf("%q", fmt.Sprint(v)))
-	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+	into[f.Name] = f.JSON()
 }
 
 func sameJSON(a, b []byte) bool {

@@ -1,7 +1,6 @@
 package dryrun
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -280,14 +279,11 @@ func (s *source) unmatched(e *Explanation) {
 	case "delete":
 		e.End = "No route takes it: deleted from the queue (unmatched: delete)."
 	case "dead_letter":
-		s.bury(e, "", errUnmatched)
-		e.End = "No route takes it: deleted from the queue once the dead-letter sink " + s.cfg.DeadLetter + " has confirmed it (unmatched: dead_letter)."
+		s.reject(e, "", relay.ErrUnmatched)
 	default:
 		e.End = "No route takes it: it stays in the queue and comes again (unmatched: retain)."
 	}
 }
-
-var errUnmatched = relay.Fail("unmatched", errors.New("no route takes the message"))
 
 // deleted says when a message is deleted that the named sinks are waited for.
 func (s *source) deleted(waited []string) string {

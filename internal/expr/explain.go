@@ -73,23 +73,35 @@ func (e *explanation) logic(x ast.Expr) {
 		}
 	}
 	e.add(x, 0)
-	e.operands(x)
+	if !isOperand(x) { // which says all of itself already
+		e.operands(x)
+	}
 }
 
-// operands adds what an expression looks at of the message: what begins with a variable,
-// and as much of it as selects.
-func (e *explanation) operands(x ast.Expr) {
+// isOperand tells whether an expression is a variable, or selects of another.
+func isOperand(x ast.Expr) bool {
 	switch x.Kind() {
 	case ast.IdentKind, ast.SelectKind:
-		if len(e.steps) == 0 || e.steps[len(e.steps)-1].Depth > 0 || e.steps[len(e.steps)-1].Text != e.text(x) {
-			e.add(x, 1)
+		return true
+	case ast.CallKind:
+		switch x.AsCall().FunctionName() {
+		case operators.Index, operators.OptSelect, operators.OptIndex:
+			return true
 		}
+	default:
+	}
+	return false
+}
+
+// operands adds what an expression looks at of the message.
+func (e *explanation) operands(x ast.Expr) {
+	if isOperand(x) {
+		e.add(x, 1)
+		return
+	}
+	switch x.Kind() {
 	case ast.CallKind:
 		call := x.AsCall()
-		if call.FunctionName() == operators.Index || call.FunctionName() == operators.OptSelect || call.FunctionName() == operators.OptIndex {
-			e.add(x, 1)
-			return
-		}
 		if call.IsMemberFunction() {
 			e.operands(call.Target())
 		}

@@ -20,7 +20,9 @@ func TestExplain(t *testing.T) {
 	for condition, want := range map[string][]string{
 		`body.a.b == "y" && body.n > 3`:                    {`body.a.b == "y": false`, `  body.a.b: "x"`, `body.n > 3: `, `  body.n: `},
 		`body.a.b == "x" && body.n + 1 > 3 || attempt > 5`: {`body.a.b == "x": true`, `  body.a.b: "x"`, `body.n + 1 > 3: true`, `  body.n: 5`, `attempt > 5: `, `  attempt: `},
-		`body.ok`:                         {`body.ok: false`},
+		`body.ok`:    {`body.ok: false`},
+		`body["ok"]`: {`body["ok"]: false`},
+		`body.?ok == body["ok"] || body[?"ok"].hasValue()`: {`body.?ok == body["ok"]: false`, `  body.?ok: optional.of(false)`, `  body["ok"]: false`, `body[?"ok"].hasValue(): true`, `  body[?"ok"]: optional.of(false)`},
 		`!body.ok`:                        {`!body.ok: true`, `  body.ok: false`},
 		`body.missing == 1`:               {`body.missing == 1: an error: no such key: missing`, `  body.missing: an error: no such key: missing`},
 		`body.?missing.orValue(3) == 3`:   {`body.?missing.orValue(3) == 3: true`, `  body.?missing: optional.none()`},

@@ -60,15 +60,18 @@ func Defaults() Config {
 	return Config{Format: Body, CloudEvents: Attributes{Source: "mns:/queues/{{ queue }}", Type: "mnsrelay.message"}}
 }
 
-// IsAttribute tells whether an event's attribute is one of the specification's, and not an
+// isAttribute tells whether an event's attribute is one of the specification's, and not an
 // extension.
-func IsAttribute(name string) bool {
+func isAttribute(name string) bool {
 	switch name {
 	case "specversion", "id", "time", "source", "type", "subject", "datacontenttype":
 		return true
 	}
 	return false
 }
+
+// Batches tells whether the payloads of several messages can be one.
+func (c *Config) Batches() bool { return c.Format != CloudEventsBinary }
 
 // CheckExtension says what is wrong with a header or property of the configuration that
 // begins with the prefix of attributes and goes on with name: nothing, or a *setting.Problem
@@ -79,10 +82,19 @@ func (c *Config) CheckExtension(path, prefix, name string) error {
 		return setting.Problemf(path, "is no part of an event that is sent as JSON; write format: cloudevents_binary, or another name")
 	case c.Format != CloudEventsBinary:
 		return nil // whoever makes an event by hand sets all of it
-	case IsAttribute(name):
+	case isAttribute(name):
 		return setting.Problemf(path, "is an attribute that the relay sets: write it under cloudevents, or leave it out")
 	case name == "" || name == "data" || strings.ContainsFunc(name, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') }):
 		return setting.Problemf(path, "names no extension of an event; write %s and then lower-case letters and digits", prefix)
+	}
+	return nil
+}
+
+// CheckContentType says what is wrong with a content type of the configuration: nothing, or a
+// *setting.Problem at path.
+func (c *Config) CheckContentType(path, contentType string) error {
+	if c.Format == CloudEventsBinary && IsEvent(contentType) {
+		return setting.Problemf(path, "is that of an event as JSON, and format: cloudevents_binary sends the data alone: write that of the data, or format: cloudevents")
 	}
 	return nil
 }
@@ -148,7 +160,7 @@ func IsEvent(contentType string) bool {
 	return len(contentType) >= len(media) && strings.EqualFold(contentType[:len(media)], media)
 }
 
-// Formatter formats messages. It is safe for concurrent use. Make it with Config.Compile.
+// Formatter formats messages. It is safe for concurrent use. Make it with Config.Formatter.
 type Formatter struct {
 	kind                    Kind
 	body                    *expr.Template // nil: as it came
@@ -158,8 +170,8 @@ type Formatter struct {
 // ReasonInvalid is why a message is rejected whose attributes would make no event.
 const ReasonInvalid = "invalid_property"
 
-// Compile reports every problem at once, joined, each a *setting.Problem.
-func (c *Config) Compile() (*Formatter, error) {
+// Formatter reports every problem at once, joined, each a *setting.Problem.
+func (c *Config) Formatter() (*Formatter, error) {
 	f := &Formatter{kind: c.Format}
 	var problems []error
 	switch c.Format {
@@ -196,9 +208,6 @@ func (c *Config) Compile() (*Formatter, error) {
 	return f, errors.Join(problems...)
 }
 
-// Structured tells whether the content type is that of the format, and not of the data.
-func (f *Formatter) Structured() bool { return f.kind == CloudEvents }
-
 // Format makes the payload of a message. Its error has the reason expr.Reason or
 // ReasonInvalid and holds nothing of the message.
 func (f *Formatter) Format(m *relay.Message) (Payload, error) {
@@ -227,9 +236,6 @@ func (f *Formatter) Format(m *relay.Message) (Payload, error) {
 	}
 	return structured(p, attributes)
 }
-
-// Batches tells whether the payloads of several messages can be one.
-func (c *Config) Batches() bool { return c.Format != CloudEventsBinary }
 
 // Element makes the payload of a message as Format does, as JSON that can be part of a
 // batch. A body that is no JSON is a string; one that is no text either has no place there

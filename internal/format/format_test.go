@@ -22,7 +22,7 @@ func formatted(t *testing.T, change func(*format.Config), m *relay.Message) (for
 	t.Helper()
 	c := format.Defaults()
 	change(&c)
-	f, err := c.Compile()
+	f, err := c.Formatter()
 	require.NoError(t, err)
 	return f.Format(m)
 }
@@ -154,7 +154,7 @@ func TestProblems(t *testing.T) {
 			t.Parallel()
 			config := format.Defaults()
 			c.change(&config)
-			_, err := config.Compile()
+			_, err := config.Formatter()
 			require.ErrorContains(t, err, c.want)
 		})
 	}

@@ -73,7 +73,7 @@ func (p *Pipeline) doomed(work context.Context, v *verdict, attempt int) (reason
 	case v.outcome == Rejected:
 		return ReasonOf(v.err), true
 	case v.outcome == Retry && p.cfg.MaxReceives > 0 && attempt >= p.cfg.MaxReceives &&
-		!errors.Is(v.err, ErrSinkDown) && !errors.Is(v.err, ErrLeaseLost) && !errors.Is(v.err, errUnmatched):
+		!errors.Is(v.err, ErrSinkDown) && !errors.Is(v.err, ErrLeaseLost) && !errors.Is(v.err, ErrUnmatched):
 		return "max_receives", true
 	}
 	return "", false

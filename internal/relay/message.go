@@ -142,9 +142,6 @@ func (m *Message) EnqueuedAtText() string {
 
 // ContentType tells application/json for a body that is JSON, text/plain for
 // other UTF-8 text, and application/octet-stream for the rest.
-func (m *Message) ContentType() string { return ContentType(m.Body) }
-
-// ContentType is Message.ContentType of a body.
 func ContentType(body []byte) string {
 	switch {
 	case json.Valid(body):

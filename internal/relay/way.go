@@ -132,9 +132,8 @@ func (p *Pipeline) reject(b *batch, i int, err error) {
 	b.decide(i, Result{Outcome: Rejected, Err: err})
 }
 
-// errUnmatched is the cause of a message that stays in the queue since no route takes
-// it.
-var errUnmatched = Fail("unmatched", errors.New("no route takes the message"))
+// ErrUnmatched is why a message that no route takes is given up, or stays in its queue.
+var ErrUnmatched = Fail("unmatched", errors.New("no route takes the message"))
 
 // route gives, for each target, the messages that go to it: every route that matches
 // applies. It decides on those that no route takes.
@@ -185,9 +184,9 @@ func (p *Pipeline) unmatched(b *batch, i int) {
 	case UnmatchedDelete:
 		b.decide(i, Result{Outcome: Delivered})
 	case UnmatchedDeadLetter:
-		b.decide(i, Result{Outcome: Rejected, Err: errUnmatched})
+		b.decide(i, Result{Outcome: Rejected, Err: ErrUnmatched})
 	case UnmatchedRetain:
-		b.decide(i, Result{Outcome: Retry, Err: errUnmatched})
+		b.decide(i, Result{Outcome: Retry, Err: ErrUnmatched})
 	}
 }
 

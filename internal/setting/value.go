@@ -44,7 +44,8 @@ func known(value any) any {
 // nil where it is unset. The caller changes nothing in it.
 func (v Value) Any() any { return v.value }
 
-// AsSecret notes that the value, or a part of it, was read from a file and is not to be shown.
+// AsSecret notes that the value, or a part of it, was brought from the environment or a file and is
+// not to be shown.
 func (v Value) AsSecret() Value {
 	v.secret = true
 	return v

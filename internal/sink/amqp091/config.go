@@ -196,15 +196,12 @@ func (s *Settings) Validate() error {
 	} else if n := len(key.Sample("")); n > maxShortString {
 		problem("routing_key", "%d bytes long: AMQP allows at most %d", n, maxShortString)
 	}
-	_, err = s.Compile()
+	_, err = s.Formatter()
 	problems = append(problems, err)
 	_, err = s.compileHeaders()
 	problems = append(problems, err)
 	_, err = s.Properties.compile()
-	problems = append(problems, err)
-	if s.Format == format.CloudEventsBinary && format.IsEvent(s.Properties.ContentType) {
-		problem("properties.content_type", "is that of an event as JSON, and format: cloudevents_binary sends the data alone: write that of the data, or format: cloudevents")
-	}
+	problems = append(problems, err, s.CheckContentType("properties.content_type", s.Properties.ContentType))
 
 	switch s.Unroutable {
 	case UnroutableRetry, UnroutableDrop:

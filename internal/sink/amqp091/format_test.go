@@ -72,11 +72,11 @@ func TestCloudEvents(t *testing.T) {
 				require.Equal(t, "billing", d.Headers["x-team"])
 				require.Equal(t, "sms", d.Headers[relay.HeaderSource])
 				if len(ms[i].Body) > 0 {
-					require.Equal(t, ms[i].ContentType(), e.DataContentType())
+					require.Equal(t, relay.ContentType(ms[i].Body), e.DataContentType())
 				}
 				if kind == format.CloudEventsBinary {
 					require.Equal(t, string(ms[i].Body), string(d.Body))
-					require.Equal(t, ms[i].ContentType(), d.ContentType)
+					require.Equal(t, relay.ContentType(ms[i].Body), d.ContentType)
 					require.Equal(t, map[string]any{
 						"tenant": ms[i].ID + " 短", "attempt": int32(1), "paid": true, "phone": "13800000000", "rate": "0.5",
 					}, e.Extensions())

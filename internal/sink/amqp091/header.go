@@ -11,6 +11,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"mnsrelay/internal/broker"
 	"mnsrelay/internal/expr"
 	"mnsrelay/internal/format"
 	"mnsrelay/internal/setting"
@@ -23,20 +24,6 @@ const maxHeaders = 64 << 10
 
 // relayHeaders is how the names of the relay's own headers begin.
 const relayHeaders = "x-mnsrelay-"
-
-// eventPrefix begins the headers that hold the attributes of an event in binary mode. The
-// CloudEvents AMQP protocol binding is for AMQP 1.0 (3.1.3.1), and what it says of application
-// properties is done with headers here.
-const eventPrefix = "cloudEvents_"
-
-// checkExtension reports a header whose name is one of the binding's, with either of its
-// separators: a message has one kind of them.
-func (s *Settings) checkExtension(path, name string) error {
-	if rest, found := strings.CutPrefix(name, "cloudEvents"); found && strings.ContainsAny(rest[:min(len(rest), 1)], "_:") {
-		return s.CheckExtension(path, eventPrefix, strings.TrimPrefix(rest, "_"))
-	}
-	return nil
-}
 
 // headers are those of the configuration.
 type headers struct {
@@ -76,11 +63,13 @@ func (s *Settings) compileHeaders() (*headers, error) {
 			problem(path, "the relay sets this header itself: choose another name")
 			continue
 		}
-		if err := s.checkExtension(path, name); err != nil {
-			problems = append(problems, err)
-			continue
+		if rest, found := broker.CutEventPrefix(name); found {
+			if err := s.CheckExtension(path, broker.EventPrefix, rest); err != nil {
+				problems = append(problems, err)
+				continue
+			}
 		}
-		extension := s.Format == format.CloudEventsBinary && strings.HasPrefix(name, eventPrefix)
+		extension := s.Format == format.CloudEventsBinary && strings.HasPrefix(name, broker.EventPrefix)
 		value, err := expr.CompileTyped(path, written[name])
 		if err != nil {
 			problems = append(problems, err)

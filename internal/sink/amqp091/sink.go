@@ -12,6 +12,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/zap"
 
+	"mnsrelay/internal/broker"
 	"mnsrelay/internal/expr"
 	"mnsrelay/internal/format"
 	"mnsrelay/internal/relay"
@@ -63,7 +64,7 @@ func newSink(e *Endpoint, s Settings, x *exchange) (*Sink, error) {
 	if err != nil {
 		return nil, err
 	}
-	formatter, err := s.Compile()
+	formatter, err := s.Formatter()
 	if err != nil {
 		return nil, err
 	}
@@ -223,8 +224,8 @@ func (s *Sink) prepare(l limits, m *relay.Message, table amqp.Table) (key string
 	for _, a := range payload.Attributes {
 		// The time, too, is text, which every reader has to take: a timestamp has whole
 		// seconds here.
-		size += entrySize(eventPrefix+a.Name, a.Value)
-		table[eventPrefix+a.Name] = a.Value
+		size += entrySize(broker.EventPrefix+a.Name, a.Value)
+		table[broker.EventPrefix+a.Name] = a.Value
 	}
 	if size > maxHeaders {
 		return "", p, tooLong("the headers", size, maxHeaders)

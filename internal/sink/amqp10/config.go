@@ -112,11 +112,6 @@ const (
 	annotations           = "message_annotations"
 )
 
-// eventPrefix begins the application properties that hold the attributes of an event in binary
-// mode (CloudEvents AMQP protocol binding, 3.1.3.1). Version 1.0.2 has a colon there; the next
-// one prefers this, which selectors of JMS can name, and has readers know both.
-const eventPrefix = "cloudEvents_"
-
 // relayProperties is how the names of the relay's own application properties begin.
 const relayProperties = "x-mnsrelay-"
 
@@ -198,7 +193,7 @@ func (s *Settings) Validate() error {
 	default:
 		problem("settle", "%q is unknown: write unsettled or settled", s.Settle)
 	}
-	_, err := s.Compile()
+	_, err := s.Formatter()
 	problems = append(problems, err)
 	_, err = s.compileProperties()
 	problems = append(problems, err)
@@ -211,8 +206,8 @@ func (s *Settings) Validate() error {
 		case []any, map[string]any:
 			problem(path, "AMQP 1.0 allows texts, numbers, booleans and timestamps here, and no lists or mappings")
 		}
-		if rest, found := cutEventPrefix(name); found {
-			problems = append(problems, s.CheckExtension(path, eventPrefix, rest))
+		if rest, found := broker.CutEventPrefix(name); found {
+			problems = append(problems, s.CheckExtension(path, broker.EventPrefix, rest))
 		}
 	}
 	_, err = compileValues(annotations, s.MessageAnnotations)
@@ -222,15 +217,12 @@ func (s *Settings) Validate() error {
 		if strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' }) {
 			problem(path, "the name of an annotation is printable ASCII without spaces")
 		}
-		if _, found := cutEventPrefix(name); found && s.isEvent() {
+		if _, found := broker.CutEventPrefix(name); found && s.isEvent() {
 			problem(path, "is no part of an event: write extensions under %s, with format: cloudevents_binary", applicationProperties)
 		}
 	}
 	_, err = s.Properties.compile()
-	problems = append(problems, err)
-	if s.Format == format.CloudEventsBinary && format.IsEvent(s.Properties.ContentType) {
-		problem("properties.content_type", "is that of an event as JSON, and format: cloudevents_binary sends the data alone: write that of the data, or format: cloudevents")
-	}
+	problems = append(problems, err, s.CheckContentType("properties.content_type", s.Properties.ContentType))
 	if s.Timeout <= 0 || s.Timeout > maxTimeout {
 		problem("timeout", "%v is out of range: write more than 0s and at most %v", s.Timeout, maxTimeout)
 	}
@@ -240,17 +232,6 @@ func (s *Settings) Validate() error {
 // isEvent tells whether messages are sent as events.
 func (s *Settings) isEvent() bool {
 	return s.Format == format.CloudEvents || s.Format == format.CloudEventsBinary
-}
-
-// cutEventPrefix gives what follows the prefix of the CloudEvents binding in a name. With the
-// other separator of the binding, of which a message has one kind, it is no name of an
-// extension.
-func cutEventPrefix(name string) (rest string, found bool) {
-	rest, found = strings.CutPrefix(name, "cloudEvents")
-	if !found || !strings.ContainsAny(rest[:min(len(rest), 1)], "_:") {
-		return "", false
-	}
-	return strings.TrimPrefix(rest, "_"), true
 }
 
 // clone gives a copy that shares nothing that overrides could write to.

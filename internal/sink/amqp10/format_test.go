@@ -72,11 +72,11 @@ func TestCloudEvents(t *testing.T) {
 			require.True(t, m.EnqueuedAt.Truncate(time.Millisecond).Equal(e.Time()), "%v", e.Time())
 			require.Equal(t, "sms", received.ApplicationProperties[relay.HeaderSource])
 			if body != "" {
-				require.Equal(t, m.ContentType(), e.DataContentType())
+				require.Equal(t, relay.ContentType(m.Body), e.DataContentType())
 			}
 			if sink == binary {
 				require.Equal(t, body, string(received.GetData()))
-				require.Equal(t, m.ContentType(), *received.Properties.ContentType)
+				require.Equal(t, relay.ContentType(m.Body), *received.Properties.ContentType)
 				require.Equal(t, "billing", received.ApplicationProperties["team"])
 				require.Equal(t, map[string]any{
 					"tenant": m.ID + " 短", "attempt": int32(1), "paid": true, "phone": "13800000000", "rate": "0.5",

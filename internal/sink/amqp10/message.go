@@ -13,6 +13,7 @@ import (
 
 	amqp "github.com/Azure/go-amqp"
 
+	"mnsrelay/internal/broker"
 	"mnsrelay/internal/expr"
 	"mnsrelay/internal/format"
 	"mnsrelay/internal/relay"
@@ -155,7 +156,7 @@ func (s *Settings) compileProperties() ([]value, error) {
 	problems := []error{err}
 	for i := range values {
 		v := &values[i]
-		v.extension = s.Format == format.CloudEventsBinary && strings.HasPrefix(v.name, eventPrefix)
+		v.extension = s.Format == format.CloudEventsBinary && strings.HasPrefix(v.name, broker.EventPrefix)
 		if text, is := s.ApplicationProperties[v.name].Any().(string); is && v.extension && v.typed.Literal() {
 			if _, err := format.Extension(text); err != nil {
 				problems = append(problems, setting.Problemf(applicationProperties+"."+v.name, "%v", err))
@@ -240,8 +241,8 @@ func (s *Sink) prepare(m *relay.Message) (address string, message *amqp.Message,
 	for _, a := range payload.Attributes {
 		// The time, too, is text, which every reader has to take (binding, 3.1.3.2): JMS has no
 		// properties that are timestamps.
-		message.ApplicationProperties[eventPrefix+a.Name] = a.Value
-		size += len(eventPrefix) + len(a.Name) + len(a.Value)
+		message.ApplicationProperties[broker.EventPrefix+a.Name] = a.Value
+		size += len(broker.EventPrefix) + len(a.Name) + len(a.Value)
 	}
 	for _, v := range s.values {
 		rendered, n, err := v.render(in)

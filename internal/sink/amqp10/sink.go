@@ -65,7 +65,7 @@ func newSink(e *Endpoint, s Settings) (*Sink, error) {
 	if sink.properties, err = s.Properties.compile(); err != nil {
 		return nil, err
 	}
-	if sink.format, err = s.Compile(); err != nil {
+	if sink.format, err = s.Formatter(); err != nil {
 		return nil, err
 	}
 	if sink.values, err = s.compileProperties(); err != nil {

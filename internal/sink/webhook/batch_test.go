@@ -395,6 +395,129 @@ func TestBatchResults(t *testing.T) {
 	require.Less(t, len(deliver(t, sink, message("1"))[0].Err.Error()), 400)
 }
 
+// What could hold results and cannot be read takes no message, and one entry that is not as it
+// should be spoils no other.
+func TestBatchResultsThatLie(t *testing.T) {
+	var text, encoding string
+	far := newHall(t, func(w http.ResponseWriter, _ []string) {
+		if encoding != "" {
+			w.Header().Set("Content-Encoding", encoding)
+		}
+		_, _ = io.WriteString(w, text)
+	})
+	endpoint := open(t, func(c *webhook.Config) {
+		c.URL = setting.NewURL(far.url)
+		c.Batch = webhook.Batch{MaxMessages: 8, MaxBytes: setting.MiB}
+	})
+	webhook.NeverOpen(endpoint)
+	run(t, endpoint)
+	sink := bind(t, endpoint)
+	const failed, delivered, invalid = "receiver_failed", "", "answer_invalid"
+	for _, c := range []struct {
+		name, text, encoding string
+		want                 [2]string // reasons
+	}{
+		{"after a byte order mark", "\ufeff" + `{"results": [{"index": 0, "ok": true}, {"index": 1, "error": "x"}]}`, "", [2]string{delivered, failed}},
+		{"after a byte order mark and spaces", " \ufeff\r\n" + `{"results": [{"index": 0, "ok": true}, {"index": 1, "error": "x"}]}`, "", [2]string{delivered, failed}},
+		{"as a list", `[{"index": 0, "error": "x"}]`, "", [2]string{invalid, invalid}},
+		{"compressed", "\x1f\x8b whatever", "gzip", [2]string{invalid, invalid}},
+		{"compressed nothing", "", "gzip", [2]string{delivered, delivered}},
+		{"not compressed, as it says", `ok`, "Identity", [2]string{delivered, delivered}},
+		{"twice, then well", `{"results": [{"id": "1", "error": "x"}, {"id": "1", "ok": true}, {"id": "2", "ok": true}, {"index": 1, "reject": true}]}`, "", [2]string{failed, "receiver_rejected"}},
+		{"results twice", `{"results": [{"id": "1", "error": "x"}], "results": []}`, "", [2]string{invalid, invalid}},
+		{"results and null", `{"results": [{"id": "1", "error": "x"}], "results": null}`, "", [2]string{invalid, invalid}},
+		{"null", `{"results": null}`, "", [2]string{invalid, invalid}},
+		{"in capitals", `{"Results": [{"ID": "1", "OK": true}, {"Id": "2", "Error": "x"}]}`, "", [2]string{delivered, failed}},
+		{"numbers", `{"results": [0]}`, "", [2]string{invalid, invalid}},
+		{"too many", `{"results": [{}, {}, {}, {}, {}]}`, "", [2]string{invalid, invalid}},
+		{"and more", `{"results": [{"index": 0, "ok": true}, {"index": 1, "ok": true}]} {}`, "", [2]string{invalid, invalid}},
+		{"of the wrong end", `{"results": [{"index": 0, "ok": true}}`, "", [2]string{invalid, invalid}},
+		{"after something else", `{"status": {"a": [1, {"results": 1}]}, "results": [{"index": 0, "ok": true}, {"index": 1, "error": "x"}]}`, "", [2]string{delivered, failed}},
+		{"ids of its own", `{"results": [{"id": "", "index": 0, "ok": true}, {"id": "db-77", "index": 1, "ok": true}]}`, "", [2]string{delivered, delivered}},
+		{"ids that are numbers", `{"results": [{"id": 1, "ok": true}, {"id": 2, "ok": true}]}`, "", [2]string{delivered, delivered}},
+		{"places that are texts", `{"results": [{"index": "0", "ok": true}, {"index": 1.0, "ok": true}, {"index": 1e99, "error": "x"}, {"index": "x"}]}`, "", [2]string{delivered, delivered}},
+		{"errors of another type", `{"results": [{"index": 0, "ok": true, "error": null}, {"index": 1, "ok": false, "error": {"code": 7}, "retry_after": "30"}]}`, "", [2]string{delivered, failed}},
+		{"no errors of another type", `{"results": [{"index": 0, "ok": true, "error": false}, {"index": 1, "ok": "true", "error": ""}]}`, "", [2]string{delivered, delivered}},
+		{"an odd delay", `{"results": [{"index": 0, "error": "x", "retry_after": "NaN"}, {"index": 1, "ok": [true], "retry_after": {}}]}`, "", [2]string{failed, failed}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			text, encoding = c.text, c.encoding
+			for i, r := range deliver(t, sink, numbered(1, 2)...) {
+				if c.want[i] == delivered {
+					requireDelivered(t, []relay.Result{r})
+					continue
+				}
+				require.Equal(t, c.want[i], relay.ReasonOf(r.Err), "%v", r.Err)
+				require.NotEqual(t, relay.Delivered, r.Outcome)
+				if strings.Contains(c.text, `"30"`) {
+					require.Equal(t, 30*time.Second, r.RetryAfter)
+					require.ErrorContains(t, r.Err, `{"code": 7}`)
+				}
+			}
+		})
+	}
+}
+
+// A receiver that repeats what it was sent brings no secret into the log, and what is shown of
+// its words cannot play tricks with a terminal.
+func TestBatchResultsHideSecrets(t *testing.T) {
+	for name, change := range map[string]func(c *webhook.Config){
+		"token": func(c *webhook.Config) { c.BearerToken = setting.NewSecret("hunter2-token") },
+		"user":  func(c *webhook.Config) { c.Username, c.Password = "u", setting.NewSecret("hunter2-password") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var header http.Header
+			far := start(t, func(w http.ResponseWriter, req *http.Request) {
+				header = req.Header.Clone()
+				_, token, _ := strings.Cut(header.Get("Authorization"), " ")
+				_, signature, _ := strings.Cut(header.Get("webhook-signature"), ",")
+				said := strings.Join([]string{"no", header.Get("Authorization"), token, signature, header.Get("x-key"), "hunter2-password", "\x1b[31m\u202egnp\u200b ok"}, " ")
+				_ = json.NewEncoder(w).Encode(map[string]any{"results": []any{map[string]any{"index": 0, "error": said}}})
+			})
+			sink := sinkWith(t, func(c *webhook.Config) {
+				c.URL = setting.NewURL(far.url)
+				c.Batch = webhook.Batch{MaxMessages: 2, MaxBytes: setting.MiB}
+				c.Headers = map[string]setting.Secret{"x-key": setting.NewSecret("key hunter2-key")}
+				c.Signing.Secrets = []setting.Secret{setting.NewSecret(secret('n'))}
+				change(c)
+			})
+			r := deliver(t, sink, message("1"))[0]
+			requireFailure(t, relay.Retry, "receiver_failed", r)
+			_, signature, _ := strings.Cut(header.Get("webhook-signature"), ",")
+			_, token, _ := strings.Cut(header.Get("Authorization"), " ")
+			for _, secret := range []string{signature, token, "hunter2-key"} {
+				require.NotEmpty(t, secret)
+				require.NotContains(t, r.Err.Error(), secret)
+			}
+			require.NotContains(t, r.Err.Error(), map[string]string{"token": "hunter2-token", "user": "hunter2-password"}[name])
+			require.NotContains(t, r.Err.Error(), "\x1b")
+			require.Contains(t, r.Err.Error(), "***")
+			require.Contains(t, r.Err.Error(), "[31mgnp ok")
+		})
+	}
+}
+
+// What a receiver says of messages says nothing against itself: it has answered.
+func TestBatchResultsAreNoOutage(t *testing.T) {
+	far := newHall(t, func(w http.ResponseWriter, ids []string) {
+		_, _ = fmt.Fprintf(w, `{"results": [{"id": %q, "error": "poison"}]}`, ids[0])
+	})
+	endpoint := open(t, func(c *webhook.Config) {
+		c.URL = setting.NewURL(far.url)
+		c.Batch = webhook.Batch{MaxMessages: 4, MaxBytes: setting.MiB}
+	})
+	run(t, endpoint)
+	sink := bind(t, endpoint)
+	for range 10 {
+		results := deliver(t, sink, numbered(1, 2)...)
+		requireFailure(t, relay.Retry, "receiver_failed", results[0])
+		requireFailure(t, relay.Retry, "unanswered", results[1])
+		health, _ := endpoint.Health()
+		require.Equal(t, relay.Up, health.State)
+	}
+	require.Len(t, far.taken(), 10)
+}
+
 // A batch that is refused for good is taken apart until it is known for which message.
 func TestBatchIsTakenApart(t *testing.T) {
 	t.Run("one that nobody takes", func(t *testing.T) {
@@ -443,6 +566,101 @@ func TestBatchIsTakenApart(t *testing.T) {
 			requireFailure(t, relay.Retry, "status_5xx", r)
 		}
 		require.Equal(t, [][]string{ids(1, 16), ids(1, 8), ids(1, 4), ids(1, 2), ids(1, 1), ids(2, 2)}, far.taken())
+	})
+}
+
+// What is known of a message is said while the others are still sent, that does not go on for
+// ever, and not against what the receiver asked for.
+func TestBatchIsTakenApartInTime(t *testing.T) {
+	t.Run("results at once", func(t *testing.T) {
+		known := make(chan struct{})
+		far := newHall(t, func(w http.ResponseWriter, ids []string) {
+			switch {
+			case len(ids) == 2:
+				w.WriteHeader(http.StatusBadRequest)
+			case ids[0] == "2":
+				select {
+				case <-known:
+				case <-time.After(timeout / 2):
+					w.WriteHeader(http.StatusBadGateway)
+				}
+			}
+		})
+		var results [2]relay.Result
+		far.sink(t, webhook.Batch{MaxMessages: 2}).Deliver(t.Context(), numbered(1, 2), func(i int, r relay.Result) {
+			if results[i] = r; i == 0 {
+				close(known)
+			}
+		})
+		requireDelivered(t, results[:])
+	})
+	t.Run("not for ever", func(t *testing.T) {
+		const each = 30 * time.Millisecond
+		far := newHall(t, func(w http.ResponseWriter, _ []string) {
+			<-time.After(each)
+			w.WriteHeader(http.StatusBadRequest)
+		})
+		sink := sinkWith(t, func(c *webhook.Config) {
+			c.URL, c.Timeout = setting.NewURL(far.url), 10*each
+			c.Batch = webhook.Batch{MaxMessages: 256, MaxBytes: setting.MiB}
+		})
+		began := time.Now()
+		reasons := map[string]int{}
+		for _, r := range deliver(t, sink, numbered(1, 256)...) {
+			reasons[r.Outcome.String()+" "+relay.ReasonOf(r.Err)]++
+		}
+		require.Less(t, time.Since(began), 10*time.Second, "to send all of 511 requests takes 15 s")
+		require.NotZero(t, reasons["rejected status_4xx"])
+		require.NotZero(t, reasons["retry timeout"])
+		require.Len(t, reasons, 2)
+	})
+	t.Run("not when the receiver wants to be left alone", func(t *testing.T) {
+		var other relay.Sink
+		far := newHall(t, nil)
+		far.answer = func(w http.ResponseWriter, ids []string) {
+			if len(ids) == 1 {
+				w.Header().Set("Retry-After", "3600")
+				w.WriteHeader(http.StatusServiceUnavailable)
+				return
+			}
+			deliver(t, other, message("99"))
+			w.WriteHeader(http.StatusBadRequest)
+		}
+		endpoint := open(t, func(c *webhook.Config) {
+			c.URL = setting.NewURL(far.url)
+			c.Batch = webhook.Batch{MaxMessages: 16, MaxBytes: setting.MiB}
+		})
+		run(t, endpoint)
+		other = bind(t, endpoint)
+		for _, r := range deliver(t, bind(t, endpoint), numbered(1, 16)...) {
+			requireFailure(t, relay.Retry, "held", r)
+			require.ErrorIs(t, r.Err, relay.ErrSinkDown)
+		}
+		require.Equal(t, [][]string{ids(1, 16), {"99"}}, far.taken())
+	})
+	t.Run("not for those who have left", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		far := newHall(t, func(w http.ResponseWriter, ids []string) {
+			if len(ids) == 4 {
+				cancel()
+				w.WriteHeader(http.StatusBadRequest)
+			}
+		})
+		sink := far.sink(t, webhook.Batch{MaxMessages: 4, Linger: 10 * time.Second})
+		joined := make(chan struct{})
+		var calls sync.WaitGroup
+		calls.Go(func() {
+			close(joined)
+			sink.Deliver(ctx, numbered(1, 2), func(_ int, r relay.Result) { requireFailure(t, relay.Retry, "stopped", r) })
+		})
+		<-joined
+		<-time.After(50 * time.Millisecond) // they are in it
+		requireDelivered(t, deliver(t, sink, numbered(3, 4)...))
+		calls.Wait()
+		for _, ids := range far.taken()[1:] {
+			require.NotContains(t, ids, "1")
+			require.NotContains(t, ids, "2")
+		}
 	})
 }
 

@@ -316,7 +316,7 @@ func (s *Settings) validateSettings() error {
 	if !slices.Contains([]string{http.MethodPost, http.MethodPut, http.MethodPatch}, s.Method) {
 		report(setting.Problemf("method", "is %q; write POST, PUT or PATCH", s.Method))
 	}
-	if _, err := s.Compile(); err != nil {
+	if _, err := s.Formatter(); err != nil {
 		report(err)
 	}
 	report(s.validateBatch())
@@ -348,6 +348,12 @@ func (s *Settings) validateSettings() error {
 			report(err)
 			continue
 		}
+		if rest, is := strings.CutPrefix(lower, eventPrefix); is {
+			report(s.CheckExtension(path, eventPrefix, rest))
+		}
+		if lower == "content-type" {
+			report(s.CheckContentType(path, template.Sample("")))
+		}
 		switch {
 		case s.Batch.MaxMessages > 1 && !template.Literal():
 			report(setting.Problemf(path, "has a {{ }}, and the messages of a batch share their headers; write a text, or leave batch out"))
@@ -355,10 +361,6 @@ func (s *Settings) validateSettings() error {
 			report(setting.Problemf("headers", "has the name %q, which HTTP does not allow; use letters, digits and -", name))
 		case reserved(lower):
 			report(setting.Problemf(path, "is set by the relay or by HTTP itself; remove it"))
-		case s.Format == format.CloudEventsBinary && strings.HasPrefix(lower, eventPrefix) && format.IsAttribute(strings.TrimPrefix(lower, eventPrefix)):
-			report(setting.Problemf(path, "is an attribute that the relay sets: write it under cloudevents, or leave it out"))
-		case s.Format == format.CloudEvents && strings.HasPrefix(lower, eventPrefix):
-			report(setting.Problemf(path, "is no part of an event that is sent as JSON; write format: cloudevents_binary, or another name"))
 		case !httpguts.ValidHeaderFieldValue(template.Sample("")):
 			report(setting.Problemf(path, "has a line break or another control character in its value"))
 		}

@@ -110,6 +110,11 @@ func TestConfig(t *testing.T) {
 		{"an extension", func(c *webhook.Config) { c.Format = format.CloudEventsBinary; header("ce-tenant", "x")(c) }, ""},
 		{"an attribute as a header", func(c *webhook.Config) { c.Format = format.CloudEventsBinary; header("CE-Type", "x")(c) }, "headers.CE-Type: is an attribute that the relay sets"},
 		{"an extension of JSON", func(c *webhook.Config) { c.Format = format.CloudEvents; header("ce-tenant", "x")(c) }, "headers.ce-tenant: is no part of an event that is sent as JSON"},
+		{"an extension with another name", func(c *webhook.Config) { c.Format = format.CloudEventsBinary; header("ce-My_Ext", "x")(c) }, "headers.ce-My_Ext: names no extension of an event; write ce- and then lower-case letters and digits"},
+		{"the content type of an event", func(c *webhook.Config) {
+			c.Format = format.CloudEventsBinary
+			header("content-type", "Application/CloudEvents+json")(c)
+		}, "headers.content-type: is that of an event as JSON"},
 		{"another method", func(c *webhook.Config) { c.Method = "GET" }, `method: is "GET"; write POST, PUT or PATCH`},
 		{"another compression", func(c *webhook.Config) { c.Compression = "zstd" }, `compression: is "zstd"; write none or gzip`},
 		{"a rate limit", limited(0.5, 0), ""},

@@ -29,7 +29,7 @@ func RenderURL(template string, m *relay.Message) (*url.URL, error) {
 
 // MaxAge sets how long a pool of connections is used.
 func MaxAge(e relay.Endpoint, d time.Duration) {
-	t := e.(*Endpoint).transport
+	t := e.(*Endpoint).pools
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.maxAge = d

@@ -93,3 +93,19 @@ func TestFormats(t *testing.T) {
 		require.Equal(t, before, far.count())
 	})
 }
+
+// A message may decide the content type, but not make another kind of event of its event.
+func TestContentTypeOfABinaryEvent(t *testing.T) {
+	far := capturing(t)
+	sink := sinkWith(t, func(c *webhook.Config) {
+		c.URL, c.Format = setting.NewURL(far.url), format.CloudEventsBinary
+		c.Headers = map[string]setting.Secret{"content-type": setting.NewSecret("{{ text }}")}
+	})
+	m := message("1")
+	m.Body = []byte("text/csv")
+	requireDelivered(t, deliver(t, sink, m))
+	require.Equal(t, "text/csv", far.last().Header.Get("Content-Type"))
+	m.Body = []byte("application/cloudevents+json")
+	requireFailure(t, relay.Rejected, format.ReasonInvalid, deliver(t, sink, m)[0])
+	require.Equal(t, 1, far.count())
+}

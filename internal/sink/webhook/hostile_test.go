@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"runtime/metrics"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -18,6 +19,8 @@ import (
 	"golang.org/x/net/http2"
 
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
+	"mnsrelay/internal/sink/webhook"
 )
 
 // An answer that would unpack to a gigabyte is neither unpacked nor kept.
@@ -146,6 +149,39 @@ func TestKeptHTTP2ConnectionThatIsReset(t *testing.T) {
 	requireDelivered(t, deliver(t, sink, message("2")))
 }
 
+// What an answer over HTTP/2 costs in memory is bounded as well: a receiver that sends more than
+// is read waits.
+func TestMemoryOfAnHTTP2Answer(t *testing.T) {
+	far := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		line := make([]byte, 16<<10)
+		for {
+			if _, err := w.Write(line); err != nil {
+				return
+			}
+		}
+	}))
+	far.EnableHTTP2 = true
+	far.TLS = &tls.Config{Certificates: []tls.Certificate{trusted}, MinVersion: tls.VersionTLS12}
+	far.StartTLS()
+	t.Cleanup(far.Close)
+	endpoint := open(t, func(c *webhook.Config) { c.URL, c.Concurrency = setting.NewURL(far.URL), 1 })
+	webhook.NeverOpen(endpoint)
+	run(t, endpoint)
+	sink := bind(t, endpoint)
+	requireFailure(t, relay.Retry, "answer_too_long", deliver(t, sink, message("1"))[0])
+	allocated := func() uint64 {
+		sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+		metrics.Read(sample)
+		return sample[0].Value.Uint64()
+	}
+	const answers = 50
+	before := allocated()
+	for range answers {
+		requireFailure(t, relay.Retry, "answer_too_long", deliver(t, sink, message("1"))[0])
+	}
+	require.Less(t, (allocated()-before)/answers, uint64(400<<10), "bytes an answer, the far side's own included")
+}
+
 // What an HTTP/2 receiver may do instead of an answer.
 func TestHostileHTTP2(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -165,6 +201,13 @@ func TestHostileHTTP2(t *testing.T) {
 		}, "network"},
 		"says nothing": {func(_ net.Conn, framer *http2.Framer, _ uint32) { _, _ = request(framer) }, "timeout"},
 		"is no HTTP/2": {func(c net.Conn, _ *http2.Framer, _ uint32) { _, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n") }, "network"},
+		"floods the body": {func(_ net.Conn, framer *http2.Framer, stream uint32) {
+			// :status 200 (RFC 7541, appendix A)
+			err := framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: []byte{0x88}, EndHeaders: true})
+			for err == nil {
+				err = framer.WriteData(stream, false, make([]byte, 16<<10)) // without waiting
+			}
+		}, ""},
 		"floods pings": {func(_ net.Conn, framer *http2.Framer, _ uint32) {
 			var err error
 			for err == nil {

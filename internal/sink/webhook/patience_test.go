@@ -198,3 +198,30 @@ func TestRateLimit(t *testing.T) {
 	})
 	require.Less(t, far.count(), 60)
 }
+
+// A message that the rate keeps back until its lease ends was not sent: that is no failed try
+// of it, and it is not asked for again and again.
+func TestRateLimitBeyondTheLease(t *testing.T) {
+	for name, batch := range map[string]int{"alone": 1, "batch": 2} {
+		t.Run(name, func(t *testing.T) {
+			far := start(t, accept)
+			sink := sinkWith(t, func(c *webhook.Config) {
+				c.URL = setting.NewURL(far.url)
+				c.RateLimit = webhook.RateLimit{PerSecond: 0.01, Burst: 1}
+				c.Batch.MaxMessages = batch
+			})
+			requireDelivered(t, deliver(t, sink, message("1")))
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			results := 0
+			sink.Deliver(ctx, []relay.Message{message("2"), message("3"), message("4")}, func(_ int, r relay.Result) {
+				results++
+				requireFailure(t, relay.Retry, "stopped", r)
+				require.ErrorIs(t, r.Err, relay.ErrSinkDown)
+				require.Error(t, ctx.Err(), "it had its time")
+			})
+			require.Equal(t, 3, results)
+			require.Equal(t, 1, far.count())
+		})
+	}
+}

@@ -24,12 +24,12 @@ func (s *Sink) Preview(m *relay.Message) (relay.Preview, error) {
 			return relay.Preview{}, err
 		}
 	} else {
-		only := &element{item: &item{message: *m}}
+		only := &item{message: *m}
 		var err error
 		if only.json, err = p.format.Element(m); err != nil {
 			return relay.Preview{}, err
 		}
-		request, body = p.newBatchRequest(context.Background(), []*element{only})
+		request, body = p.newBatchRequest(context.Background(), []*item{only})
 	}
 	url := p.endpoint.show + "/" + relay.Masked
 	if p.endpoint.written {

@@ -24,6 +24,7 @@ const (
 // header is one whose value each message decides.
 type header struct {
 	name  string
+	event bool // an extension of an event
 	value *expr.Template
 }
 
@@ -53,7 +54,7 @@ func (p *poster) fill(request *http.Request, m *relay.Message) error {
 		if size += len(value); size > maxHeaders {
 			return relay.Fail(reasonInvalid, fmt.Errorf("the headers get longer than %d bytes", maxHeaders))
 		}
-		request.Header.Set(h.name, value)
+		request.Header.Set(h.name, headerValue(value, h.event))
 	}
 	return nil
 }

@@ -1,9 +1,10 @@
-// Package webhook is the sink that posts each message to a URL.
+// Package webhook is the sink that posts messages to a URL, each in a request of its own or in
+// a batch, whose id is made of its messages' and whose answer may tell of each.
 //
-// A message counts as delivered when the complete answer, body included, came within
-// the timeout and its status is 2xx. At most 64 KiB of an answer are read; one that
-// is longer has not come completely. The message's id travels as webhook-id, the
-// same on each redelivery, so that the endpoint can recognise a duplicate.
+// A request counts as taken when the complete answer, body included, came within the timeout
+// and its status is 2xx. At most 64 KiB of an answer are read; one that is longer has not
+// come completely. A message's id travels as webhook-id or, in a batch, in the body, the same
+// on each redelivery, so that the endpoint can recognise a duplicate.
 //
 // An endpoint's answers are not trusted. Redirects are not followed, compression is
 // not offered, headers and bodies are bounded, and nothing that the endpoint sends is
@@ -24,21 +25,14 @@
 package webhook
 
 import (
-	"bytes"
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
-	"net/http/httptrace"
 	"net/url"
-	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
-	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -48,19 +42,6 @@ import (
 	"mnsrelay/internal/format"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
-)
-
-const (
-	// maxAnswer is how much of an answer's body is read, in bytes, and how long its
-	// headers may be.
-	maxAnswer = 64 << 10
-	// idleTimeout closes connections that are not used.
-	idleTimeout = 90 * time.Second
-	// An HTTP/2 connection on which nothing came for pingAfter is asked whether it
-	// lives and closed after pingTimeout: all requests share it, so a dead one
-	// would fail them all.
-	pingAfter   = 10 * time.Second
-	pingTimeout = 5 * time.Second
 )
 
 // errStopped is why a delivery fails once Run's ctx has ended.
@@ -77,7 +58,7 @@ type Endpoint struct {
 	signer      *signer          // nil: requests are not signed
 	agent       string
 	connections *connections
-	transport   *transport
+	pools       *pools
 	log         *zap.Logger
 	breaker     *relay.Breaker
 
@@ -133,25 +114,8 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 	}
 	u.User = nil // sent as a header
 	e.connections = newConnections(newDialer(c, g))
-	e.transport = newTransport(func() *http.Transport { return e.newPool(c) })
+	e.pools = newPools(func() *http.Transport { return e.newPool(c) })
 	return e, nil
-}
-
-// newPool makes a pool of connections.
-func (e *Endpoint) newPool(c *Config) *http.Transport {
-	return &http.Transport{
-		DialContext:       e.connections.dial,
-		DialTLSContext:    e.connections.dialTLS,
-		ForceAttemptHTTP2: true,
-		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout, WriteByteTimeout: c.Timeout},
-		// net/http goes on with a dial after its request has ended; the limit
-		// bounds those, too.
-		MaxConnsPerHost:        c.Concurrency,
-		MaxIdleConnsPerHost:    c.Concurrency,
-		IdleConnTimeout:        idleTimeout,
-		MaxResponseHeaderBytes: maxAnswer,
-		DisableCompression:     true,
-	}
 }
 
 // Run ends the requests under way and closes the connections when ctx ends.
@@ -161,7 +125,7 @@ func (e *Endpoint) Run(ctx context.Context) error {
 	close(e.stopped)
 	e.breaker.Close("closed")
 	e.limit.close()
-	e.transport.close()
+	e.pools.close()
 	e.connections.close()
 	return nil
 }
@@ -191,7 +155,7 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 	}
 	request := &http.Request{Method: settings.Method, URL: e.url, Header: http.Header{}}
 	request.Header.Set("User-Agent", e.agent)
-	formatter, err := settings.Compile()
+	formatter, err := settings.Formatter()
 	if err != nil {
 		return nil, err
 	}
@@ -200,17 +164,15 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 		if !value.Written() {
 			p.secret = append(p.secret, http.CanonicalHeaderKey(name))
 		}
-		if strings.HasPrefix(strings.ToLower(name), eventPrefix) {
-			p.extensions = append(p.extensions, name)
-		}
+		event := settings.Format == format.CloudEventsBinary && strings.HasPrefix(strings.ToLower(name), eventPrefix)
 		template, err := expr.CompileSetting("headers."+name, value.Reveal())
 		if err != nil {
 			return nil, err
 		}
 		if template.Literal() {
-			request.Header.Set(name, template.Sample(""))
+			request.Header.Set(name, headerValue(template.Sample(""), event))
 		} else {
-			p.headers = append(p.headers, header{name: name, value: template})
+			p.headers = append(p.headers, header{name: name, event: event, value: template})
 		}
 	}
 	s := &Sink{endpoint: e, poster: p, retries: relay.Retries{
@@ -237,8 +199,9 @@ type Sink struct {
 // Retries is how often a failed message is posted again under its lease.
 func (s *Sink) Retries() relay.Retries { return s.retries }
 
-// Deliver posts each message once, as many requests at a time as the endpoint's
-// concurrency allows.
+// Deliver posts each message, in a request of its own or in a batch, as many requests at a time
+// as the endpoint's concurrency allows. A request is sent again where its connection had
+// been closed before, and what a batch is refused with in smaller ones.
 func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int, r relay.Result)) {
 	ctx, stop := s.endpoint.whileRunning(ctx)
 	defer stop()
@@ -254,7 +217,7 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 	var posts sync.WaitGroup
 	for i := range ms {
 		if err := s.endpoint.acquire(ctx); err != nil {
-			done(i, s.endpoint.failed(relay.Fail(reasonStopped, err)))
+			done(i, s.endpoint.failed(err))
 			continue
 		}
 		mine := slot{i, time.Now()}
@@ -297,250 +260,35 @@ func (e *Endpoint) whileRunning(ctx context.Context) (running context.Context, s
 // a slot is free all the same, the request does not begin: its context has ended.
 func (e *Endpoint) acquire(ctx context.Context) error {
 	if err := e.limit.acquire(ctx); err != nil {
-		return err
+		return unsent(err)
 	}
 	// In this order: a rate that is waited for first would be spent by those that wait for a
 	// slot, and they would begin all at once.
 	if err := e.rate.Wait(ctx); err != nil {
 		e.limit.release(time.Now(), loadSame)
-		return err
+		<-ctx.Done() // as in pace
+		return unsent(context.Cause(ctx))
 	}
 	return nil
 }
 
-// loadOf is what a result says about the load of the endpoint.
-func loadOf(r relay.Result) load {
-	var busy *busyError
-	switch {
-	case errors.Is(r.Err, relay.ErrSinkDown):
-		return loadSame // it was not sent, and its error holds that of another
-	case r.Outcome == relay.Delivered:
-		return loadFine
-	case errors.As(r.Err, &busy):
-		return loadHeavy
+// pace waits until another request of those that have a slot may begin.
+func (e *Endpoint) pace(ctx context.Context) error {
+	if err := e.rate.Wait(ctx); err != nil {
+		// It fails at once where ctx would end before. Who asked would ask again.
+		<-ctx.Done()
+		return context.Cause(ctx)
 	}
-	return loadSame
+	return nil
 }
 
-// poster makes requests of messages and sends them.
-type poster struct {
-	endpoint *Endpoint
-	request  *http.Request // what all requests have in common
-	headers  []header
-	// extensions are the headers that hold an event's extensions.
-	extensions []string
-	// secret are the headers whose value does not stand in the configuration.
-	secret  []string
-	format  *format.Formatter
-	timeout time.Duration
-	gzip    bool
+// unsent is why a message is tried again that was not sent, which is no failed try of it.
+func unsent(cause error) error {
+	return relay.Fail(reasonStopped, fmt.Errorf("%w: not sent: %w", relay.ErrSinkDown, cause))
 }
-
-// post sends a message.
-func (p *poster) post(ctx context.Context, m *relay.Message) relay.Result {
-	ctx, cancel := context.WithTimeoutCause(ctx, p.timeout, errTimeout)
-	defer cancel()
-	var seen attempt
-	request, body, err := p.newRequest(seen.watch(ctx), m)
-	if err != nil {
-		return p.rejected(err)
-	}
-	p.setBody(request, body)
-	return p.send(request, &seen, io.Discard)
-}
-
-// rejected is the result of a message of which no request can be made.
-func (p *poster) rejected(err error) relay.Result {
-	r := p.endpoint.failed(err)
-	r.Outcome = relay.Rejected
-	return r
-}
-
-// send sends a request that seen watches and judges its answer, whose body it writes to
-// answer.
-func (p *poster) send(request *http.Request, seen *attempt, answer io.Writer) relay.Result {
-	ctx := request.Context()
-	// RoundTrip and no http.Client: it follows no redirect, keeps no cookie and
-	// puts no URL into its errors.
-	resp, err := p.endpoint.roundTrip(request, seen)
-	if err != nil {
-		err = classify(ctx, err)
-		if p.endpoint.connections.dialer.asked.Load() {
-			err = fmt.Errorf("%w (the receiver asks for a client certificate: set or check tls.cert_file and tls.key_file)", err)
-		}
-		return p.endpoint.failed(err)
-	}
-	p.endpoint.connections.dialer.asked.Store(false)
-	defer resp.Body.Close() //nolint:errcheck // the answer was read as far as it matters
-	_, err = io.CopyN(answer, resp.Body, maxAnswer)
-	complete := errors.Is(err, io.EOF) // CopyN's word for "it ended before the limit"
-
-	v := judge(resp.StatusCode)
-	if v.outcome == relay.Delivered {
-		switch {
-		case complete:
-			p.endpoint.report("")
-			return relay.Result{Outcome: relay.Delivered}
-		case err == nil:
-			return p.endpoint.failed(relay.Fail(reasonAnswerTooLong,
-				fmt.Errorf("status %d, but its body is %d bytes or longer: answer a webhook with a short body", resp.StatusCode, maxAnswer)))
-		}
-		return p.endpoint.failed(classify(ctx, fmt.Errorf("read the answer of status %d: %w", resp.StatusCode, err)))
-	}
-	text := strings.TrimRight(strconv.Itoa(resp.StatusCode)+" "+http.StatusText(resp.StatusCode), " ")
-	if v.advice != "" {
-		text += ": " + v.advice
-		p.endpoint.report(text)
-	}
-	err = errors.New("the endpoint answered " + text)
-	if v.busy {
-		err = &busyError{err}
-	}
-	result := p.endpoint.failed(relay.Fail(v.reason, err))
-	result.Outcome = v.outcome
-	if v.outcome == relay.Retry {
-		result.RetryAfter = retryAfter(resp.Header, time.Now())
-	}
-	switch {
-	case resp.StatusCode == http.StatusGone && p.endpoint.template == nil:
-		p.endpoint.breaker.Hold(relay.UntilResumed, result.Err)
-	case v.busy && result.RetryAfter > 0:
-		p.endpoint.breaker.Hold(result.RetryAfter, result.Err)
-	}
-	return result
-}
-
-// roundTrip sends a request, and once more where the connection had been used before and
-// was closed before an answer began: a receiver may close it at any time, and just then.
-// Of what it may have got twice the receiver knows the id. net/http itself would go through
-// all idle connections, and does nothing about a connection of HTTP/2 that is reset.
-func (e *Endpoint) roundTrip(request *http.Request, seen *attempt) (*http.Response, error) {
-	pool := e.transport.get()
-	resp, err := pool.RoundTrip(request)
-	if err == nil || !seen.reused.Load() || seen.answered.Load() || request.Context().Err() != nil || !isClosed(err) {
-		return resp, err
-	}
-	if request.GetBody != nil {
-		if request.Body, err = request.GetBody(); err != nil {
-			return nil, err
-		}
-	}
-	return pool.RoundTrip(request)
-}
-
-// attempt is what net/http tells of the connection of a request.
-type attempt struct {
-	reused, answered atomic.Bool
-	trace            httptrace.ClientTrace
-}
-
-// watch gives the context for the request.
-func (a *attempt) watch(ctx context.Context) context.Context {
-	a.trace.GotConn = func(c httptrace.GotConnInfo) { a.reused.Store(c.Reused) }
-	a.trace.GotFirstResponseByte = func() { a.answered.Store(true) }
-	return httptrace.WithClientTrace(ctx, &a.trace)
-}
-
-// isClosed tells whether an error says that the other side has closed the connection.
-func isClosed(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) ||
-		strings.Contains(err.Error(), "server closed idle connection") || strings.Contains(err.Error(), "client connection lost")
-}
-
-// busyError is an answer that says that there were too many requests.
-type busyError struct{ error }
 
 // Resume asks an endpoint again that said that it is gone, or to be left alone.
 func (e *Endpoint) Resume() { e.breaker.Resume() }
-
-// roomForHeaders is how many a request has beside those that all have in common, as long as
-// it is no dead letter and no event.
-const roomForHeaders = 8
-
-// emptyRequest gives what all requests have in common, with headers that may be added to.
-func (p *poster) emptyRequest(ctx context.Context) *http.Request {
-	request := p.request.WithContext(ctx) // and not Clone: what is shared is only read
-	request.Header = make(http.Header, len(p.request.Header)+roomForHeaders)
-	maps.Copy(request.Header, p.request.Header)
-	return request
-}
-
-// newRequest makes the request of a message, all but its body, which is as it is signed.
-func (p *poster) newRequest(ctx context.Context, m *relay.Message) (request *http.Request, body []byte, err error) {
-	request = p.emptyRequest(ctx)
-	h := request.Header
-	if err := p.fill(request, m); err != nil {
-		return nil, nil, err
-	}
-	payload, err := p.format.Format(m)
-	if err != nil {
-		return nil, nil, err
-	}
-	if h.Get("Content-Type") == "" || p.format.Structured() {
-		h.Set("Content-Type", payload.ContentType())
-	}
-	if payload.Attributes != nil {
-		for _, name := range p.extensions {
-			h.Set(name, eventSafe(h.Get(name)))
-		}
-	}
-	for _, a := range payload.Attributes {
-		h.Set(eventPrefix+a.Name, eventSafe(a.Value))
-	}
-	describe(h, m)
-	p.prove(h, idOf(m), payload.Body)
-	return request, payload.Body, nil
-}
-
-// describe sets the headers that say of a message what its body does not.
-func describe(h http.Header, m *relay.Message) {
-	for name, value := range m.Headers {
-		if name != relay.HeaderDeadError { // words in printable ASCII, for people
-			value = headerSafe(value)
-		}
-		h.Set(name, value)
-	}
-}
-
-// prove sets the id of a request and what proves where it comes from.
-func (p *poster) prove(h http.Header, id string, body []byte) {
-	h.Set(HeaderID, id)
-	if p.endpoint.auth != nil {
-		h.Set("Authorization", p.endpoint.auth.current())
-	}
-	if p.endpoint.signer != nil {
-		p.endpoint.signer.sign(h, id, body, time.Now())
-	}
-	if p.gzip && len(body) > 0 {
-		h.Set("Content-Encoding", "gzip")
-	}
-}
-
-// setBody gives a request its body, compressed where that is wanted.
-func (p *poster) setBody(request *http.Request, body []byte) {
-	request.Body = http.NoBody
-	if len(body) == 0 {
-		return
-	}
-	if p.gzip {
-		body = compress(body)
-	}
-	request.ContentLength = int64(len(body))
-	// For requests that are sent again on another connection.
-	request.GetBody = func() (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(body)), nil
-	}
-	request.Body, _ = request.GetBody()
-}
-
-// compress gives the body as gzip.
-func compress(body []byte) []byte {
-	var b bytes.Buffer
-	w := gzip.NewWriter(&b)
-	_, _ = w.Write(body) // into memory
-	_ = w.Close()
-	return b.Bytes()
-}
 
 // failed is the result of a failure: Retry, with the endpoint's name.
 func (e *Endpoint) failed(err error) relay.Result {
@@ -561,47 +309,4 @@ func (e *Endpoint) report(text string) {
 		return
 	}
 	e.log.Error("the webhook refuses messages", zap.String("url", e.show), zap.String("answer", text))
-}
-
-// idOf is the message's id as a header has it. Standard Webhooks signs it with a dot after
-// it, so it has none itself.
-func idOf(m *relay.Message) string {
-	return strings.ReplaceAll(headerSafe(m.ID), ".", "%2E")
-}
-
-// eventPrefix begins the headers that hold an event's attributes in binary mode.
-const eventPrefix = "ce-"
-
-// eventSafe makes an attribute of an event fit for a header (CloudEvents HTTP protocol
-// binding 1.0.2, 3.1.3.2).
-func eventSafe(value string) string {
-	return strings.ReplaceAll(headerSafe(value), `"`, "%22")
-}
-
-// headerSafe makes a text fit for a header, so that the same text always gives the
-// same value and different texts different ones: bytes that are not visible ASCII,
-// and %, become %XX.
-func headerSafe(s string) string {
-	const hex = "0123456789ABCDEF"
-	safe := func(c byte) bool { return c > ' ' && c < 0x7f && c != '%' }
-	first := 0
-	for first < len(s) && safe(s[first]) {
-		first++
-	}
-	if first == len(s) {
-		return s
-	}
-	var b strings.Builder
-	b.WriteString(s[:first])
-	for i := first; i < len(s); i++ {
-		c := s[i]
-		if safe(c) {
-			b.WriteByte(c)
-			continue
-		}
-		b.WriteByte('%')
-		b.WriteByte(hex[c>>4])
-		b.WriteByte(hex[c&15])
-	}
-	return b.String()
 }

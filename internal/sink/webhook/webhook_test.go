@@ -399,6 +399,11 @@ func TestFloodIsNotRead(t *testing.T) {
 // used again or not, is little more than what is read of it.
 func TestMemoryOfAnAnswer(t *testing.T) {
 	const answers = 50
+	// results is an answer that tells of far more messages than there are.
+	results := func(each string) string {
+		body := `{"results":[` + strings.Repeat(each+",", (64_000-len(each))/(len(each)+1)) + each + "]}"
+		return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	}
 	for name, c := range map[string]struct {
 		head  string
 		batch int
@@ -406,6 +411,9 @@ func TestMemoryOfAnAnswer(t *testing.T) {
 	}{
 		"a body":               {"HTTP/1.1 200 OK\r\n\r\n", 1, 64 << 10},
 		"a body of a batch":    {"HTTP/1.1 200 OK\r\n\r\n", 2, 128 << 10}, // and it is kept
+		"results of nothing":   {results("0"), 2, 128 << 10},
+		"results for nobody":   {results("{}"), 2, 128 << 10},
+		"results of much":      {results(`{"error":[[[[[[[[[[]]]]]]]]]]}`), 2, 128 << 10},
 		"a body of an error":   {"HTTP/1.1 500 Oh\r\n\r\n", 1, 64 << 10},
 		"headers":              {"HTTP/1.1 200 OK\r\n", 1, 256 << 10}, // as many lines as fit
 		"a chunk without end":  {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffffff\r\n", 1, 64 << 10},
@@ -417,7 +425,7 @@ func TestMemoryOfAnAnswer(t *testing.T) {
 				request := make([]byte, 16<<10)
 				_, _ = conn.Read(request)
 				_, _ = io.WriteString(conn, c.head)
-				for {
+				for !strings.HasSuffix(c.head, "}") { // with which it ends
 					if _, err := conn.Write(line); err != nil {
 						return
 					}
