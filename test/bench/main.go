@@ -37,9 +37,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var o options
-	flag.IntVar(&o.messages, "messages", 50_000, "how many messages a run sends")
+	flag.IntVar(&o.messages, "messages", 20_000, "how many messages a run sends")
 	flag.IntVar(&o.size, "size", 1024, "bytes of a body")
-	flag.IntVar(&o.rounds, "rounds", 5, "how many runs of each there are, in turn")
+	flag.IntVar(&o.rounds, "rounds", 9, "how many runs of each there are, in turn")
 	of := flag.String("of", "amqp091,webhook", "what is measured")
 	asJSON := flag.Bool("json", false, "write JSON instead of a table")
 	flag.Parse()
