@@ -19,7 +19,7 @@ import (
 const (
 	VariableAccessKeyID     = "ALIBABA_CLOUD_ACCESS_KEY_ID"
 	VariableAccessKeySecret = "ALIBABA_CLOUD_ACCESS_KEY_SECRET"
-	VariableSecurityToken   = "ALIBABA_CLOUD_SECURITY_TOKEN"
+	VariableSecurityToken   = "ALIBABA_CLOUD_SECURITY_TOKEN" //nolint:gosec // G101: a name
 	VariableRoleARN         = "ALIBABA_CLOUD_ROLE_ARN"
 	VariableOIDCProviderARN = "ALIBABA_CLOUD_OIDC_PROVIDER_ARN"
 	VariableOIDCTokenFile   = "ALIBABA_CLOUD_OIDC_TOKEN_FILE"

@@ -71,7 +71,9 @@ func TestValidateReportsEveryProblemByPath(t *testing.T) {
 			{"role_arn", "not the ARN of a role"}, {"session_name", "2 to 64"}, {"policy", "not JSON"}, {"duration", "is 1m0s: write whole seconds from 15m0s to 12h0m0s"}, {"endpoint", "write the address of a host"},
 		}},
 		{"oidc_role_arn", credentials.Config{Type: credentials.TypeOIDCRoleARN, ExternalID: "x"}, [][2]string{
-			{"role_arn", "set ALIBABA_CLOUD_ROLE_ARN"}, {"oidc_provider_arn", "set ALIBABA_CLOUD_OIDC_PROVIDER_ARN"}, {"oidc_token_file", "set ALIBABA_CLOUD_OIDC_TOKEN_FILE"},
+			{"role_arn", "set ALIBABA_CLOUD_ROLE_ARN"},
+			{"oidc_provider_arn", "set ALIBABA_CLOUD_OIDC_PROVIDER_ARN"},
+			{"oidc_token_file", "set ALIBABA_CLOUD_OIDC_TOKEN_FILE"},
 			{"external_id", "no meaning for type oidc_role_arn: remove it, or write type: ram_role_arn"},
 		}},
 		{"ecs_ram_role", credentials.Config{Type: credentials.TypeECSRAMRole, RoleName: "a/b", AccessKeyID: secret("LTAI")}, [][2]string{{"role_name", "not the name of a role"}, {"access_key_id", "no meaning"}}},

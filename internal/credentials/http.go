@@ -3,7 +3,7 @@ package credentials
 import (
 	"context"
 	"encoding/json"
-	"fmt"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -107,7 +107,7 @@ func at(endpoint *url.URL, path string) string {
 func newRequest(ctx context.Context, method, address string, body string) (*http.Request, error) {
 	request, err := http.NewRequestWithContext(ctx, method, address, strings.NewReader(body))
 	if err != nil {
-		return nil, fmt.Errorf("make request: not an address")
+		return nil, errors.New("make request: not an address")
 	}
 	return request, nil
 }

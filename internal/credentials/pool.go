@@ -98,10 +98,10 @@ func (p *Pool) make(c *Config, queue string) (Provider, error) {
 // makeRemote makes what asks a server of Alibaba Cloud's.
 func (p *Pool) makeRemote(c *Config, queue string, endpoint *url.URL) (Provider, error) {
 	as := role{arn: c.RoleARN, session: c.SessionName, policy: c.Policy, duration: c.Duration}
-	switch c.Type {
-	case TypeECSRAMRole:
+	if c.Type == TypeECSRAMRole {
 		return newECSRole(c.RoleName, endpoint), nil
-	case TypeOIDCRoleARN:
+	}
+	if c.Type == TypeOIDCRoleARN {
 		return newOIDCRole(as, c, endpoint), nil
 	}
 	// The OpenAPI SDK prints every answer, the token included, to standard output

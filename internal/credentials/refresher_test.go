@@ -308,8 +308,8 @@ func TestBeforeTheFirstAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		refresher, _ := start(t, &issuer{t: t, life: time.Hour, takes: time.Second}, time.Minute)
 		_, err := refresher.Current()
-	require.EqualError(t, err, credentials.ErrNotFetched.Error())
-	require.ErrorIs(t, err, credentials.ErrNotFetched)
+		require.EqualError(t, err, credentials.ErrNotFetched.Error())
+		require.ErrorIs(t, err, credentials.ErrNotFetched)
 		refresher.Refused(credentials.Keys{})
 		pass(time.Second)
 		require.True(t, isReady(refresher))
