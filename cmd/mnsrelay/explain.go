@@ -107,7 +107,7 @@ func readGiven(stdin io.Reader, messageFile, bodyFile string) (*dryrun.Message, 
 // text any more.
 func explainText(w io.Writer, e *dryrun.Explanation, conceal func(string) string) {
 	m := &e.Message
-	_, _ = fmt.Fprintf(w, "message %s of source %s: %d bytes, attempt %d, enqueued at %s\n\n", m.ID, m.Source, len(m.Body), m.Attempt, m.EnqueuedAtText())
+	_, _ = fmt.Fprintf(w, "message %s of source %s: %d bytes, attempt %d, enqueued at %s\n\n", fieldText(relay.Field{Value: m.ID}), m.Source, len(m.Body), m.Attempt, m.EnqueuedAtText())
 	for _, r := range e.Routes {
 		switch {
 		case r.Err != nil:
@@ -185,6 +185,7 @@ type (
 		Rejected   *failureJSON      `json:"rejected,omitempty"`
 		DeadLetter *deliveryJSON     `json:"dead_letter,omitempty"`
 		End        string            `json:"end"`
+		Retained   bool              `json:"retained"`
 	}
 	routeJSON struct {
 		Name       string         `json:"name"`
@@ -237,7 +238,7 @@ func explainJSON(w io.Writer, e *dryrun.Explanation, conceal func(string) string
 	c := concealer(conceal)
 	out := explanationJSON{
 		ID: e.Message.ID, Source: e.Message.Source, Attributes: make(map[string]string, len(e.Message.Attributes)),
-		Routes: []routeJSON{}, Rejected: c.failure(e.Rejected), End: e.End,
+		Routes: []routeJSON{}, Rejected: c.failure(e.Rejected), End: e.End, Retained: e.Retained,
 	}
 	for name, value := range e.Message.Attributes {
 		out.Attributes[name] = conceal(value)

@@ -144,7 +144,27 @@ tests:
 	require.Equal(t, exitUsage, got.code)
 	require.Contains(t, got.stderr, "/nowhere/key")
 	require.Equal(t, exitUsage, command(t, "", "test").code)
-	require.Equal(t, exitFailed, command(t, "", "test", key).code)
+	require.Equal(t, exitUsage, command(t, "", "test", key).code)
+	// What cannot be run ends with another code than what fails, and the others run.
+	got = command(t, "", "test", "/nowhere/tests.yaml", tests("failing.yaml"), tests("tests.yaml"), tests("relay.yaml"))
+	require.Equal(t, exitUsage, got.code)
+	require.Contains(t, got.stderr, "/nowhere/tests.yaml")
+	require.Contains(t, got.stderr, "/nowhere/key")
+	require.Contains(t, got.stderr, "there is no key sources")
+	require.Contains(t, got.stdout, "ok    failures\nok    others\n2 tests, 0 failed\n")
+	alone := written(t, map[string]string{"tests.yaml": "tests: [{name: x, message: {}}]"})("tests.yaml")
+	got = command(t, "", "test", alone)
+	require.Equal(t, exitUsage, got.code)
+	require.Contains(t, got.stderr, "names no configuration")
+}
+
+// The id of a message cannot play tricks with a terminal.
+func TestExplainShowsIDs(t *testing.T) {
+	file := explainable(t)
+	got := command(t, `{"id": "m\u001b[31m", "body": {"ok": true}}`, "explain", "--config", file("relay.yaml"), "--message", "-")
+	require.Zero(t, got.code, got.stderr)
+	require.NotContains(t, got.stdout, "\x1b")
+	require.Contains(t, got.stdout, `message "m\u001b[31m" of source sms`)
 }
 
 const secretive = `

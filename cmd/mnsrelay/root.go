@@ -35,8 +35,12 @@ func usagef(cmd *cobra.Command, format string, args ...any) error {
 	return &usageError{command: cmd.CommandPath(), err: fmt.Errorf(format, args...)}
 }
 
-// errSilent fails a command that has said everything already.
-var errSilent = errors.New("the command has said why")
+// errSilent fails a command that has said everything already, and errSilentUsage one that has
+// said what is wrong with what it was given.
+var (
+	errSilent      = errors.New("the command has said why")
+	errSilentUsage = errors.New("the command has said what is wrong")
+)
 
 // execute runs one command line and gives the exit code. What a command produces goes
 // to stdout, everything else to stderr.
@@ -55,6 +59,8 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 		return exitDone
 	case errors.Is(err, errSilent):
 		return exitFailed
+	case errors.Is(err, errSilentUsage):
+		return exitUsage
 	case errors.As(err, &invalid):
 		// Each problem is a line that begins with the file, as editors read it.
 		_, _ = fmt.Fprintln(stderr, invalid)

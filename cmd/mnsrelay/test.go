@@ -1,11 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"mnsrelay/internal/config"
 	"mnsrelay/internal/dryrun"
 )
 
@@ -33,6 +36,7 @@ of a configuration. "-" is what is expected, "+" what would be.
       message: {source: sms, body: hello}
       rejected: expression         # the reason
       deliveries: []
+      end: retained                # or deleted, from its queue; may be left out
 
 "mnsrelay explain" shows the names and values that there are.`,
 		Example: `  mnsrelay test routes_test.yaml
@@ -44,23 +48,39 @@ of a configuration. "-" is what is expected, "+" what would be.
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			total, failed := 0, 0
+			total, failed, wrong := 0, 0, false
 			for _, path := range args {
 				n, bad, err := runFixtures(cmd, path, configFile)
 				if err != nil {
-					return err
+					wrong = true
+					sayWrong(cmd.ErrOrStderr(), err)
 				}
 				total, failed = total+n, failed+bad
 			}
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s, %d failed\n", count(total, "test"), failed)
-			if err == nil && failed > 0 {
+			switch {
+			case err != nil:
+				return err
+			case wrong:
+				return errSilentUsage
+			case failed > 0:
 				return errSilent
 			}
-			return err
+			return nil
 		},
 	}
 	cmd.Flags().StringVarP(&configFile, "config", "c", "", "the `FILE` of configuration, in the place of the one that the tests name")
 	return cmd
+}
+
+// sayWrong says why the tests of a file cannot run.
+func sayWrong(w io.Writer, err error) {
+	var invalid *config.Error
+	if errors.As(err, &invalid) {
+		_, _ = fmt.Fprintln(w, invalid) // its lines begin with the file
+		return
+	}
+	_, _ = fmt.Fprintf(w, "mnsrelay: %v\n", err)
 }
 
 // runFixtures runs the tests of a file and counts them and those that failed.

@@ -37,9 +37,19 @@ type Test struct {
 	Deliveries []Expected `yaml:"deliveries"`
 	// Rejected is the reason for which the message is given up; empty: it is not.
 	Rejected string `yaml:"rejected"`
+	// End is what becomes of the message in its queue, EndDeleted or EndRetained; empty:
+	// either.
+	End string `yaml:"end"`
 
-	line int
+	line  int
+	given bool // there is a message
 }
+
+// The values of Test.End.
+const (
+	EndDeleted  = "deleted"
+	EndRetained = "retained"
+)
 
 // Expected is a delivery that is expected: its sink, and of what the sink sends as much as
 // is written.
@@ -65,17 +75,19 @@ func (e *Expected) UnmarshalYAML(n *yaml.Node) error {
 	e.line = n.Line
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		name, value := n.Content[i].Value, n.Content[i+1]
+		var err error
 		switch name {
 		case "sink":
-			e.Sink = value.Value
+			e.Sink, err = nameOf(name, value)
 		case "route":
-			e.Route = value.Value
+			e.Route, err = nameOf(name, value)
 		case "body":
 			e.body = value
 		default:
-			if err := e.flatten(name, value); err != nil {
-				return err
-			}
+			err = e.flatten(name, n.Content[i], value, 0)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	if e.Sink == "" {
@@ -84,11 +96,30 @@ func (e *Expected) UnmarshalYAML(n *yaml.Node) error {
 	return nil
 }
 
-func (e *Expected) flatten(name string, n *yaml.Node) error {
+// nameOf is the name of a sink or route.
+func nameOf(key string, n *yaml.Node) (string, error) {
 	n = resolved(n)
-	if n.Kind == yaml.MappingNode && len(n.Content) > 0 {
+	if n.Kind != yaml.ScalarNode || n.Value == "" || n.ShortTag() == "!!null" {
+		return "", fmt.Errorf("line %d: %s is a name, and one only", n.Line, key)
+	}
+	return n.Value, nil
+}
+
+// maxFields bounds how many fields a delivery may be compared by, and with it what aliases can
+// make of it.
+const maxFields = 10_000
+
+func (e *Expected) flatten(name string, key, n *yaml.Node, depth int) error {
+	if err := noMerge(key); err != nil {
+		return err
+	}
+	n = resolved(n)
+	if depth > maxDepth || len(e.fields) > maxFields {
+		return fmt.Errorf("line %d: nests too deep, or is too long", n.Line)
+	}
+	if n.Kind == yaml.MappingNode && (len(n.Content) > 0 || depth == 0) { // {} alone compares nothing
 		for i := 0; i+1 < len(n.Content); i += 2 {
-			if err := e.flatten(name+"."+n.Content[i].Value, n.Content[i+1]); err != nil {
+			if err := e.flatten(name+"."+n.Content[i].Value, n.Content[i], n.Content[i+1], depth+1); err != nil {
 				return err
 			}
 		}
@@ -106,6 +137,9 @@ func (t *Test) UnmarshalYAML(n *yaml.Node) error {
 		return err
 	}
 	t.line = n.Line
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		t.given = t.given || n.Content[i].Value == "message"
+	}
 	return nil
 }
 
@@ -129,8 +163,13 @@ func ReadFixtures(path string) (*Fixtures, error) {
 		f.Config = filepath.Join(filepath.Dir(path), f.Config)
 	}
 	for i, t := range f.Tests {
-		if t.Name == "" {
+		switch {
+		case t.Name == "":
 			return nil, fmt.Errorf("%s:%d: tests[%d] has no name", path, t.line, i)
+		case !t.given:
+			return nil, fmt.Errorf("%s:%d: tests[%d] has no message", path, t.line, i)
+		case t.End != "" && t.End != EndDeleted && t.End != EndRetained:
+			return nil, fmt.Errorf("%s:%d: tests[%d] has end: %s; write %s or %s", path, t.line, i, t.End, EndDeleted, EndRetained)
 		}
 	}
 	return f, nil
@@ -184,6 +223,13 @@ func (r *Relay) Run(t *Test) (diff []string, err error) {
 			diff = append(diff, "+ rejected: "+reason+" ("+e.Rejected.Error()+")")
 		}
 	}
+	end := EndDeleted
+	if e.Retained {
+		end = EndRetained
+	}
+	if t.End != "" && t.End != end {
+		diff = append(diff, "- end: "+t.End, "+ end: "+end+" ("+e.End+")")
+	}
 	made := e.Deliveries()
 	// First what fits, so that of two alike each gets its own.
 	left := slices.Clone(t.Deliveries)
@@ -208,7 +254,7 @@ func (r *Relay) Run(t *Test) (diff []string, err error) {
 		if want.Route != "" {
 			missing += " by route " + want.Route
 		}
-		diff = append(diff, missing)
+		diff = append(diff, missing+r.unknown(&want))
 		for _, refused := range e.refused(want.Sink) {
 			diff = append(diff, "  it is rejected: "+refused.Error())
 		}
@@ -217,6 +263,24 @@ func (r *Relay) Run(t *Test) (diff []string, err error) {
 		diff = append(diff, "+ "+made[i].title())
 	}
 	return diff, nil
+}
+
+// unknown says where an expected delivery names what there is not.
+func (r *Relay) unknown(want *Expected) string {
+	sinks, routes := make([]string, len(r.cfg.Sinks)), make([]string, len(r.cfg.Routes))
+	for i, s := range r.cfg.Sinks {
+		sinks[i] = s.Name
+	}
+	for i, rt := range r.cfg.Routes {
+		routes[i] = rt.Name
+	}
+	switch {
+	case !slices.Contains(sinks, want.Sink):
+		return "   (there is no such sink: there is " + strings.Join(sinks, ", ") + ")"
+	case want.Route != "" && !slices.Contains(routes, want.Route):
+		return "   (there is no such route: there is " + strings.Join(routes, ", ") + ")"
+	}
+	return ""
 }
 
 // refused gives why a sink would reject the message.
@@ -250,10 +314,12 @@ func (e *Expected) diff(d *Delivery) (lines []string) {
 		case bytes.Equal(want.value, []byte("null")):
 			if found {
 				lines = append(lines, "- "+want.name+" is not sent", "+ "+want.name+": "+string(value))
+			} else if near, is := nearestGroup(want.name, got); is {
+				lines = append(lines, "- "+want.name+" is not sent   (there is "+near+")")
 			}
 		case !found:
 			line := "- " + want.name + ": " + string(want.value)
-			if near, is := setting.Nearest(want.name, slices.Collect(maps.Keys(got))); is {
+			if near, is := setting.Nearest(want.name, slices.AppendSeq([]string{"sink", "route", "body"}, maps.Keys(got))); is {
 				line += "   (there is " + near + ")"
 			}
 			lines = append(lines, line)
@@ -276,6 +342,21 @@ func (e *Expected) diff(d *Delivery) (lines []string) {
 		lines = append(lines, "- body: "+printable(want), "+ body: "+printable(d.Preview.Body))
 	}
 	return lines
+}
+
+// nearestGroup gives what the part of a name before its dot may be a misspelling of: that a
+// field is not there is no news where the whole group has another name.
+func nearestGroup(name string, got map[string][]byte) (near string, is bool) {
+	group, _, _ := strings.Cut(name, ".")
+	var groups []string
+	for other := range got {
+		other, _, _ = strings.Cut(other, ".")
+		if other == group {
+			return "", false
+		}
+		groups = append(groups, other)
+	}
+	return setting.Nearest(group, groups)
 }
 
 // lookup finds a field; the names of headers are the same in any case.

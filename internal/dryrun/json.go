@@ -37,6 +37,9 @@ func writeJSON(b *bytes.Buffer, n *yaml.Node, depth int) error {
 			if i > 0 {
 				b.WriteByte(',')
 			}
+			if err := noMerge(n.Content[i]); err != nil {
+				return err
+			}
 			writeText(b, n.Content[i].Value)
 			b.WriteByte(':')
 			if err := writeJSON(b, n.Content[i+1], depth+1); err != nil {
@@ -59,6 +62,14 @@ func writeJSON(b *bytes.Buffer, n *yaml.Node, depth int) error {
 		return writeScalar(b, n)
 	default:
 		return fmt.Errorf("line %d: is nothing that JSON has", n.Line)
+	}
+	return nil
+}
+
+// noMerge refuses a key << of YAML, which JSON would have as a key of that name.
+func noMerge(key *yaml.Node) error {
+	if key.ShortTag() == "!!merge" {
+		return fmt.Errorf("line %d: << does not work here: write the members out, or << in quotes", key.Line)
 	}
 	return nil
 }

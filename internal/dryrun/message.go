@@ -1,7 +1,9 @@
 package dryrun
 
 import (
+	"bytes"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -35,26 +37,123 @@ type Message struct {
 	// here.
 	Error string    `yaml:"error"`
 	Dead  yaml.Node `yaml:"dead"`
+
+	// text is the body of a message that was read from JSON, in the place of Body.
+	text []byte
 }
 
 // ReadMessage reads one message.
 func ReadMessage(data []byte) (*Message, error) {
+	data = bytes.TrimSpace(data)
+	if bytes.HasPrefix(data, []byte("{")) {
+		decoder := json.NewDecoder(bytes.NewReader(data))
+		var first json.RawMessage
+		switch err := decoder.Decode(&first); {
+		case err != nil: // YAML, with keys that are not in quotes
+		case decoder.More():
+			return nil, errors.New("there is more after the message, and this is about one: queue peek --max 1")
+		default:
+			return messageOfJSON(data)
+		}
+	}
 	m := new(Message)
 	if err := yaml.Load(data, m, yaml.WithKnownFields()); err != nil {
-		return nil, fmt.Errorf("%s; the keys of a message are source, id, body, body_base64, raw, attributes, attempt and enqueued_at", problem(err))
+		return nil, withKeys(problem(err))
 	}
 	return m, nil
 }
 
-// problem is what a YAML error says, in one line and without the library's name.
+// messageOfJSON reads a message with the library that wrote it: YAML takes some characters and
+// escapes of JSON for something else.
+func messageOfJSON(data []byte) (*Message, error) {
+	var written struct {
+		Source     string            `json:"source"`
+		ID         string            `json:"id"`
+		Body       json.RawMessage   `json:"body"`
+		BodyBase64 string            `json:"body_base64"`
+		Raw        *string           `json:"raw"`
+		Attributes map[string]string `json:"attributes"`
+		Attempt    int               `json:"attempt"`
+		EnqueuedAt time.Time         `json:"enqueued_at"`
+		Error      string            `json:"error"`
+		Dead       json.RawMessage   `json:"dead"`
+	}
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&written); err != nil {
+		var another *json.UnmarshalTypeError
+		if errors.As(err, &another) {
+			return nil, fmt.Errorf("%s is %s, and %s belongs there", another.Field, kindOf(another.Value), kindOf(another.Type.String()))
+		}
+		return nil, withKeys(problem(err))
+	}
+	m := &Message{
+		Source: written.Source, ID: written.ID, BodyBase64: written.BodyBase64, Raw: written.Raw,
+		Attributes: written.Attributes, Attempt: written.Attempt, EnqueuedAt: written.EnqueuedAt,
+	}
+	if written.Body == nil || string(written.Body) == "null" {
+		return m, nil
+	}
+	var text string
+	if json.Unmarshal(written.Body, &text) == nil {
+		m.text = []byte(text)
+		return m, nil
+	}
+	var compact bytes.Buffer
+	err := json.Compact(&compact, written.Body)
+	m.text = compact.Bytes()
+	return m, err //nolint:wrapcheck // it has been read already
+}
+
+// withKeys names the keys where one of them is not known.
+func withKeys(problem string) error {
+	if strings.Contains(problem, noKey) {
+		problem += "; the keys of a message are source, id, body, body_base64, raw, attributes, attempt and enqueued_at"
+	}
+	return errors.New(problem)
+}
+
+const noKey = "there is no key "
+
+// problem is what the error of a library says, in one line and without its own names.
 func problem(err error) string {
-	text := unknownKey.ReplaceAllString(err.Error(), "there is no key $1")
-	text = strings.TrimPrefix(strings.TrimPrefix(text, "yaml: "), "construct errors: ")
+	if strings.Contains(err.Error(), "no documents in stream") {
+		return "it is empty"
+	}
+	text := unknownKey.ReplaceAllString(err.Error(), noKey+"$1$2")
+	text = anotherKind.ReplaceAllStringFunc(text, func(found string) string {
+		parts := anotherKind.FindStringSubmatch(found)
+		return parts[2] + "is " + kindOf(parts[1]) + ", and " + kindOf(parts[3]) + " belongs there"
+	})
+	for _, begin := range []string{"yaml: ", "construct errors: ", "json: "} {
+		text = strings.TrimPrefix(text, begin)
+	}
 	return strings.Join(strings.Fields(text), " ")
 }
 
-// unknownKey is how the library says that a struct has no such field.
-var unknownKey = regexp.MustCompile(`field (\S+) not found in type \S+`)
+// unknownKey is how the libraries say that a struct has no such field, and anotherKind that a
+// value does not fit.
+var (
+	unknownKey  = regexp.MustCompile(`field (\S+) not found in type \S+|unknown field "([^"]*)"`)
+	anotherKind = regexp.MustCompile("cannot construct !!(\\S+) (`[^`]*` )?into (\\S+)")
+)
+
+// kindOf names a type of YAML, of JSON or of Go.
+func kindOf(name string) string {
+	switch {
+	case name == "map", name == "object", strings.HasPrefix(name, "map["), strings.HasPrefix(name, "dryrun."), strings.HasPrefix(name, "struct"):
+		return "a mapping"
+	case name == "seq", name == "array", strings.HasPrefix(name, "[]"):
+		return "a list"
+	case name == "str", strings.HasSuffix(name, "string"):
+		return "a text"
+	case name == "time.Time":
+		return "a time"
+	case name == "int":
+		return "a whole number"
+	}
+	return "a " + strings.TrimPrefix(name, "*") // number, bool, float
+}
 
 // defaultID is that of a message that has none, and defaultTime when one was enqueued that
 // does not say.
@@ -75,6 +174,10 @@ func (m *Message) message(source, queue string) (received relay.Message, encoded
 		received.EnqueuedAt = defaultTime()
 	}
 	var bodies []string
+	if m.text != nil {
+		bodies = append(bodies, "body")
+		received.Body = m.text
+	}
 	if !m.Body.IsZero() {
 		bodies = append(bodies, "body")
 		if received.Body, err = bodyOf(&m.Body); err != nil {
@@ -110,10 +213,14 @@ func (m *Message) message(source, queue string) (received relay.Message, encoded
 
 // bodyOf is the body that a node stands for.
 func bodyOf(n *yaml.Node) ([]byte, error) {
-	if resolved(n).Kind == yaml.ScalarNode {
-		return []byte(resolved(n).Value), nil
+	switch scalar := resolved(n); {
+	case scalar.Kind != yaml.ScalarNode:
+		return toJSON(n)
+	case scalar.ShortTag() == "!!null":
+		return nil, nil
+	default:
+		return []byte(scalar.Value), nil
 	}
-	return toJSON(n)
 }
 
 func resolved(n *yaml.Node) *yaml.Node {

@@ -101,8 +101,9 @@ type Explanation struct {
 	Rejected error
 	// DeadLetter is what its dead-letter sink would get; nil: nothing.
 	DeadLetter *Delivery
-	// End says in words what becomes of it in the queue.
-	End string
+	// End says in words what becomes of it in the queue, and Retained whether it stays there.
+	End      string
+	Retained bool
 }
 
 // Route is what one route would do.
@@ -256,8 +257,10 @@ func (s *source) reject(e *Explanation, sink string, err error) {
 	s.bury(e, sink, err)
 	switch {
 	case e.DeadLetter == nil:
+		e.Retained = true
 		e.End = "The source has no dead_letter: the message stays in the queue and comes again."
 	case e.DeadLetter.Err != nil:
+		e.Retained = true
 		e.End = "The dead-letter sink " + e.DeadLetter.Sink + " refuses it, too: the message stays in the queue and comes again."
 	default:
 		e.End = "Deleted from the queue once the dead-letter sink " + e.DeadLetter.Sink + " has confirmed it."
@@ -281,6 +284,7 @@ func (s *source) unmatched(e *Explanation) {
 	case "dead_letter":
 		s.reject(e, "", relay.ErrUnmatched)
 	default:
+		e.Retained = true
 		e.End = "No route takes it: it stays in the queue and comes again (unmatched: retain)."
 	}
 }
