@@ -106,7 +106,7 @@ func TestSource(t *testing.T) {
 	r := looked(t, 5*time.Second, static(at, "orders", keyID, secret))
 	require.Zero(t, r.Count(relay.Failed), "%+v", r)
 	require.Zero(t, r.Count(relay.Unknown), "%+v", r)
-	requireLine(t, r, "credential", relay.OK, "static, whose it is is not known, access key LTAI***sts1, without an end")
+	requireLine(t, r, "credential", relay.OK, "static, account not known, access key LTAI***sts1, without an end")
 	requireLine(t, r, "clock", relay.OK, "as the server's")
 	requireLine(t, r, "queue orders", relay.OK, "")
 	requireLine(t, r, "peek", relay.OK, "the credential may")
@@ -339,7 +339,7 @@ func TestOwner(t *testing.T) {
 	r, err := check.Run(t.Context(), cfg, check.Options{Timeout: 5 * time.Second, STS: u})
 	require.NoError(t, err)
 	require.Zero(t, r.Count(relay.Failed), "%+v", r)
-	requireLine(t, r, "credential", relay.OK, "whose it is is not known")
+	requireLine(t, r, "credential", relay.OK, "account not known")
 }
 
 func TestInterrupted(t *testing.T) {

@@ -48,7 +48,7 @@ func (r *Refresher) Check(ctx context.Context, c *Config, sts *url.URL) relay.Fi
 		add("owner", owner.Name, owner.Name)
 	}
 	if owner == (Owner{}) {
-		words = append(words, "whose it is is not known")
+		words = append(words, "account not known")
 	}
 	add("access_key_id", keys.ShortID(), "access key "+keys.ShortID())
 	if keys.Expires.IsZero() {
