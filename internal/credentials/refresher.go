@@ -271,6 +271,11 @@ func (r *Refresher) fetch(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
+	r.settle(keys, err)
+}
+
+// settle records what came of an attempt.
+func (r *Refresher) settle(keys Keys, err error) {
 	now := time.Now()
 	if err == nil && !keys.Expires.IsZero() && !now.Before(keys.Expires) {
 		err = fmt.Errorf("use new keys: %w", ErrExpired)

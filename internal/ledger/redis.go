@@ -58,6 +58,11 @@ var (
 // NewRedis makes a ledger at cfg.URL. It connects when first called. Its calls fail while
 // the server does: put it behind a Guard.
 func NewRedis(cfg Config, deps Deps) (*Redis, error) {
+	return newRedis(cfg, deps, func(*redis.Options) {})
+}
+
+// newRedis is NewRedis with options that are set otherwise.
+func newRedis(cfg Config, deps Deps, otherwise func(*redis.Options)) (*Redis, error) {
 	options, err := optionsOf(cfg.URL)
 	if err != nil {
 		return nil, fmt.Errorf("open the ledger at %v: %w", cfg.URL, err)
@@ -65,6 +70,7 @@ func NewRedis(cfg Config, deps Deps) (*Redis, error) {
 	if options.TLSConfig != nil {
 		options.TLSConfig.RootCAs = deps.RootCAs
 	}
+	otherwise(options)
 	// The client writes to standard error, for the whole process, what it returns as
 	// errors too.
 	logging.Disable()

@@ -87,6 +87,7 @@ const (
 	codeInternal           = "InternalError"
 	codeMalformed          = "MalformedXML"
 	codeQPS                = "QpsLimitExceeded"
+	codeTimeExpired        = "TimeExpired"
 )
 
 // NotAllowed tells that the keys are good and may not do what was asked.
@@ -132,7 +133,7 @@ func codeLabel(status int, code string) string {
 	switch code {
 	case codeMessageNotExist, codeQueueNotExist, codeReceiptHandleError, codeInvalidArgument,
 		codeAccessDenied, codeInvalidKey, codeSignature, codeInternal, codeQPS,
-		"TimeExpired", codeMalformed, "InvalidDateHeader", "InvalidAuthorizationHeader",
+		codeTimeExpired, codeMalformed, "InvalidDateHeader", "InvalidAuthorizationHeader",
 		"InvalidDegist", "InvalidRequestURL", "InvalidQueryString", "MissingAuthorizationHeader",
 		"MissingDateHeader", "MissingVersionHeader", "MissingReceiptHandle",
 		"MissingVisibilityTimeout", "InvalidQueueName", "QueueNameLengthError":

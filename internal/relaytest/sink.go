@@ -43,6 +43,9 @@ type SinkHarness struct {
 	Lingering []goleak.Option
 	// Untyped says that the far side has no place for a content type.
 	Untyped bool
+	// OnlyDelivery names the ways to break the far side that nothing but a delivery can
+	// find.
+	OnlyDelivery []string
 }
 
 // FarSide is what a sink delivers to.
@@ -105,6 +108,8 @@ func TestSink(t *testing.T, h SinkHarness) {
 		{"the end of the endpoint ends a delivery", testEndWhileBroken},
 		{"settings of a route that do not fit are refused", testOverrides},
 		{"what would be sent is told without a connection", testPreview},
+		{"a check finds nothing wrong with a far side that works", testCheck},
+		{"a check finds a far side that fails", testCheckBroken},
 	} {
 		t.Run(c.promise, func(t *testing.T) { c.test(t, h) })
 	}
@@ -406,6 +411,59 @@ func testPreview(t *testing.T, h SinkHarness) {
 	other, err := previewer.Preview(&m)
 	require.NoError(t, err)
 	require.NotEqual(t, p, other, "each message has an id of its own")
+}
+
+func testCheck(t *testing.T, h SinkHarness) {
+	far := h.Start(t)
+	before := goleak.IgnoreCurrent()
+	requireChecked(t, check(t, h, far))
+	require.Empty(t, far.Arrived(t), "what a check has sent")
+	goleak.VerifyNone(t, append([]goleak.Option{before}, h.Lingering...)...)
+}
+
+func testCheckBroken(t *testing.T, h SinkHarness) {
+	eachBreak(t, h, func(t *testing.T, far FarSide, how string) {
+		t.Helper()
+		before := goleak.IgnoreCurrent()
+		far.Break[how]()
+		findings := check(t, h, far)
+		failed := slices.ContainsFunc(findings, func(f relay.Finding) bool { return f.Verdict == relay.Failed })
+		require.NotEqual(t, slices.Contains(h.OnlyDelivery, how), failed, "findings: %+v", findings)
+		far.Mend()
+		require.Empty(t, far.Arrived(t), "what a check has sent")
+		goleak.VerifyNone(t, append([]goleak.Option{before}, h.Lingering...)...)
+	})
+}
+
+// check makes a check of an endpoint that does not run, in bounded time.
+func check(t *testing.T, h SinkHarness, far FarSide) (findings []relay.Finding) {
+	t.Helper()
+	_, err := far.Endpoint.Bind(nil)
+	require.NoError(t, err)
+	checker, can := far.Endpoint.(relay.Checker)
+	require.True(t, can, "an endpoint finds out what would keep it from delivering: relay.Checker")
+	ctx, cancel := context.WithTimeout(t.Context(), h.Timeout)
+	defer cancel()
+	within(t, h.Timeout+margin, "a check", func() { findings = checker.Check(ctx) })
+	require.NotEmpty(t, findings)
+	for _, f := range findings {
+		require.NotEmpty(t, f.What)
+		require.NotEmpty(t, f.Text, f.What)
+		require.Contains(t, []relay.Verdict{relay.OK, relay.Failed, relay.Unknown}, f.Verdict, f.What)
+	}
+	return findings
+}
+
+// requireChecked demands that something was found to be as it has to be, and nothing to be
+// wrong.
+func requireChecked(t *testing.T, findings []relay.Finding) {
+	t.Helper()
+	verdicts := make(map[relay.Verdict]int)
+	for _, f := range findings {
+		verdicts[f.Verdict]++
+	}
+	require.Positive(t, verdicts[relay.OK], "findings: %+v", findings)
+	require.Zero(t, verdicts[relay.Failed], "findings: %+v", findings)
 }
 
 // rig is a running endpoint with a sink.

@@ -69,7 +69,7 @@ func handshakeError(ctx context.Context, err error, t target, timeout time.Durat
 	case refusal.Code == amqp.AccessRefused:
 		return loginError(t, refusal.Server)
 	case refusal.Code == amqp.NotAllowed, refusal.Code == amqp.InvalidPath:
-		return fmt.Errorf("open vhost %q: %w", t.vhost, brokerError{refusal})
+		return fmt.Errorf("open vhost %q: %w: create it, or give the user permissions in it", t.vhost, brokerError{refusal})
 	}
 	return fmt.Errorf("log in: %w", brokerError{refusal})
 }

@@ -97,7 +97,7 @@ func dial(ctx context.Context, t target, c *Config, deps relay.SinkDeps, workers
 	watched := &conn{Conn: raw}
 	opened, err := amqp.NewConn(ctx, watched, options)
 	if err != nil {
-		return nil, openError(ctx, err, watched.last, t, c.ConnectTimeout)
+		return nil, openError(ctx, err, watched.last, t, c)
 	}
 	parting := context.WithoutCancel(ctx)
 	return &connection{
@@ -113,15 +113,18 @@ func dial(ctx context.Context, t target, c *Config, deps relay.SinkDeps, workers
 }
 
 // openError says why the connection was not opened, after the header that was written last.
-func openError(ctx context.Context, err error, last []byte, t target, timeout time.Duration) error {
+func openError(ctx context.Context, err error, last []byte, t target, c *Config) error {
 	var network net.Error
 	cut := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &network)
 	switch {
 	case ctx.Err() != nil, errors.As(err, &network) && network.Timeout():
-		return fmt.Errorf("log in: no answer within %v", timeout)
+		return fmt.Errorf("log in: no answer within %v", c.ConnectTimeout)
 	case bytes.Equal(last, saslHeader()) && cut:
 		if advised := setting.AdviseTLS(err); advised != err { //nolint:errorlint // Whether it was given back as it is.
 			return fmt.Errorf("log in: %w", advised)
+		}
+		if t.Secure && c.TLS.CertFile == "" { // whose refusal may be lost on the way
+			return fmt.Errorf("%w; if it asks for a client certificate, set tls.cert_file and tls.key_file", loginError(t, false))
 		}
 		return loginError(t, false)
 	case bytes.Equal(last, saslHeader()):

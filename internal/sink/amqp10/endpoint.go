@@ -209,14 +209,21 @@ func (e *Endpoint) session(ctx context.Context, t target, connected func()) (err
 	}
 }
 
-// warnOfUnroutable says once that the broker accepts messages that no queue gets: RabbitMQ
-// does before version 4. It names itself when it opens the connection.
-func (e *Endpoint) warnOfUnroutable(c *connection) {
+// oldRabbitMQ tells whether the broker is a RabbitMQ before version 4. It names itself when
+// it opens the connection.
+func (c *connection) oldRabbitMQ() (product, version string, old bool) {
 	properties := c.amqp.Properties()
-	product, _ := properties["product"].(string)
-	version, _ := properties["version"].(string)
+	product, _ = properties["product"].(string)
+	version, _ = properties["version"].(string)
 	major, _, _ := strings.Cut(version, ".")
-	if !strings.EqualFold(product, "RabbitMQ") || len(major) != 1 || major >= "4" {
+	return product, version, strings.EqualFold(product, "RabbitMQ") && len(major) == 1 && major < "4"
+}
+
+// warnOfUnroutable says once that the broker accepts messages that no queue gets: RabbitMQ
+// does before version 4.
+func (e *Endpoint) warnOfUnroutable(c *connection) {
+	product, version, old := c.oldRabbitMQ()
+	if !old {
 		return
 	}
 	e.unroutable.Do(func() {

@@ -60,9 +60,11 @@ type Endpoint struct {
 	endpoint  setting.URL
 	name      string // of the queue
 	refresher *credentials.Refresher
-	queue     *mns.Queue
-	monitor   *relay.Monitor
-	log       *zap.Logger
+	// credentials are what refresher fetches by.
+	credentials *credentials.Config
+	queue       *mns.Queue
+	monitor     *relay.Monitor
+	log         *zap.Logger
 
 	// slots holds a token for each request under way.
 	slots chan struct{}
@@ -95,15 +97,16 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 		return nil, err
 	}
 	e := &Endpoint{
-		settings:  c.Settings,
-		endpoint:  c.Endpoint,
-		name:      c.Queue,
-		refresher: credentials.NewRefresher(deps.Name, provider, &keys, credentialDeps),
-		monitor:   relay.NewMonitor(relay.Down, "the credential is being fetched"),
-		log:       deps.Log,
-		slots:     make(chan struct{}, concurrentRequests),
-		stopped:   make(chan struct{}),
-		trouble:   make(chan struct{}, 1),
+		settings:    c.Settings,
+		endpoint:    c.Endpoint,
+		name:        c.Queue,
+		refresher:   credentials.NewRefresher(deps.Name, provider, &keys, credentialDeps),
+		credentials: &keys,
+		monitor:     relay.NewMonitor(relay.Down, "the credential is being fetched"),
+		log:         deps.Log,
+		slots:       make(chan struct{}, concurrentRequests),
+		stopped:     make(chan struct{}),
+		trouble:     make(chan struct{}, 1),
 	}
 	e.queue, err = mns.NewQueue(mns.Config{
 		Name: deps.Name, Endpoint: c.Endpoint.Reveal(), Queue: c.Queue,

@@ -29,15 +29,20 @@ const (
 
 func TestConformance(t *testing.T) {
 	for _, c := range []struct {
-		name   string
-		secure bool
-	}{{"http", false}, {"https", true}} {
+		name         string
+		secure       bool
+		onlyDelivery []string
+	}{
+		{"http", false, []string{"answers 503", "does not answer", "hangs"}},
+		{"https", true, []string{"answers 503", "does not answer"}},
+	} {
 		t.Run(c.name, func(t *testing.T) {
 			relaytest.TestSink(t, relaytest.SinkHarness{
 				Start:   func(t *testing.T) relaytest.FarSide { t.Helper(); return farSide(t, c.secure) },
 				Timeout: timeout,
 				// Then an open circuit lets one message find out.
-				Recovery: probe,
+				Recovery:     probe,
+				OnlyDelivery: c.onlyDelivery,
 			})
 		})
 	}
