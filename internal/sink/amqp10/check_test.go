@@ -66,8 +66,8 @@ func TestCheck(t *testing.T) {
 
 func TestCheckOfRabbitMQ(t *testing.T) {
 	t.Parallel()
-	files := certs.New(t)
-	b := newRabbit(t, files)
+	b := newRabbit(t)
+	files := b.Certificates()
 	for name, tt := range map[string]struct {
 		change  func(c *amqp10.Config)
 		what    string // of the connection where it is empty
