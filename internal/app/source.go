@@ -56,10 +56,9 @@ func (a *App) newSource(c config.Source, routes config.Routes, sinks map[string]
 	if err != nil {
 		return nil, err
 	}
-	decoder := &mns.Decoder{Body: mns.BodyEncoding(c.Body), Unwrap: c.Unwrap == "auto"}
 	latency := a.metrics.endToEnd.WithLabelValues(c.Name)
 	deps := relay.Deps{
-		Source: s.queue, Decode: decoder.Decode, Routes: bound, Ledger: a.ledger,
+		Source: s.queue, Decode: c.Decoder().Decode, Routes: bound, Ledger: a.ledger,
 		Room: relay.NewRoom(c.InFlight.Messages, int64(c.InFlight.Bytes)), Shared: a.shared,
 		Stats: s.stats, Log: a.deps.Log,
 		Confirmed: func(d time.Duration) { latency.Observe(max(d.Seconds(), 0)) },

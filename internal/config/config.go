@@ -22,6 +22,7 @@ import (
 
 	"mnsrelay/internal/credentials"
 	"mnsrelay/internal/ledger"
+	"mnsrelay/internal/mns"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 	"mnsrelay/internal/sink"
@@ -140,6 +141,11 @@ type Source struct {
 	Paused bool `yaml:"paused"`
 	// To makes a route of the source's name, without a condition. Use Config.Routes.
 	To Targets `yaml:"to"`
+}
+
+// Decoder gives what unwraps and decodes the messages of the source.
+func (s *Source) Decoder() *mns.Decoder {
+	return &mns.Decoder{Body: mns.BodyEncoding(s.Body), Unwrap: s.Unwrap == "auto"}
 }
 
 // Pollers is how many receives of one source run at once.

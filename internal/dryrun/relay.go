@@ -24,11 +24,11 @@ type Relay struct {
 type source struct {
 	cfg     config.Source
 	decoder *mns.Decoder
-	routes  []route
+	routes  []boundRoute
 	dead    *target // nil: there is no dead-letter sink
 }
 
-type route struct {
+type boundRoute struct {
 	config.Route
 	targets []target
 }
@@ -64,13 +64,13 @@ func New(cfg *config.Config, instance string) (*Relay, error) {
 		return target{route: routeName, name: t.Sink, kind: kinds[t.Sink], required: t.Required, sink: previewer}, nil
 	}
 	for _, c := range cfg.Sources {
-		s := &source{cfg: c, decoder: &mns.Decoder{Body: mns.BodyEncoding(c.Body), Unwrap: c.Unwrap == "auto"}}
+		s := &source{cfg: c, decoder: c.Decoder()}
 		r.sources[c.Name] = s
 		for _, rc := range cfg.Routes {
 			if !slices.Contains(rc.From, c.Name) {
 				continue
 			}
-			bound := route{Route: rc}
+			bound := boundRoute{Route: rc}
 			for _, t := range rc.To {
 				to, err := bind(rc.Name, t)
 				if err != nil {
@@ -89,59 +89,6 @@ func New(cfg *config.Config, instance string) (*Relay, error) {
 		}
 	}
 	return r, nil
-}
-
-// Explanation is what would become of a message.
-type Explanation struct {
-	// Message is what routes and sinks see: decoded.
-	Message relay.Message
-	// Routes are those of its source, in order; none where it cannot be decoded.
-	Routes []Route
-	// Rejected is why the message is given up, nil if it is not.
-	Rejected error
-	// DeadLetter is what its dead-letter sink would get; nil: nothing.
-	DeadLetter *Delivery
-	// End says in words what becomes of it in the queue, and Retained whether it stays there.
-	End      string
-	Retained bool
-}
-
-// Route is what one route would do.
-type Route struct {
-	// Name and When are those of the configuration; When is empty without a condition.
-	Name, When string
-	Matches    bool
-	// Err is why the condition is neither true nor false: nobody gets the message then.
-	Err error
-	// Steps are the parts of the condition.
-	Steps []expr.Step
-	// Deliveries are those to its sinks; none where it does not match.
-	Deliveries []Delivery
-}
-
-// Delivery is what one sink would get.
-type Delivery struct {
-	// Route is empty for a dead letter.
-	Route, Sink, Type string
-	Required          bool
-	Preview           relay.Preview
-	// Err is why the sink would reject the message.
-	Err error
-}
-
-// Deliveries are all that would be made, dead letter included.
-func (e *Explanation) Deliveries() (made []Delivery) {
-	for _, r := range e.Routes {
-		for _, d := range r.Deliveries {
-			if d.Err == nil {
-				made = append(made, d)
-			}
-		}
-	}
-	if e.DeadLetter != nil && e.DeadLetter.Err == nil {
-		made = append(made, *e.DeadLetter)
-	}
-	return made
 }
 
 // Explain tells what would become of a message, in the order of the relay's own way.
@@ -230,7 +177,7 @@ func (r *Relay) source(name string) (*source, error) {
 }
 
 // explain gives what a route does with a message.
-func (rt *route) explain(m *relay.Message) Route {
+func (rt *boundRoute) explain(m *relay.Message) Route {
 	explained := Route{Name: rt.Name, When: rt.When, Matches: true}
 	if rt.Match != nil {
 		if explained.Steps, explained.Err = expr.Explain(rt.When, expr.Of(m)); explained.Err == nil {

@@ -442,6 +442,41 @@ func TestShortRetriesHappenInProcess(t *testing.T) {
 	})
 }
 
+// Pauses between tries are spread over all of their time, so that messages that failed together
+// do not come back together.
+func TestRetriesAreSpread(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const messages, initial = 200, 8 * time.Second
+		r := newRig(t, 1, withRetries(relay.Retries{Attempts: 2, Initial: initial, Max: initial, Timeout: time.Second}), func(c *relay.Config, _ *relay.Deps) { c.BatchSize = 1 })
+		var mu sync.Mutex
+		failed, pauses := map[string]time.Time{}, []time.Duration(nil)
+		r.sinks[0].Answer(func(_ context.Context, m relay.Message) relay.Result {
+			mu.Lock()
+			defer mu.Unlock()
+			if at, again := failed[m.ID]; again {
+				pauses = append(pauses, time.Since(at))
+				return relay.Result{Outcome: relay.Delivered}
+			}
+			failed[m.ID] = time.Now()
+			return relay.Result{Err: relay.Fail("status_5xx", errors.New("503"))}
+		})
+		r.queue.Send(bodies(messages)...)
+		r.start()
+		pass(time.Minute)
+		require.Len(t, pauses, messages)
+		quarters := [4]int{}
+		for _, pause := range pauses {
+			require.Less(t, pause, initial)
+			quarters[pause*4/initial]++
+		}
+		for _, n := range quarters {
+			require.Greater(t, n, messages/4/3, "%v", quarters)
+		}
+		r.stop()
+	})
+}
+
 // A retry never outlives the lease: with no time for another try and its settling, the
 // queue's redelivery takes over.
 func TestARetryStaysInsideTheLease(t *testing.T) {

@@ -48,3 +48,6 @@ func NeverOpen(e relay.Endpoint) {
 	endpoint := e.(*Endpoint)
 	endpoint.breaker = relay.NewBreaker(relay.BreakerConfig{Failures: math.MaxInt}, endpoint.log)
 }
+
+// IdleTimeout is how long a connection is kept that is not used.
+func IdleTimeout(e relay.Endpoint) time.Duration { return e.(*Endpoint).pools.get().IdleConnTimeout }

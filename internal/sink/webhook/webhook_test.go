@@ -311,36 +311,73 @@ func TestHostileReceiver(t *testing.T) {
 		{"is TLS", false, []func(net.Conn){say("\x15\x03\x01\x00\x02\x02\x46"), reset}, "network"},
 		{"quotes at length what is not HTTP", false, []func(net.Conn){say(strings.Repeat(kib, 64) + "\r\n\r\n")}, "network"},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			far := listen(t, func(conn net.Conn) {
-				if !c.unread {
-					req, err := http.ReadRequest(bufio.NewReader(conn))
-					if err != nil {
-						return
+		for kind, most := range map[string]int{"": 1, " to a batch": 4} {
+			t.Run(c.name+kind, func(t *testing.T) {
+				t.Parallel()
+				far := listen(t, func(conn net.Conn) {
+					if !c.unread {
+						req, err := http.ReadRequest(bufio.NewReader(conn))
+						if err != nil {
+							return
+						}
+						_, _ = io.Copy(io.Discard, req.Body)
 					}
-					_, _ = io.Copy(io.Discard, req.Body)
-				}
-				for _, act := range c.play {
-					act(conn)
-				}
-			})
-			endpoint := open(t, func(config *webhook.Config) { config.URL = setting.NewURL("http://" + far) })
-			ctx, cancel := context.WithCancel(t.Context())
-			var running sync.WaitGroup
-			running.Go(func() { assert.NoError(t, endpoint.Run(ctx)) })
-			defer running.Wait()
-			defer cancel()
+					for _, act := range c.play {
+						act(conn)
+					}
+				})
+				endpoint := open(t, func(config *webhook.Config) {
+					config.URL, config.Batch.MaxMessages = setting.NewURL("http://"+far), most
+				})
+				ctx, cancel := context.WithCancel(t.Context())
+				var running sync.WaitGroup
+				running.Go(func() { assert.NoError(t, endpoint.Run(ctx)) })
+				defer running.Wait()
+				defer cancel()
 
-			big := message("1")
-			big.Body = make([]byte, 60<<10)
-			began := time.Now()
-			result := deliver(t, bind(t, endpoint), big)[0]
-			requireFailure(t, relay.Retry, c.want, result)
-			require.Less(t, time.Since(began), timeout+2*time.Second)
-			require.Less(t, len(result.Err.Error()), 1024, "an error as long as what the far side sent")
-		})
+				ms := numbered(1, most)
+				ms[0].Body = make([]byte, 60<<10)
+				began := time.Now()
+				for _, result := range deliver(t, bind(t, endpoint), ms...) {
+					requireFailure(t, relay.Retry, c.want, result)
+					require.Less(t, len(result.Err.Error()), 1024, "an error as long as what the far side sent")
+				}
+				require.Less(t, time.Since(began), timeout+2*time.Second)
+			})
+		}
 	}
+}
+
+// As many connections are kept as there may be requests, for the next ones, and no longer than
+// far sides keep theirs.
+func TestConnectionsAreKept(t *testing.T) {
+	const concurrency = 8
+	var mu sync.Mutex
+	met := sync.NewCond(&mu)
+	together, connections := 0, map[string]bool{}
+	far := start(t, func(w http.ResponseWriter, req *http.Request) {
+		accept(w, req)
+		mu.Lock()
+		defer mu.Unlock()
+		connections[req.RemoteAddr] = true
+		together++
+		met.Broadcast()
+		for target := (together + concurrency - 1) / concurrency * concurrency; together < target; {
+			met.Wait()
+		}
+	})
+	endpoint := open(t, func(c *webhook.Config) {
+		c.URL, c.Concurrency, c.Timeout = setting.NewURL(far.url), concurrency, 10*time.Second
+	})
+	run(t, endpoint)
+	sink := bind(t, endpoint)
+	for range 3 {
+		requireDelivered(t, deliver(t, sink, numbered(1, concurrency)...))
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	require.Len(t, connections, concurrency)
+	require.Equal(t, 90*time.Second, webhook.IdleTimeout(endpoint))
 }
 
 // listen serves raw connections until the test ends.
