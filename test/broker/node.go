@@ -223,10 +223,12 @@ func (n *Node) Pause() error { return n.beam.Signal(syscall.SIGSTOP) }
 // Resume lets the node's process run on.
 func (n *Node) Resume() error { return n.beam.Signal(syscall.SIGCONT) }
 
-// Block raises the memory alarm.
+// Block raises the memory alarm, and returns when every connection knows of it.
 func (n *Node) Block(ctx context.Context) error {
 	n.blocked = true
-	_, err := n.Ctl(ctx, "set_vm_memory_high_watermark", "absolute", "1MB")
+	_, err := n.Ctl(ctx, "eval", `ok = vm_memory_monitor:set_vm_memory_high_watermark({absolute, 1000000}),
+Raised = fun Again() -> case rabbit_alarm:get_alarms() of [] -> timer:sleep(20), Again(); _ -> ok end end,
+Raised().`)
 	return err
 }
 

@@ -79,7 +79,8 @@ func (p *Process) ExitCode() int {
 	return 0
 }
 
-// Signal sends s to the process and those of its group.
+// Signal sends s to the process and those of its group. After SIGSTOP it returns when the
+// process has stopped.
 func (p *Process) Signal(s syscall.Signal) error {
 	select {
 	case <-p.done:
@@ -88,6 +89,9 @@ func (p *Process) Signal(s syscall.Signal) error {
 	}
 	if err := syscall.Kill(-p.pid, s); err != nil {
 		return fmt.Errorf("send %v to process %d: %w", s, p.pid, err)
+	}
+	if s == syscall.SIGSTOP {
+		return p.awaitStopped()
 	}
 	return nil
 }
