@@ -45,7 +45,7 @@ func (n *names) count() int {
 func serveNames(t *testing.T) *names {
 	t.Helper()
 	n := &names{}
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	conn, err := new(net.ListenConfig).ListenPacket(t.Context(), "udp", "127.0.0.1:0")
 	require.NoError(t, err)
 	var serving sync.WaitGroup
 	serving.Go(func() {
@@ -101,7 +101,7 @@ func (n *names) answer(question []byte) ([]byte, error) {
 // serveAt serves on a port of an address; 0 is any.
 func serveAt(t *testing.T, addr, port string, handle http.HandlerFunc) (at string) {
 	t.Helper()
-	listener, err := net.Listen("tcp", net.JoinHostPort(addr, port))
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", net.JoinHostPort(addr, port))
 	require.NoError(t, err)
 	server := httptest.NewUnstartedServer(handle)
 	_ = server.Listener.Close()
