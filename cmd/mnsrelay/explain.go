@@ -219,7 +219,7 @@ type (
 )
 
 // MarshalJSON writes the fields in order.
-func (f fieldsJSON) MarshalJSON() ([]byte, error) {
+func (f fieldsJSON) MarshalJSON() ([]byte, error) { //nolint:unparam // It is a json.Marshaler.
 	b := []byte{'{'}
 	for i, field := range f {
 		if i > 0 {

@@ -75,8 +75,7 @@ of a configuration. "-" is what is expected, "+" what would be.
 
 // sayWrong says why the tests of a file cannot run.
 func sayWrong(w io.Writer, err error) {
-	var invalid *config.Error
-	if errors.As(err, &invalid) {
+	if invalid, is := errors.AsType[*config.Error](err); is {
 		_, _ = fmt.Fprintln(w, invalid) // its lines begin with the file
 		return
 	}

@@ -94,8 +94,7 @@ func TestExplain(t *testing.T) {
 	require.Equal(t, relay.Masked, got["headers.x-key"], "it comes from the environment")
 	require.Equal(t, "written", got["headers.x-static"])
 	require.Equal(t, relay.Masked, got["headers.authorization"])
-	const inOrder = `{"ok":true,"n":1,"to":"a b"}`
-	require.True(t, inOrder == string(made[0].Preview.Body), "in the order in which it is written: %s", made[0].Preview.Body) //nolint:testifylint // to the letter
+	require.Equal(t, []byte(`{"ok":true,"n":1,"to":"a b"}`), made[0].Preview.Body, "in the order in which it is written") //nolint:testifylint // To the letter.
 	require.Equal(t, "Deleted from the queue once hook has confirmed it.", e.End)
 }
 

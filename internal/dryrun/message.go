@@ -81,8 +81,7 @@ func messageOfJSON(data []byte) (*Message, error) {
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&written); err != nil {
-		var another *json.UnmarshalTypeError
-		if errors.As(err, &another) {
+		if another, is := errors.AsType[*json.UnmarshalTypeError](err); is {
 			return nil, fmt.Errorf("%s is %s, and %s belongs there", another.Field, kindOf(another.Value), kindOf(another.Type.String()))
 		}
 		return nil, withKeys(problem(err))

@@ -81,7 +81,7 @@ func (p *poster) postBatch(ctx context.Context, items []*item) (said load) {
 // n takes 2 log n + 1 requests: this is enough where they take half of the timeout each, and
 // short enough that the messages, which all the while are leased, come back before long.
 func (p *poster) patience(n int) time.Duration {
-	return time.Duration(bits.Len(uint(n))+1) * p.timeout //nolint:gosec // a length
+	return time.Duration(bits.Len(uint(n))+1) * p.timeout
 }
 
 // waitedFor gives those whose results somebody waits for.
