@@ -28,7 +28,7 @@ func (p *Process) awaitStopped() error {
 		running := false
 		for _, path := range threads {
 			// One that is gone does not run. The name, in parentheses, may hold anything.
-			if stat, err := os.ReadFile(path); err == nil {
+			if stat, err := os.ReadFile(path); err == nil { //nolint:gosec // The kernel made the path.
 				_, rest, _ := bytes.Cut(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" "))
 				running = running || !bytes.HasPrefix(rest, []byte("T")) && !bytes.HasPrefix(rest, []byte("Z"))
 			}
