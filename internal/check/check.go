@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -85,10 +86,9 @@ func Run(ctx context.Context, cfg *config.Config, o Options) (Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	parts := append(sources, sinks...)
-	parts = append(parts, &part{kind: Ledger, look: func(ctx context.Context) []relay.Finding {
+	parts := slices.Concat(sources, sinks, []*part{{kind: Ledger, look: func(ctx context.Context) []relay.Finding {
 		return ledger.Check(ctx, cfg.Ledger, ledger.Deps{Log: zap.NewNop()})
-	}})
+	}}})
 	var looking sync.WaitGroup
 	slots := make(chan struct{}, atOnce)
 	for _, p := range parts {

@@ -122,7 +122,7 @@ func TestSource(t *testing.T) {
 	for _, name := range []string{"orders", alicom} {
 		stats, found := server.QueueStats(name)
 		require.True(t, found)
-		require.EqualValues(t, 1, stats.Active)
+		require.Equal(t, 1, stats.Active)
 	}
 	requireNoReceive(t, server)
 }
@@ -163,7 +163,7 @@ func TestTokenThatMayReceiveAndDeleteOnly(t *testing.T) {
 // knowNoNames makes this process ask a name server on loopback that knows no name.
 func knowNoNames(t *testing.T) {
 	t.Helper()
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	conn, err := new(net.ListenConfig).ListenPacket(t.Context(), "udp", "127.0.0.1:0")
 	require.NoError(t, err)
 	var serving sync.WaitGroup
 	serving.Go(func() {
@@ -266,7 +266,7 @@ func TestSkewedClock(t *testing.T) {
 // unused is an address of loopback where nothing listens.
 func unused(t *testing.T) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	require.NoError(t, listener.Close())
 	return listener.Addr().String()
@@ -277,7 +277,7 @@ func unused(t *testing.T) string {
 func TestSeveralParts(t *testing.T) {
 	isolated(t)
 	server, at, _ := start(t)
-	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	silent, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = silent.Close() })
 	hook := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a request") }))

@@ -21,10 +21,10 @@ func TestCheck(t *testing.T) {
 	c := client(t, server)
 	require.NoError(t, c.ACLSetUser(t.Context(), "relay", "on", ">pass", "~mnsrelay:ledger:*", "+exists", "+set", "+del").Err())
 	require.NoError(t, c.ACLSetUser(t.Context(), "other", "on", ">pass", "~other:*", "+@all").Err())
-	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	silent, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = silent.Close() })
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	closed, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	require.NoError(t, closed.Close())
 	for name, tt := range map[string]struct {

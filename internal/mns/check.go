@@ -142,7 +142,7 @@ func (q *Queue) failing(ctx context.Context, what string, err error) relay.Findi
 		}
 		return relay.Failing(what, setting.AdviseNetwork(setting.AdviseTLS(e.Err)))
 	}
-	text := ""
+	var text string
 	switch e.Code {
 	case codeInvalidKey:
 		text = "the server does not know the access key: check access_key_id, that the key is enabled, and that the endpoint is of its region"

@@ -19,8 +19,8 @@ func AdviseNetwork(err error) error {
 		invalid x509.CertificateInvalidError
 		notTLS  tls.RecordHeaderError
 		network net.Error
+		advice  string
 	)
-	advice := ""
 	switch {
 	case errors.As(err, &dns) && dns.IsNotFound:
 		advice = "correct the host's name, or see to it that the name servers of this machine know it"

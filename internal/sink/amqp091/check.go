@@ -185,8 +185,7 @@ func refusalOf(err error) (refusal *amqp.Error, other error) {
 
 // lookError is that of a look without an answer.
 func lookError(err error) error {
-	var lost *amqp.Error
-	if errors.As(err, &lost) {
+	if lost, is := errors.AsType[*amqp.Error](err); is {
 		err = brokerError{lost}
 	}
 	return fmt.Errorf("the connection ended before the answer: %w", err)

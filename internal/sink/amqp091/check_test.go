@@ -84,34 +84,52 @@ func TestCheck(t *testing.T) {
 		"a user who may write only":  {func(c *amqp091.Config) { as(c, "writer") }, exchange, relay.OK, "exists; the user may publish to it"},
 		"a user who may read only":   {func(c *amqp091.Config) { as(c, "reader") }, exchange, relay.Failed, "not permitted to publish to exchange \"" + in.exchange + "\": grant write"},
 		"a user without permissions": {func(c *amqp091.Config) { as(c, "stranger") }, "connection", relay.Failed, "give the user permissions in it"},
-		"a wrong password": {func(c *amqp091.Config) { as(c, "both"); c.Password = setting.NewSecret(secret + "x") },
-			"connection", relay.Failed, `the broker refuses the user "both": check username and password`},
-		"a vhost that is not there": {func(c *amqp091.Config) {
-			as(c, "both")
-			c.Vhost = "elsewhere"
-			c.URL = setting.NewURL("amqp://" + address(t, in.url))
+		"a wrong password": {
+			func(c *amqp091.Config) { as(c, "both"); c.Password = setting.NewSecret(secret + "x") },
+			"connection", relay.Failed, `the broker refuses the user "both": check username and password`,
 		},
-			"connection", relay.Failed, `open vhost "elsewhere"`},
-		"an exchange that is not there": {func(c *amqp091.Config) { as(c, "both"); c.Exchange.Name = "nowhere" },
-			"exchange nowhere", relay.Failed, `exchange "nowhere" does not exist: create it, or set exchange.declare to active`},
+		"a vhost that is not there": {
+			func(c *amqp091.Config) {
+				as(c, "both")
+				c.Vhost = "elsewhere"
+				c.URL = setting.NewURL("amqp://" + address(t, in.url))
+			},
+			"connection", relay.Failed, `open vhost "elsewhere"`,
+		},
+		"an exchange that is not there": {
+			func(c *amqp091.Config) { as(c, "both"); c.Exchange.Name = "nowhere" },
+			"exchange nowhere", relay.Failed, `exchange "nowhere" does not exist: create it, or set exchange.declare to active`,
+		},
 		"an exchange that is made": {func(c *amqp091.Config) {
 			as(c, "both")
 			c.Exchange.Name, c.Exchange.Declare = "made", amqp091.DeclareActive
 		}, "exchange made", relay.Unknown, "does not exist yet: it is made at the start"},
-		"an exchange that is not looked for": {func(c *amqp091.Config) { as(c, "both"); c.Exchange.Declare = amqp091.DeclareNone },
-			exchange, relay.Unknown, "not looked for, as exchange.declare is none; the user may publish to it"},
-		"the exchange without a name": {func(c *amqp091.Config) { as(c, "both"); c.Exchange.Name = amqp091.DefaultExchange },
-			"exchange " + amqp091.DefaultExchange, relay.OK, "is always there"},
-		"a queue that is made": {func(c *amqp091.Config) { as(c, "both"); c.Queues = []amqp091.Queue{queue("made")} },
-			"queue made", relay.Unknown, "does not exist yet: it is made at the start"},
-		"a queue that is there": {func(c *amqp091.Config) { as(c, "both"); c.Queues = []amqp091.Queue{queue(in.queue)} },
-			"queue " + in.queue, relay.Unknown, "exists; the start will tell"},
+		"an exchange that is not looked for": {
+			func(c *amqp091.Config) { as(c, "both"); c.Exchange.Declare = amqp091.DeclareNone },
+			exchange, relay.Unknown, "not looked for, as exchange.declare is none; the user may publish to it",
+		},
+		"the exchange without a name": {
+			func(c *amqp091.Config) { as(c, "both"); c.Exchange.Name = amqp091.DefaultExchange },
+			"exchange " + amqp091.DefaultExchange, relay.OK, "is always there",
+		},
+		"a queue that is made": {
+			func(c *amqp091.Config) { as(c, "both"); c.Queues = []amqp091.Queue{queue("made")} },
+			"queue made", relay.Unknown, "does not exist yet: it is made at the start",
+		},
+		"a queue that is there": {
+			func(c *amqp091.Config) { as(c, "both"); c.Queues = []amqp091.Queue{queue(in.queue)} },
+			"queue " + in.queue, relay.Unknown, "exists; the start will tell",
+		},
 		"an authority that is not trusted": {func(c *amqp091.Config) { c.TLS.CAFile = "" }, "connection", relay.Failed, "set tls.ca_file"},
 		"no client certificate":            {func(c *amqp091.Config) { c.TLS = setting.TLS{CAFile: files.CA} }, "connection", relay.Failed, "set tls.cert_file and tls.key_file"},
-		"TLS where there is none": {func(c *amqp091.Config) { c.URL = setting.NewURL(strings.Replace(in.url, "amqp:", "amqps:", 1)) },
-			"connection", relay.Failed, "does not speak TLS"},
-		"a host where nothing listens": {func(c *amqp091.Config) { as(c, "both"); c.URL = setting.NewURL("amqp://" + closed(t)) },
-			"connection", relay.Failed, "nothing listens there"},
+		"TLS where there is none": {
+			func(c *amqp091.Config) { c.URL = setting.NewURL(strings.Replace(in.url, "amqp:", "amqps:", 1)) },
+			"connection", relay.Failed, "does not speak TLS",
+		},
+		"a host where nothing listens": {
+			func(c *amqp091.Config) { as(c, "both"); c.URL = setting.NewURL("amqp://" + closed(t)) },
+			"connection", relay.Failed, "nothing listens there",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			changed := *c
@@ -132,7 +150,7 @@ func TestCheck(t *testing.T) {
 
 func closed(t *testing.T) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	require.NoError(t, listener.Close())
 	return listener.Addr().String()

@@ -54,7 +54,7 @@ func TestCheck(t *testing.T) {
 		requireFinding(t, checked(t, config(p, "refuse")), "address refuse", relay.Failed, `address "refuse" does not exist: create it, or correct address`)
 		requireFinding(t, checked(t, config(p, "accept.{{ body.to }}")), "address", relay.Unknown, "each message decides it")
 
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 		require.NoError(t, err)
 		require.NoError(t, listener.Close())
 		c := config(p, "accept")

@@ -68,7 +68,7 @@ func TestCheckOfAReceiverThatWorks(t *testing.T) {
 func TestCheckOfWhatIsWrong(t *testing.T) {
 	dns := serveNames(t)
 	plain := start(t, accept)
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	closed, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	require.NoError(t, closed.Close())
 	silent := listen(t, func(c net.Conn) { _, _ = c.Read(make([]byte, 1<<10)); <-t.Context().Done() })
