@@ -92,7 +92,7 @@ func (f fingerprint) text(texts ...string) {
 func (f fingerprint) value(v reflect.Value, path string) {
 	switch value := v.Interface().(type) {
 	case setting.Secret:
-		f.text(value.Reveal())
+		f.text(value.Reveal(), value.File())
 		return
 	case setting.URL:
 		f.text(value.Reveal())

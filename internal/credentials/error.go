@@ -181,7 +181,7 @@ func clean(message string, keys Keys) string {
 			message = message[:i]
 		}
 	}
-	for _, secret := range []string{keys.AccessKeySecret.Reveal(), keys.SecurityToken.Reveal()} {
+	for _, secret := range []string{keys.AccessKeyID, keys.AccessKeySecret.Reveal(), keys.SecurityToken.Reveal()} {
 		if secret == "" {
 			continue
 		}

@@ -86,6 +86,10 @@ func keysOf(e *Error, id, secret, token, expiration string, created time.Time, r
 		e.Message = "the answer's Expiration is not a time"
 		return Keys{}, e
 	}
+	if !r.served.IsZero() && !r.served.Before(expires) {
+		e.Message = "the keys that came have ended already"
+		return Keys{}, e
+	}
 	remaining := remainingLife(created, expires, r.started, r.received, r.served)
 	if remaining <= 0 {
 		e.Message = "the keys that came have ended already"

@@ -38,10 +38,28 @@ type openAPI struct {
 	endpoint         *url.URL
 	transport        *http.Transport
 
-	// skew is the server's time less the local one, in nanoseconds, learned from answers;
-	// the SDK signs with the local time, which the server refuses where it is 15 minutes
+	// The SDK signs with the local time, which the server refuses where it is 15 minutes
 	// off.
-	skew atomic.Int64
+	skew skew
+}
+
+// skew is the server's time less the local one, learned from answers. It is safe for
+// concurrent use.
+type skew struct{ nanoseconds atomic.Int64 }
+
+func (s *skew) learn(r *response) {
+	if !r.served.IsZero() {
+		s.nanoseconds.Store(int64(r.served.Sub(r.received)))
+	}
+}
+
+// offset is the skew where it is more than what an answer's way and the whole seconds of a
+// Date make of it.
+func (s *skew) offset() time.Duration {
+	if d := time.Duration(s.nanoseconds.Load()); d.Abs() > skewTolerated {
+		return d
+	}
+	return 0
 }
 
 func newOpenAPI(service, version, region string, endpoint *url.URL) *openAPI {
@@ -71,8 +89,9 @@ type response struct {
 // call makes a call with keys. One that is refused for the time it is signed with is made
 // again with the server's time. The error is an *Error.
 func (a *openAPI) call(ctx context.Context, keys Keys, op string, params map[string]string) (*response, error) {
+	before := a.skew.offset()
 	r, err := a.callOnce(ctx, keys, op, params)
-	if e, is := errors.AsType[*Error](err); is && isClockCode(e.Code) && a.offset() != 0 {
+	if e, is := errors.AsType[*Error](err); is && isClockCode(e.Code) && a.skew.offset() != before {
 		return a.callOnce(ctx, keys, op, params)
 	}
 	return r, err
@@ -81,15 +100,6 @@ func (a *openAPI) call(ctx context.Context, keys Keys, op string, params map[str
 // isClockCode tells whether a code says that the time of a request is wrong.
 func isClockCode(code string) bool {
 	return strings.HasPrefix(code, "InvalidTimeStamp") || code == "IllegalTimestamp"
-}
-
-// offset is the skew where it is more than what an answer's way and the whole seconds of a
-// Date make of it.
-func (a *openAPI) offset() time.Duration {
-	if skew := time.Duration(a.skew.Load()); skew.Abs() > skewTolerated {
-		return skew
-	}
-	return 0
 }
 
 func (a *openAPI) callOnce(ctx context.Context, keys Keys, op string, params map[string]string) (r *response, err error) {
@@ -106,7 +116,7 @@ func (a *openAPI) callOnce(ctx context.Context, keys Keys, op string, params map
 	// The SDK knows no context, follows redirects with the signed query, and reads
 	// bodies of any length.
 	config.Transport = roundTrip(func(request *http.Request) (*http.Response, error) {
-		if offset := a.offset(); offset != 0 {
+		if offset := a.skew.offset(); offset != 0 {
 			sign(request, time.Now().Add(offset), keys.AccessKeySecret.Reveal())
 		}
 		answer, err := a.transport.RoundTrip(request.WithContext(ctx))
@@ -114,9 +124,8 @@ func (a *openAPI) callOnce(ctx context.Context, keys Keys, op string, params map
 			return nil, err
 		}
 		r.status, r.received = answer.StatusCode, time.Now()
-		if r.served, err = http.ParseTime(answer.Header.Get("Date")); err == nil {
-			a.skew.Store(int64(r.served.Sub(r.received)))
-		}
+		r.served, _ = http.ParseTime(answer.Header.Get("Date"))
+		a.skew.learn(r)
 		if r.status >= 300 && r.status < 400 {
 			_ = answer.Body.Close()
 			return nil, &Error{Op: op, Status: r.status, Message: "the endpoint answers with a redirect, which is not followed: write the address of " + a.service + " itself"}

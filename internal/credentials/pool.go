@@ -163,10 +163,10 @@ func (c *Config) identity(queue string) identity {
 	if c.Base != nil {
 		base = c.Base.identity("")
 	}
-	return sha256.Sum256(fmt.Appendf(nil, "%q %q %q %q %t %q %t %q %t %q %q %d %q %q %q %q %d %q %q %q %q %d %x",
+	return sha256.Sum256(fmt.Appendf(nil, "%q %q %q %q %q %q %q %q %q %q %q %d %q %q %q %q %d %q %q %q %q %d %x",
 		queue, c.Type, c.MessageType,
-		c.AccessKeyID.Reveal(), c.AccessKeyID.FromFile(), c.AccessKeySecret.Reveal(), c.AccessKeySecret.FromFile(),
-		c.SecurityToken.Reveal(), c.SecurityToken.FromFile(),
+		c.AccessKeyID.Reveal(), c.AccessKeyID.File(), c.AccessKeySecret.Reveal(), c.AccessKeySecret.File(),
+		c.SecurityToken.Reveal(), c.SecurityToken.File(),
 		c.Region, c.Endpoint.Reveal(), c.OwnerID, c.RoleARN, c.SessionName, c.ExternalID, c.Policy, c.Duration,
 		c.OIDCProviderARN, c.OIDCTokenFile, c.RoleName, c.URI.Reveal(), c.RefreshBefore, base))
 }

@@ -59,6 +59,13 @@ func TestSharedCredentials(t *testing.T) {
 	token.RefreshBefore = time.Minute
 	require.NotSame(t, sms, get(token, "Alicom-Queue-1-SmsReport"))
 
+	// Two files that hold the same now may hold different keys tomorrow.
+	static := func(path string) credentials.Config {
+		return credentials.Config{Type: credentials.TypeStatic, AccessKeyID: secret("LTAI"), AccessKeySecret: setting.FileSecret(baseSecret, path)}
+	}
+	require.NotSame(t, get(static("/a"), ""), get(static("/b"), ""))
+	require.Same(t, get(static("/a"), "x"), get(static("/a"), "y"))
+
 	stopOne := runAll(t, one)
 	runAll(t, other, sms, up)
 	for _, r := range []*credentials.Refresher{one, sms, up} {

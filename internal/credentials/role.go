@@ -3,6 +3,7 @@ package credentials
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -96,6 +97,7 @@ type oidcRole struct {
 	providerARN, tokenFile string
 	endpoint               *url.URL
 	plain                  *plain
+	skew                   skew
 }
 
 func newOIDCRole(r role, c *Config, endpoint *url.URL) *oidcRole {
@@ -105,9 +107,14 @@ func newOIDCRole(r role, c *Config, endpoint *url.URL) *oidcRole {
 	}
 }
 
-// Retrieve takes the role on.
+// Retrieve takes the role on. A call that is refused for its time is made again with the
+// server's.
 func (p *oidcRole) Retrieve(ctx context.Context) (Keys, error) {
+	before := p.skew.offset()
 	keys, err := p.assume(ctx)
+	if e, is := errors.AsType[*Error](err); is && isClockCode(e.Code) && p.skew.offset() != before {
+		keys, err = p.assume(ctx)
+	}
 	if err != nil {
 		return Keys{}, fmt.Errorf("assume role %s: %w", p.arn, err)
 	}
@@ -121,7 +128,7 @@ func (p *oidcRole) assume(ctx context.Context) (Keys, error) {
 	}
 	form := url.Values{
 		"Action": {opAssumeOIDC}, "Version": {stsVersion}, "Format": {"JSON"},
-		"Timestamp":       {time.Now().UTC().Format("2006-01-02T15:04:05Z")},
+		"Timestamp":       {time.Now().Add(p.skew.offset()).UTC().Format("2006-01-02T15:04:05Z")},
 		"OIDCProviderArn": {p.providerARN}, "OIDCToken": {token},
 	}
 	for name, value := range p.params() {
@@ -136,6 +143,7 @@ func (p *oidcRole) assume(ctx context.Context) (Keys, error) {
 	if err != nil {
 		return Keys{}, err
 	}
+	p.skew.learn(r)
 	var answer assumed
 	if r.status == http.StatusOK {
 		return answer.keys(opAssumeOIDC, r)

@@ -27,6 +27,8 @@ func (s static) Retrieve(context.Context) (Keys, error) {
 	switch {
 	case read.AccessKeyID == "" || read.AccessKeySecret.IsZero():
 		return Keys{}, errors.New("read keys: the file of access_key_id or access_key_secret is empty")
+	case read.SecurityToken.IsZero() && !s.config.SecurityToken.IsZero():
+		return Keys{}, errors.New("read keys: the file of security_token is empty")
 	case !isKey(read.AccessKeyID) || !isKey(read.AccessKeySecret.Reveal()) || !isKey(read.SecurityToken.Reveal()):
 		return Keys{}, errors.New("read keys: the file of a key holds a space or a line break")
 	}

@@ -69,6 +69,9 @@ func (s Secret) Read() (string, error) {
 // FromFile tells whether the secret is the text of a file, which Read reads again.
 func (s Secret) FromFile() bool { return s.file != "" }
 
+// File is the path of that file; empty: it is none.
+func (s Secret) File() string { return s.file }
+
 // IsZero reports whether the secret is unset.
 func (s Secret) IsZero() bool { return s.value == hidden{} }
 

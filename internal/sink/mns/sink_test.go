@@ -290,7 +290,7 @@ func TestDownUntilTheFirstCredential(t *testing.T) {
 	fault(t, server, emulator.Fault{Operation: emulator.OpToken, Status: http.StatusOK, Code: "isv.NO_PERMISSION"})
 	endpoint := open(t, url, tokenConfig(url))
 	s := run(t, endpoint, relay.Down)
-	requireResult(t, relay.Retry, "auth", deliver(t, s, text("a"))[0])
+	requireResult(t, relay.Retry, "no_keys", deliver(t, s, text("a"))[0])
 	require.Eventually(t, func() bool {
 		health, _ := endpoint.Health()
 		return health.State == relay.Down && strings.Contains(health.Reason, "there is no credential: ") && strings.Contains(health.Reason, "isv.NO_PERMISSION")
