@@ -4,10 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
-
-	"mnsrelay/internal/relay"
 )
 
 // cached keeps the keys of a provider for those that ask for other keys with them, as
@@ -61,6 +60,12 @@ func (c *cached) refused(keys Keys) {
 	}
 }
 
+// refusesKeys tells whether a code is about the keys of a request, and not about what they
+// may do: others may do no more.
+func refusesKeys(code string) bool {
+	return strings.HasPrefix(code, "InvalidAccessKeyId") || strings.HasPrefix(code, "InvalidSecurityToken") || code == "SignatureDoesNotMatch"
+}
+
 // withBase asks for keys with those of a base, and where these are refused, with others of
 // the same base, if there are others.
 func withBase(ctx context.Context, base Provider, ask func(context.Context, Keys) (Keys, error)) (Keys, error) {
@@ -77,7 +82,7 @@ func withBase(ctx context.Context, base Provider, ask func(context.Context, Keys
 		got, err := ask(ctx, keys)
 		e, is := errors.AsType[*Error](err)
 		holder, caches := base.(*cached)
-		if refusal != nil || !is || !caches || e.Class() != relay.ClassAuth || isClockCode(e.Code) {
+		if refusal != nil || !is || !caches || !refusesKeys(e.Code) {
 			return got, err
 		}
 		holder.refused(keys)

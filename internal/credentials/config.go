@@ -216,6 +216,8 @@ func (c *Config) problems(types string) (problems []error) {
 			report("uri", "required: write the address that gives keys, or set %s", VariableURI)
 		} else if err != nil || u.Scheme != "http" && u.Scheme != "https" {
 			report("uri", "not an http or https address")
+		} else if u.User != nil {
+			report("uri", "holds a user name, which is not sent: write the address without")
 		}
 	case TypeDefault:
 	case "":
@@ -288,6 +290,9 @@ func (c *Config) baseProblems() (problems []error) {
 
 // Warnings reports what works and is better changed, each a *setting.Problem.
 func (c *Config) Warnings() []error {
+	if c.Type == TypeECSRAMRole { // its server speaks http only, and is the instance's own
+		return nil
+	}
 	u, err := c.Endpoint.Parse()
 	if err != nil || u.Scheme != "http" {
 		return nil

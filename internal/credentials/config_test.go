@@ -79,6 +79,7 @@ func TestValidateReportsEveryProblemByPath(t *testing.T) {
 		{"ecs_ram_role", credentials.Config{Type: credentials.TypeECSRAMRole, RoleName: "a/b", AccessKeyID: secret("LTAI")}, [][2]string{{"role_name", "not the name of a role"}, {"access_key_id", "no meaning"}}},
 		{"credentials_uri", credentials.Config{Type: credentials.TypeCredentialsURI}, [][2]string{{"uri", "set ALIBABA_CLOUD_CREDENTIALS_URI"}}},
 		{"credentials_uri of another scheme", credentials.Config{Type: credentials.TypeCredentialsURI, URI: setting.NewURL("file:///x")}, [][2]string{{"uri", "not an http"}}},
+		{"credentials_uri with a user", credentials.Config{Type: credentials.TypeCredentialsURI, URI: setting.NewURL("http://user:base-Secret@x/")}, [][2]string{{"uri", "user name"}}},
 		{"default", credentials.Config{Type: credentials.TypeDefault, Region: "r"}, [][2]string{{"region", "no meaning"}}},
 		{"static without keys", credentials.Config{Type: credentials.TypeStatic}, [][2]string{
 			{"access_key_id", "required"}, {"access_key_secret", "required"},
