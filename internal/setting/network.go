@@ -34,7 +34,7 @@ func AdviseNetwork(err error) error {
 		advice = "nothing listens there: check host and port, and that the server runs"
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
 		advice = "there is no way to it from here: check the network, and that it lets this machine through"
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+	case HungUp(err):
 		advice = "the server, or something before it, hangs up: check host, port and scheme, and what lies between"
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &network) && network.Timeout():
 		advice = "nobody answers: check host and port, and that no firewall lies between"
@@ -42,4 +42,9 @@ func AdviseNetwork(err error) error {
 		return err
 	}
 	return fmt.Errorf("%w: %s", err, advice)
+}
+
+// HungUp tells whether an error says that the other side has ended the connection.
+func HungUp(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }

@@ -14,6 +14,7 @@ import (
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"mnsrelay/internal/broker"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 )
@@ -54,6 +55,10 @@ func connectTo(ctx context.Context, t target, c *Config, deps relay.SinkDeps) (*
 	what := "connection to " + t.HostPort
 	opened, err := dial(ctx, t, c, deps)
 	if err != nil {
+		if t.Secure && c.TLS.CertFile == "" && hungUp(err) {
+			// What the broker said of it may be lost on the way.
+			return nil, relay.Failing(what, fmt.Errorf("%w; if it asks for a client certificate, set tls.cert_file and tls.key_file", err))
+		}
 		return nil, relay.Failing(what, setting.AdviseNetwork(err))
 	}
 	how, who := "unencrypted", "as "+t.Username
@@ -64,6 +69,13 @@ func connectTo(ctx context.Context, t target, c *Config, deps relay.SinkDeps) (*
 		who = "by client certificate"
 	}
 	return opened, relay.Finding{What: what, Verdict: relay.OK, Text: fmt.Sprintf("%s, logged in %s, vhost %s", how, who, t.vhost)}
+}
+
+// hungUp tells whether the broker ended the connection without a word.
+func hungUp(err error) bool {
+	login, refused := errors.AsType[*broker.LoginError](err)
+	closed, said := errors.AsType[*amqp.Error](err)
+	return setting.HungUp(err) || refused && !login.Refused || said && !closed.Server
 }
 
 // checkTopology looks for exchanges and queues.

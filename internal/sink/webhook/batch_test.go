@@ -99,6 +99,8 @@ func TestBatchConformance(t *testing.T) {
 		Start:    func(t *testing.T) relaytest.FarSide { t.Helper(); return batchFarSide(t) },
 		Timeout:  timeout,
 		Recovery: probe,
+
+		OnlyDelivery: []string{"answers 503", "does not answer", "hangs"},
 	})
 }
 
