@@ -96,7 +96,7 @@ var ErrDrainCut = errors.New("the drain was cut short; what was not confirmed co
 func New(cfg *config.Config, deps Deps) (*App, error) {
 	a := &App{
 		deps: deps, log: deps.Log, started: time.Now(), metrics: newMetrics(deps.Registry),
-		credentials: credentials.NewPool(),
+		credentials: credentials.NewPool(deps.Log),
 		shared:      relay.NewRoom(cfg.InFlight.Messages, int64(cfg.InFlight.Bytes)),
 		reloads:     make(chan reload),
 		stats:       make(map[string]*relay.Stats),

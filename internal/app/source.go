@@ -40,7 +40,7 @@ func (a *App) newSource(c config.Source, routes config.Routes, sinks map[string]
 	}
 	var err error
 	// Sources that have the same credential share its refresher, over reloads too.
-	if s.refresher, err = a.credentials.Refresher(c.Name, &c.Credentials, credentials.Deps{Queue: c.Queue, Log: s.log}); err != nil {
+	if s.refresher, err = a.credentials.Refresher(&c.Credentials, c.Queue); err != nil {
 		return nil, err
 	}
 	s.queue, err = mns.NewSource(mns.Config{
@@ -134,7 +134,7 @@ func (s *source) start(receive, work, connected context.Context, supervise func(
 	connected, disconnect := context.WithCancel(connected)
 	s.stop, s.cutDrain = stop, cutDrain
 	var connections sync.WaitGroup
-	connections.Go(func() { supervise("credential of source "+s.cfg.Name, s.refresher.Run(connected)) })
+	connections.Go(func() { supervise("credential of source "+s.cfg.Name, s.refresher.Run(connected, s.cfg.Name)) })
 	connections.Go(func() { s.watchDepth(connected) })
 	go func() {
 		defer close(s.ended)

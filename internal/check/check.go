@@ -29,11 +29,20 @@ const atOnce = 16
 type Options struct {
 	// Instance is what this process calls itself to the far sides.
 	Instance string
-	// Timeout bounds each source and each sink.
+	// Timeout bounds each credential, each queue and each sink.
 	Timeout time.Duration
 	// STS is asked whose keys they are where the configuration does not say; nil: STS of
 	// Alibaba Cloud, about sources that have their queue there.
 	STS *url.URL
+}
+
+// bounded gives look the time that a part may take.
+func (o Options) bounded(look func(context.Context) []relay.Finding) func(context.Context) []relay.Finding {
+	return func(ctx context.Context) []relay.Finding {
+		ctx, cancel := context.WithTimeout(ctx, o.Timeout)
+		defer cancel()
+		return look(ctx)
+	}
 }
 
 // Kind is what a part of a configuration is.
@@ -86,17 +95,15 @@ func Run(ctx context.Context, cfg *config.Config, o Options) (Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	parts := slices.Concat(sources, sinks, []*part{{kind: Ledger, look: func(ctx context.Context) []relay.Finding {
+	parts := slices.Concat(sources, sinks, []*part{{kind: Ledger, look: o.bounded(func(ctx context.Context) []relay.Finding {
 		return ledger.Check(ctx, cfg.Ledger, ledger.Deps{Log: zap.NewNop()})
-	}}})
+	})}})
 	var looking sync.WaitGroup
 	slots := make(chan struct{}, atOnce)
 	for _, p := range parts {
 		slots <- struct{}{}
 		looking.Go(func() {
 			defer func() { <-slots }()
-			ctx, cancel := context.WithTimeout(ctx, o.Timeout)
-			defer cancel()
 			p.findings = p.look(ctx)
 		})
 	}
@@ -116,7 +123,7 @@ func Run(ctx context.Context, cfg *config.Config, o Options) (Report, error) {
 // newSources makes the parts that look at sources. Those that share a credential fetch it
 // once.
 func newSources(cfg *config.Config, o Options) ([]*part, error) {
-	pool := credentials.NewPool()
+	pool := credentials.NewPool(zap.NewNop())
 	type holder struct {
 		once    sync.Once
 		finding relay.Finding
@@ -125,7 +132,7 @@ func newSources(cfg *config.Config, o Options) ([]*part, error) {
 	var parts []*part
 	for i := range cfg.Sources {
 		c := &cfg.Sources[i]
-		refresher, err := pool.Refresher(c.Name, &c.Credentials, credentials.Deps{Queue: c.Queue, Log: zap.NewNop()})
+		refresher, err := pool.Refresher(&c.Credentials, c.Queue)
 		if err != nil {
 			return nil, fmt.Errorf("make source %q: %w", c.Name, err)
 		}
@@ -140,11 +147,16 @@ func newSources(cfg *config.Config, o Options) ([]*part, error) {
 		}
 		parts = append(parts, &part{kind: Source, name: c.Name, look: func(ctx context.Context) []relay.Finding {
 			defer queue.Close()
-			h.once.Do(func() { h.finding = refresher.Check(ctx, &c.Credentials, stsFor(c, o)) })
+			h.once.Do(func() {
+				o.bounded(func(ctx context.Context) []relay.Finding {
+					h.finding = refresher.Check(ctx, &c.Credentials, stsFor(c, o))
+					return nil
+				})(ctx)
+			})
 			if h.finding.Verdict == relay.Failed {
 				return []relay.Finding{h.finding}
 			}
-			return append([]relay.Finding{h.finding}, queue.CheckSource(ctx)...)
+			return append([]relay.Finding{h.finding}, o.bounded(queue.CheckSource)(ctx)...)
 		}})
 	}
 	return parts, nil
@@ -177,7 +189,7 @@ func newSinks(cfg *config.Config, o Options) ([]*part, error) {
 			return nil, fmt.Errorf("sink %q cannot be looked at", c.Name)
 		}
 		endpoints[c.Name] = endpoint
-		parts = append(parts, &part{kind: Sink, name: c.Name, look: checker.Check})
+		parts = append(parts, &part{kind: Sink, name: c.Name, look: o.bounded(checker.Check)})
 	}
 	bind := func(sink, route string, with relay.Overrides) error {
 		if _, err := endpoints[sink].Bind(with); err != nil {

@@ -199,9 +199,7 @@ func (d *decoder) checkCredentials(path string, s *Source) {
 		return
 	}
 	d.validated(path, c.Validate())
-	if u, err := c.Endpoint.Parse(); err == nil && u.Scheme == "http" && !loopback(u.Hostname()) {
-		d.warn(join(path, "endpoint"), "is http://: the token's secret crosses the network unencrypted; write https://")
-	}
+	d.warned(path, c.Warnings())
 	d.checkChain(path, c)
 }
 
@@ -280,10 +278,15 @@ func (d *decoder) checkSink(s *Sink) {
 	path := join("sinks", s.Name)
 	d.validated(path, s.Settings.Validate())
 	if warns, can := s.Settings.(interface{ Warnings() []error }); can {
-		for _, err := range warns.Warnings() {
-			where, message := d.located(path, err)
-			d.warn(where, "%s", message)
-		}
+		d.warned(path, warns.Warnings())
+	}
+}
+
+// warned passes on what the owner of a part warns of.
+func (d *decoder) warned(owner string, warnings []error) {
+	for _, err := range warnings {
+		path, message := d.located(owner, err)
+		d.warn(path, "%s", message)
 	}
 }
 
@@ -502,9 +505,4 @@ func firstOr(names []string, fallback string) string {
 		return names[0]
 	}
 	return fallback
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

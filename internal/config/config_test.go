@@ -411,7 +411,7 @@ sinks:
 		`relay.yaml:7:9: sources.a.to: the route all takes the source a to this sink too: each message is delivered twice`,
 		`relay.yaml:9:12: sources.b.queue: the source a receives from it too: each gets a part of the messages`,
 		`relay.yaml:10:15: sources.b.endpoint: is http://: messages and tokens cross the network unencrypted; write https://`,
-		`relay.yaml:14:17: sources.b.credentials.endpoint: is http://: the token's secret crosses the network unencrypted; write https://`,
+		`relay.yaml:14:17: sources.b.credentials.endpoint: is http://: keys and tokens travel unencrypted; write https://`,
 		`relay.yaml:25:30: sinks.hook.url: is http://: messages and headers travel unencrypted; write https://`,
 		`relay.yaml:27:3: sinks.unused: no route leads to it, and no source has it for its dead letters`,
 	}, lines)

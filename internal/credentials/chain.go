@@ -33,12 +33,23 @@ const (
 // chain finds keys in the usual places: the environment, a projected token (RRSA), the
 // profile file of the command line, the ECS metadata server, a credentials URI. The first
 // place that holds anything is the one, and its failure the chain's: going on to the next
-// would sign as somebody else for as long as the first is out of order.
+// would sign as somebody else for as long as the first is out of order. The place that has
+// given keys once is the only one from then on.
 type chain struct {
 	make func(*Config) (Provider, error)
 
-	mu       sync.Mutex
-	instance Provider // the metadata server, once it has answered
+	mu    sync.Mutex
+	found string // the place that has given keys; empty: none yet
+}
+
+// metadataServer names that place.
+const metadataServer = "the metadata server"
+
+// place is where keys may be.
+type place struct {
+	name string
+	// find gives the keys of the place; found is false where nothing is set up there.
+	find func(ctx context.Context) (keys Keys, found bool, err error)
 }
 
 // probeTimeout is how long the chain waits for a metadata server, which most machines do
@@ -50,31 +61,55 @@ var errNoKeys = errors.New("find keys: there are none in the environment (" + Va
 	"), no projected token (" + VariableOIDCTokenFile + ", " + VariableRoleARN + " and " + VariableOIDCProviderARN +
 	"), no profile in ~/.aliyun/config.json, no role of an ECS instance and no " + VariableURI + ": set one of them up, or write credentials")
 
+func (c *chain) places() []place {
+	return []place{
+		{"the environment", c.configured(environment)},
+		{"the projected token", c.configured(rrsa)},
+		{"the profile file", c.configured(profile)},
+		{metadataServer, c.ofInstance},
+		{"the credentials URI", c.configured(credentialsURI)},
+	}
+}
+
 // Retrieve gives keys of the place that has them.
 func (c *chain) Retrieve(ctx context.Context) (Keys, error) {
-	config, err := configured()
-	if err != nil {
-		return Keys{}, err
-	}
-	if config == nil {
-		keys, found, err := c.ofInstance(ctx)
+	c.mu.Lock()
+	only := c.found
+	c.mu.Unlock()
+	for _, p := range c.places() {
+		if only != "" && only != p.name {
+			continue
+		}
+		keys, found, err := p.find(ctx)
 		switch {
-		case found:
-			return keys, err
-		case os.Getenv(VariableURI) == "":
-			return Keys{}, errNoKeys
+		case !found && only != "":
+			return Keys{}, fmt.Errorf("find keys: %s had them and holds none now: put them back, or restart the relay to look elsewhere", p.name)
+		case !found:
+			continue
+		case err == nil, p.name == metadataServer: // whose answer shows that it is there
+			c.mu.Lock()
+			c.found = p.name
+			c.mu.Unlock()
 		}
-		config = &Config{Type: TypeCredentialsURI}
-		config.Defaults(os.Getenv)
-		if err := config.Validate(); err != nil {
-			return Keys{}, fmt.Errorf("find keys: %s: %w", VariableURI, err)
+		return keys, err
+	}
+	return Keys{}, errNoKeys
+}
+
+// configured makes a place of what tells how keys are to be had; nil: nothing is set there.
+func (c *chain) configured(read func() (*Config, error)) func(context.Context) (Keys, bool, error) {
+	return func(ctx context.Context) (Keys, bool, error) {
+		config, err := read()
+		if config == nil {
+			return Keys{}, err != nil, err
 		}
+		p, err := c.make(config)
+		if err != nil {
+			return Keys{}, true, err
+		}
+		keys, err := p.Retrieve(ctx)
+		return keys, true, err
 	}
-	p, err := c.make(config)
-	if err != nil {
-		return Keys{}, err
-	}
-	return p.Retrieve(ctx)
 }
 
 // changes says that what the chain finds may be other keys the next time.
@@ -85,51 +120,74 @@ func (c *chain) ofInstance(ctx context.Context) (keys Keys, found bool, err erro
 	if os.Getenv(VariableNoMetadata) == "true" {
 		return Keys{}, false, nil
 	}
-	c.mu.Lock()
-	known := c.instance
-	c.mu.Unlock()
-	if known != nil {
-		keys, err = known.Retrieve(ctx)
-		return keys, true, err
-	}
 	config := &Config{Type: TypeECSRAMRole}
 	config.Defaults(os.Getenv)
 	p, err := c.make(config)
 	if err != nil {
-		return Keys{}, false, err
-	}
-	probe, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	keys, err = p.Retrieve(probe)
-	if e, is := errors.AsType[*Error](err); is && (e.Status == 0 || e.Status == http.StatusNotFound) {
-		return Keys{}, false, nil // no server, or an instance without a role
+		return Keys{}, true, err
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.instance = p
+	known := c.found == metadataServer || config.RoleName != ""
+	c.mu.Unlock()
+	if !known {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, probeTimeout)
+		defer cancel()
+	}
+	keys, err = p.Retrieve(ctx)
+	if e, is := errors.AsType[*Error](err); is && !known && (e.Status == 0 || e.Status == http.StatusNotFound) {
+		return Keys{}, false, nil // no server, or an instance without a role
+	}
 	return keys, true, err
 }
 
 // configured gives the first place that something was set for: the environment, RRSA, the
 // profile file; nil: none of them.
 func configured() (*Config, error) {
-	switch {
-	case os.Getenv(VariableAccessKeyID) != "" && os.Getenv(VariableAccessKeySecret) != "":
-		return &Config{
-			Type:            TypeStatic,
-			AccessKeyID:     setting.NewSecret(os.Getenv(VariableAccessKeyID)),
-			AccessKeySecret: setting.NewSecret(os.Getenv(VariableAccessKeySecret)),
-			SecurityToken:   setting.NewSecret(os.Getenv(VariableSecurityToken)),
-		}, nil
-	case os.Getenv(VariableOIDCTokenFile) != "" && os.Getenv(VariableOIDCProviderARN) != "" && os.Getenv(VariableRoleARN) != "":
-		c := &Config{Type: TypeOIDCRoleARN}
-		c.Defaults(os.Getenv)
-		if err := c.Validate(); err != nil {
-			return nil, fmt.Errorf("find keys in the environment: %w", err)
+	for _, read := range []func() (*Config, error){environment, rrsa, profile} {
+		if c, err := read(); c != nil || err != nil {
+			return c, err
 		}
-		return c, nil
 	}
-	return profile()
+	return nil, nil //nolint:nilnil // nothing is set
+}
+
+// environment gives the keys of the environment.
+func environment() (*Config, error) {
+	if os.Getenv(VariableAccessKeyID) == "" || os.Getenv(VariableAccessKeySecret) == "" {
+		return nil, nil //nolint:nilnil // nothing is set
+	}
+	return &Config{
+		Type:            TypeStatic,
+		AccessKeyID:     setting.NewSecret(os.Getenv(VariableAccessKeyID)),
+		AccessKeySecret: setting.NewSecret(os.Getenv(VariableAccessKeySecret)),
+		SecurityToken:   setting.NewSecret(os.Getenv(VariableSecurityToken)),
+	}, nil
+}
+
+// rrsa gives the role that ACK has set up for the pod.
+func rrsa() (*Config, error) {
+	if os.Getenv(VariableOIDCTokenFile) == "" || os.Getenv(VariableOIDCProviderARN) == "" || os.Getenv(VariableRoleARN) == "" {
+		return nil, nil //nolint:nilnil // nothing is set
+	}
+	return fromEnvironment(TypeOIDCRoleARN)
+}
+
+// credentialsURI gives the address that is asked last.
+func credentialsURI() (*Config, error) {
+	if os.Getenv(VariableURI) == "" {
+		return nil, nil //nolint:nilnil // nothing is set
+	}
+	return fromEnvironment(TypeCredentialsURI)
+}
+
+func fromEnvironment(t Type) (*Config, error) {
+	c := &Config{Type: t}
+	c.Defaults(os.Getenv)
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("find keys in the environment: %w", err)
+	}
+	return c, nil
 }
 
 // profile reads the profile file of Alibaba Cloud's command line (aliyun configure); nil:

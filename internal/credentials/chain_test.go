@@ -32,7 +32,7 @@ func chainKeys(t *testing.T) (credentials.Keys, error) {
 	t.Helper()
 	c := &credentials.Config{Type: credentials.TypeDefault}
 	c.Defaults(os.Getenv)
-	p, err := c.Provider(credentials.Deps{})
+	p, err := c.Provider("")
 	require.NoError(t, err)
 	keys, err := p.Retrieve(t.Context())
 	if err != nil {
@@ -97,4 +97,47 @@ func TestChain(t *testing.T) {
 	keys, err = chainKeys(t)
 	require.NoError(t, err)
 	require.Equal(t, baseID, keys.AccessKeyID)
+}
+
+// The place that has given keys is the one that is asked from then on: while it is out of
+// order, nothing is signed as somebody else.
+func TestTheChainStaysWithAPlace(t *testing.T) {
+	noChain(t)
+	grant := func(id string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, `{"Code":"Success","AccessKeyId":"`+id+`","AccessKeySecret":"s","SecurityToken":"t","Expiration":"`+time.Now().UTC().Add(time.Hour).Format(time.RFC3339)+`"}`)
+		}
+	}
+	profile := func() string {
+		folder := filepath.Join(os.Getenv("HOME"), ".aliyun")
+		require.NoError(t, os.MkdirAll(folder, 0o700))
+		path := filepath.Join(folder, "config.json")
+		require.NoError(t, os.WriteFile(path, []byte(`{"current": "a", "profiles": [{"name": "a", "mode": "AK", "access_key_id": "LTAIprofile", "access_key_secret": "base-Secret"}]}`), 0o600))
+		return path
+	}
+	c := &credentials.Config{Type: credentials.TypeDefault}
+	path := profile()
+	p, err := c.Provider("")
+	require.NoError(t, err)
+	_, err = p.Retrieve(t.Context())
+	require.NoError(t, err)
+	t.Setenv("ALIBABA_CLOUD_CREDENTIALS_URI", serve(t, grant("STS.uri")))
+	require.NoError(t, os.Remove(path))
+	_, err = p.Retrieve(t.Context())
+	require.EqualError(t, err, "find keys: the profile file had them and holds none now: put them back, or restart the relay to look elsewhere")
+	profile()
+	keys, err := p.Retrieve(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "LTAIprofile", keys.AccessKeyID)
+
+	require.NoError(t, os.Remove(path))
+	p, err = c.Provider("")
+	require.NoError(t, err)
+	keys, err = p.Retrieve(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "STS.uri", keys.AccessKeyID)
+	profile()
+	keys, err = p.Retrieve(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "STS.uri", keys.AccessKeyID, "a place that comes up later is none")
 }

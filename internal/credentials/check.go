@@ -17,12 +17,13 @@ import (
 // where c does not say. It is for a refresher that does not run.
 func (r *Refresher) Check(ctx context.Context, c *Config, sts *url.URL) relay.Finding {
 	const what = "credential"
-	if err := r.turn(ctx); err != nil {
+	if err := r.turns.wait(ctx, atStake); err != nil {
 		return relay.Failing(what, fmt.Errorf("not asked for in time: %w", err))
 	}
-	r.settle(r.provider.Retrieve(ctx))
-	keys, err := r.Current()
-	if err != nil {
+	begun := time.Now()
+	keys, err := r.provider.Retrieve(ctx)
+	r.settle(keys, err, begun)
+	if keys, err = r.Current(); err != nil {
 		r.mu.Lock()
 		if r.failure != nil { // Current says no more than that there are none
 			err = r.failure
@@ -117,7 +118,7 @@ func (r *Refresher) owner(ctx context.Context, keys Keys, sts *url.URL) Owner {
 			return Owner{}
 		}
 	}
-	answer, err := newOpenAPI("STS", stsVersion, Presets()[0].Region, sts).call(ctx, keys, opCallerIdentity, nil)
+	answer, err := newOpenAPI("STS", stsVersion, Presets()[0].Region, sts, nil).call(ctx, keys, opCallerIdentity, nil)
 	if err != nil {
 		return Owner{}
 	}

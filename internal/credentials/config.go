@@ -289,19 +289,27 @@ func (c *Config) baseProblems() (problems []error) {
 }
 
 // Warnings reports what works and is better changed, each a *setting.Problem.
-func (c *Config) Warnings() []error {
-	if c.Type == TypeECSRAMRole { // its server speaks http only, and is the instance's own
-		return nil
+func (c *Config) Warnings() []error { return c.warnings("") }
+
+func (c *Config) warnings(path string) (warnings []error) {
+	warn := func(name string, address setting.URL) {
+		if u, err := address.Parse(); err == nil && u.Scheme == "http" && !isLoopback(u.Hostname()) {
+			warnings = append(warnings, setting.Problemf(path+name, "is http://: keys and tokens travel unencrypted; write https://"))
+		}
 	}
-	u, err := c.Endpoint.Parse()
-	if err != nil || u.Scheme != "http" {
-		return nil
+	if c.Type != TypeECSRAMRole { // its server speaks http only, and is the instance's own
+		warn("endpoint", c.Endpoint)
 	}
-	addr, err := netip.ParseAddr(u.Hostname())
-	if u.Hostname() == "localhost" || err == nil && addr.Unmap().IsLoopback() {
-		return nil
+	warn("uri", c.URI)
+	if c.Base != nil {
+		warnings = append(warnings, c.Base.warnings(path+"base.")...)
 	}
-	return []error{setting.Problemf("endpoint", "is http://: the token and its secret travel unencrypted; write https://")}
+	return warnings
+}
+
+func isLoopback(host string) bool {
+	addr, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && addr.Unmap().IsLoopback()
 }
 
 // keyProblems checks keys that are written out.
@@ -399,13 +407,8 @@ func checkEndpoint(endpoint setting.URL) error {
 	return nil
 }
 
-// Deps are what providers and refreshers are made with.
-type Deps struct {
-	// Queue is the queue that an mns_token is for.
-	Queue string
-	Log   *zap.Logger
-}
-
 // Provider makes the provider of a validated Config, that shares nothing with others. It
-// connects to nothing.
-func (c *Config) Provider(deps Deps) (Provider, error) { return NewPool().provider(c, deps.Queue) }
+// connects to nothing. queue is what an mns_token is for.
+func (c *Config) Provider(queue string) (Provider, error) {
+	return NewPool(zap.NewNop()).provider(c, queue)
+}

@@ -1,12 +1,12 @@
 package credentials_test
 
 import (
+	"errors"
 	"os"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"go.uber.org/zap"
 
 	"mnsrelay/internal/credentials"
 	"mnsrelay/internal/setting"
@@ -169,11 +169,24 @@ func TestWarningsOfAnEndpointInTheClear(t *testing.T) {
 		config := credentials.Config{Type: credentials.TypeMNSToken, Endpoint: setting.NewURL(endpoint)}
 		require.Equal(t, warned, len(config.Warnings()) == 1, endpoint)
 	}
+	var paths []string
+	for _, err := range (&credentials.Config{
+		Type: credentials.TypeRAMRoleARN, Endpoint: setting.NewURL("http://sts.example.com"), Base: &credentials.Config{
+			Type: credentials.TypeRAMRoleARN, Endpoint: setting.NewURL("http://sts.example.com"),
+			Base: &credentials.Config{Type: credentials.TypeCredentialsURI, URI: setting.NewURL("http://keys.example.com/x")},
+		},
+	}).Warnings() {
+		problem, is := errors.AsType[*setting.Problem](err)
+		require.True(t, is)
+		paths = append(paths, problem.Path)
+	}
+	require.Equal(t, []string{"endpoint", "base.endpoint", "base.base.uri"}, paths)
+	require.Empty(t, (&credentials.Config{Type: credentials.TypeECSRAMRole, Endpoint: setting.NewURL("http://100.100.100.200")}).Warnings())
 }
 
 func TestProviderOfStaticKeys(t *testing.T) {
 	config := credentials.Config{Type: credentials.TypeStatic, AccessKeyID: secret("LTAI"), AccessKeySecret: secret(baseSecret), SecurityToken: secret(baseToken)}
-	provider, err := config.Provider(credentials.Deps{Log: zap.NewNop()})
+	provider, err := config.Provider("")
 	require.NoError(t, err)
 	keys, err := provider.Retrieve(t.Context())
 	require.NoError(t, err)
@@ -188,13 +201,13 @@ func TestProviderRefusesWhatItCannotDo(t *testing.T) {
 	}
 	t.Run("a token for no queue", func(t *testing.T) {
 		config := token()
-		_, err := config.Provider(credentials.Deps{})
+		_, err := config.Provider("")
 		require.ErrorContains(t, err, "none is named")
 	})
 	t.Run("an environment that makes the SDK print secrets", func(t *testing.T) {
 		t.Setenv("DEBUG", "tea,sdk")
 		config := token()
-		_, err := config.Provider(credentials.Deps{Queue: "q"})
+		_, err := config.Provider("q")
 		require.ErrorContains(t, err, "unset it")
 	})
 }

@@ -58,7 +58,7 @@ func TestEmulatorIssuesTokens(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			config := config
 			tt.change(&config)
-			retriever, err := config.Provider(credentials.Deps{Queue: name})
+			retriever, err := config.Provider(name)
 			require.NoError(t, err)
 			keys, err := retriever.Retrieve(t.Context())
 			if tt.code == "" {
@@ -80,14 +80,14 @@ func TestEmulatorIssuesTokens(t *testing.T) {
 // server does wrong: at no moment is there no token, or one that has ended.
 func TestEmulatorTokensOfThreeSeconds(t *testing.T) {
 	server, config, name := startEmulator(t, 3*time.Second)
-	provider, err := config.Provider(credentials.Deps{Queue: name})
+	provider, err := config.Provider(name)
 	require.NoError(t, err)
 	core, logs := observer.New(zapcore.DebugLevel)
-	refresher := credentials.NewRefresher("sms", provider, &config, credentials.Deps{Log: zap.New(core)})
+	refresher := credentials.NewRefresher(provider, &config, zap.New(core))
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
 	defer cancel()
 	ended := make(chan error, 1)
-	go func() { ended <- refresher.Run(ctx) }()
+	go func() { ended <- refresher.Run(ctx, "sms") }()
 	<-refresher.Ready()
 
 	faults := []emulator.Fault{
@@ -131,7 +131,7 @@ func TestEmulatorTokensOfThreeSeconds(t *testing.T) {
 
 func TestEmulatorWithAnotherClock(t *testing.T) {
 	server, config, name := startEmulator(t, time.Hour)
-	retriever, err := config.Provider(credentials.Deps{Queue: name})
+	retriever, err := config.Provider(name)
 	require.NoError(t, err)
 	for _, offset := range []time.Duration{10 * time.Minute, -10 * time.Minute} {
 		server.SetClockOffset(offset)

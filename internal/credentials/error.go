@@ -110,20 +110,17 @@ func (e *Error) mend() string {
 	return ""
 }
 
-// same tells whether two failures are the same to whoever reads the log.
-func same(a, b error) bool {
-	if a == nil || b == nil {
-		return a == nil && b == nil
+// kindOf names what a failure is to whoever reads the log: of two of the same kind, one is
+// told.
+func kindOf(err error) string {
+	e, is := errors.AsType[*Error](err)
+	switch {
+	case !is:
+		return err.Error()
+	case e.Code != "":
+		return fmt.Sprintf("%s %s %d", e.Op, e.Code, e.Status)
 	}
-	return stable(a) == stable(b)
-}
-
-func stable(err error) string {
-	text := err.Error()
-	if e, ok := errors.AsType[*Error](err); ok {
-		text = strings.ReplaceAll(text, e.Error(), e.summary())
-	}
-	return text
+	return strings.ReplaceAll(err.Error(), e.Error(), e.summary())
 }
 
 // networkError makes an Error of a call that got no answer. It does not keep err

@@ -18,10 +18,12 @@ type plain struct {
 	// service is the server's name for people.
 	service   string
 	transport *http.Transport
+	// conceal are parts of the address that its answers may quote and nobody may see.
+	conceal []string
 }
 
-func newPlain(service string, proxy func(*http.Request) (*url.URL, error)) *plain {
-	return &plain{service: service, transport: newHTTPTransport(proxy)}
+func newPlain(service string, proxy func(*http.Request) (*url.URL, error), conceal ...string) *plain {
+	return &plain{service: service, transport: newHTTPTransport(proxy), conceal: conceal}
 }
 
 // do makes a request and reads its answer, whatever its status. The error is an *Error.
@@ -66,7 +68,11 @@ func (p *plain) readGrant(op string, r *response) (Keys, error) {
 	}
 	e.Code = identifier(g.Code)
 	if r.status != http.StatusOK || e.Code != codeSuccess {
-		if e.Message = oneLine(g.Message); e.Message == "" {
+		message := g.Message
+		for _, secret := range p.conceal {
+			message = strings.ReplaceAll(message, secret, "***")
+		}
+		if e.Message = oneLine(message); e.Message == "" {
 			e.Message = "it gives no keys"
 		}
 		return Keys{}, e

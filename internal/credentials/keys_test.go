@@ -55,7 +55,7 @@ func TestKeysDoNotPrintTheirSecrets(t *testing.T) {
 	}
 	requireNoSecret(t, config)
 	requireNoSecret(t, &config)
-	provider, err := config.Provider(credentials.Deps{})
+	provider, err := config.Provider("")
 	require.NoError(t, err)
 	requireNoSecret(t, provider)
 }

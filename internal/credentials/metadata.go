@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -30,7 +31,7 @@ type ecsRole struct {
 
 func newECSRole(name string, endpoint *url.URL) *ecsRole {
 	// The address is the instance's own: no proxy has a way to it.
-	return &ecsRole{name: name, endpoint: endpoint, plain: newPlain("the metadata server", nil)}
+	return &ecsRole{name: name, endpoint: endpoint, plain: newPlain(metadataServer, nil)}
 }
 
 // Retrieve asks for the keys of the role.
@@ -113,6 +114,21 @@ func (p *ecsRole) refused(r *response, message string) error {
 type uriKeys struct {
 	address string
 	plain   *plain
+}
+
+func newURIKeys(address *url.URL) *uriKeys {
+	// Its path and query may be what guards the keys.
+	var secrets []string
+	for _, values := range address.Query() {
+		for _, value := range values {
+			secrets = append(secrets, value, url.QueryEscape(value))
+		}
+	}
+	secrets = append(secrets, address.RawQuery, strings.Trim(address.EscapedPath(), "/"), strings.Trim(address.Path, "/"))
+	secrets = slices.DeleteFunc(secrets, func(s string) bool { return s == "" })
+	// The longest first: what holds another is gone before that one would break it up.
+	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) })
+	return &uriKeys{address: address.String(), plain: newPlain("the credentials URI", http.ProxyFromEnvironment, secrets...)}
 }
 
 const opURI = "GetCredentials"

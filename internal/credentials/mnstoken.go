@@ -32,19 +32,19 @@ type mnsToken struct {
 	base               Provider
 }
 
-func newMNSToken(c *Config, queue string, endpoint *url.URL, base Provider) *mnsToken {
+func newMNSToken(c *Config, queue string, endpoint *url.URL, base Provider, turns *turns) *mnsToken {
 	return &mnsToken{
 		queue:       queue,
 		messageType: c.MessageType,
 		ownerID:     c.OwnerID,
-		api:         newOpenAPI("Dybaseapi", dybaseVersion, c.Region, endpoint),
+		api:         newOpenAPI("Dybaseapi", dybaseVersion, c.Region, endpoint, turns),
 		base:        base,
 	}
 }
 
 // Retrieve asks for a token with keys of the base.
 func (m *mnsToken) Retrieve(ctx context.Context) (Keys, error) {
-	keys, err := withBase(ctx, m.base, m.query)
+	keys, err := withBase(ctx, m.base, m.api.turns, m.query)
 	if err != nil {
 		return Keys{}, fmt.Errorf("get token for queue %q: %w", m.queue, err)
 	}

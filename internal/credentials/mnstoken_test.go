@@ -46,7 +46,7 @@ func tokenConfig(endpoint string) credentials.Config {
 func provider(t *testing.T, config credentials.Config) credentials.Provider {
 	t.Helper()
 	require.NoError(t, config.Validate())
-	p, err := config.Provider(credentials.Deps{Queue: queue, Log: zap.NewNop()})
+	p, err := config.Provider(queue)
 	require.NoError(t, err)
 	return p
 }

@@ -37,6 +37,7 @@ type openAPI struct {
 	region           string
 	endpoint         *url.URL
 	transport        *http.Transport
+	turns            *turns
 
 	// The SDK signs with the local time, which the server refuses where it is 15 minutes
 	// off.
@@ -62,8 +63,11 @@ func (s *skew) offset() time.Duration {
 	return 0
 }
 
-func newOpenAPI(service, version, region string, endpoint *url.URL) *openAPI {
-	return &openAPI{service: service, version: version, region: region, endpoint: endpoint, transport: newHTTPTransport(http.ProxyFromEnvironment)}
+func newOpenAPI(service, version, region string, endpoint *url.URL, turns *turns) *openAPI {
+	return &openAPI{
+		service: service, version: version, region: region, endpoint: endpoint,
+		transport: newHTTPTransport(http.ProxyFromEnvironment), turns: turns,
+	}
 }
 
 // newHTTPTransport makes a connection a call: minutes pass between two, and a stale
@@ -91,7 +95,7 @@ type response struct {
 func (a *openAPI) call(ctx context.Context, keys Keys, op string, params map[string]string) (*response, error) {
 	before := a.skew.offset()
 	r, err := a.callOnce(ctx, keys, op, params)
-	if e, is := errors.AsType[*Error](err); is && isClockCode(e.Code) && a.skew.offset() != before {
+	if e, is := errors.AsType[*Error](err); is && isClockCode(e.Code) && a.skew.offset() != before && a.turns.wait(ctx, underWay) == nil {
 		return a.callOnce(ctx, keys, op, params)
 	}
 	return r, err

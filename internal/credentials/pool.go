@@ -1,71 +1,84 @@
 package credentials
 
 import (
-	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"net/http"
+	"maps"
 	"net/url"
 	"os"
 	"slices"
 	"strings"
 	"sync"
+	"weak"
 
-	"golang.org/x/time/rate"
+	"go.uber.org/zap"
 )
 
-// callsPerSecond bounds how often all refreshers of a pool together ask for keys: STS and
-// Dybaseapi refuse an account that asks more often.
-const callsPerSecond = 10
-
 // Pool gives those that have the same credential the same refresher, and those whose
-// credentials have the same base the same keys of that base. It is safe for concurrent use.
+// credentials have the same base the same keys of that base, as long as anyone uses them. It
+// is safe for concurrent use.
 type Pool struct {
-	limit *rate.Limiter
+	log   *zap.Logger
+	turns *turns
 
-	mu         sync.Mutex
-	refreshers map[identity]*Refresher
-	bases      map[identity]*cached
+	refreshers shared[Refresher]
+	bases      shared[cached]
 }
 
 // NewPool makes an empty pool.
-func NewPool() *Pool {
-	return &Pool{
-		limit:      rate.NewLimiter(callsPerSecond, 1),
-		refreshers: make(map[identity]*Refresher), bases: make(map[identity]*cached),
-	}
-}
+func NewPool(log *zap.Logger) *Pool { return &Pool{log: log, turns: &turns{}} }
 
-// Refresher gives the refresher of a validated Config; the first to ask for it names it.
-func (p *Pool) Refresher(name string, c *Config, deps Deps) (*Refresher, error) {
-	id := c.identity(deps.Queue)
-	p.mu.Lock()
-	r := p.refreshers[id]
-	p.mu.Unlock()
-	if r != nil {
-		return r, nil
-	}
-	provider, err := p.provider(c, deps.Queue)
-	if err != nil {
-		return nil, err
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if r = p.refreshers[id]; r == nil {
-		r = p.refresher(name, provider, c, deps)
-		p.refreshers[id] = r
-	}
-	return r, nil
+// Refresher gives the refresher of a validated Config; queue is what an mns_token is for.
+func (p *Pool) Refresher(c *Config, queue string) (*Refresher, error) {
+	return p.refreshers.get(c.identity(queue), func() (*Refresher, error) {
+		provider, err := p.provider(c, queue)
+		if err != nil {
+			return nil, err
+		}
+		return p.refresher(provider, c), nil
+	})
 }
 
 // refresher makes one that waits for its turn, unless it asks no server.
-func (p *Pool) refresher(name string, provider Provider, c *Config, deps Deps) *Refresher {
-	r := NewRefresher(name, provider, c, deps)
+func (p *Pool) refresher(provider Provider, c *Config) *Refresher {
+	r := NewRefresher(provider, c, p.log)
 	if c.Type != TypeStatic {
-		r.turn = p.limit.Wait
+		r.turns = p.turns
 	}
 	return r
+}
+
+// shared holds what those have in common that have the same identity; what nobody holds any
+// more is forgotten. The zero value is empty.
+type shared[T any] struct {
+	mu  sync.Mutex
+	all map[identity]weak.Pointer[T]
+}
+
+// get gives what id has, and makes it where there is none.
+func (s *shared[T]) get(id identity, create func() (*T, error)) (*T, error) {
+	s.mu.Lock()
+	known := s.all[id].Value()
+	s.mu.Unlock()
+	if known != nil {
+		return known, nil
+	}
+	created, err := create() // which may ask for a base of its own
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if known = s.all[id].Value(); known != nil {
+		return known, nil
+	}
+	maps.DeleteFunc(s.all, func(_ identity, p weak.Pointer[T]) bool { return p.Value() == nil })
+	if s.all == nil {
+		s.all = make(map[identity]weak.Pointer[T])
+	}
+	s.all[id] = weak.Make(created)
+	return created, nil
 }
 
 // provider makes the provider of a validated Config.
@@ -84,7 +97,11 @@ func (p *Pool) make(c *Config, queue string) (Provider, error) {
 	case TypeDefault:
 		return &chain{make: func(c *Config) (Provider, error) { return p.make(c, "") }}, nil
 	case TypeCredentialsURI:
-		return &uriKeys{address: c.URI.Reveal(), plain: newPlain("the credentials URI", http.ProxyFromEnvironment)}, nil
+		address, err := c.URI.Parse()
+		if err != nil {
+			return nil, fmt.Errorf("uri: %w", err)
+		}
+		return newURIKeys(address), nil
 	case TypeMNSToken, TypeRAMRoleARN, TypeOIDCRoleARN, TypeECSRAMRole:
 		endpoint, err := c.Endpoint.Parse()
 		if err != nil {
@@ -102,7 +119,7 @@ func (p *Pool) makeRemote(c *Config, queue string, endpoint *url.URL) (Provider,
 		return newECSRole(c.RoleName, endpoint), nil
 	}
 	if c.Type == TypeOIDCRoleARN {
-		return newOIDCRole(as, c, endpoint), nil
+		return newOIDCRole(as, c, endpoint, p.turns), nil
 	}
 	// The OpenAPI SDK prints every answer, the token included, to standard output
 	// when the environment says so; it reads this once, before any code of ours.
@@ -118,38 +135,40 @@ func (p *Pool) makeRemote(c *Config, queue string, endpoint *url.URL) (Provider,
 		if region == "" {
 			region = Presets()[0].Region // which the SDK asks for, and STS does not
 		}
-		return &ramRole{role: as, externalID: c.ExternalID, api: newOpenAPI("STS", stsVersion, region, endpoint), base: base}, nil
+		return &ramRole{role: as, externalID: c.ExternalID, api: newOpenAPI("STS", stsVersion, region, endpoint, p.turns), base: base}, nil
 	}
 	if queue == "" {
 		return nil, errors.New("an mns_token is for a queue, and none is named")
 	}
-	return newMNSToken(c, queue, endpoint, base), nil
+	return newMNSToken(c, queue, endpoint, base, p.turns), nil
 }
 
 // base gives the keys with which others are asked for, the same to all that have the same.
-func (p *Pool) base(c *Config) (Provider, error) {
+func (p *Pool) base(c *Config) (*cached, error) {
 	of := c.Base
 	if of == nil {
 		of = &Config{Type: TypeStatic, AccessKeyID: c.AccessKeyID, AccessKeySecret: c.AccessKeySecret, SecurityToken: c.SecurityToken}
 	}
-	id := of.identity("")
-	p.mu.Lock()
-	known := p.bases[id]
-	p.mu.Unlock()
-	if known != nil {
-		return known, nil
+	return p.bases.get(of.identity(""), func() (*cached, error) {
+		provider, err := p.makeBase(of)
+		if err != nil {
+			return nil, fmt.Errorf("base: %w", err)
+		}
+		return &cached{provider: provider}, nil
+	})
+}
+
+// makeBase makes what asks in the course of another's attempt, and waits for a turn of its
+// own where its server counts the calls.
+func (p *Pool) makeBase(c *Config) (Provider, error) {
+	if c.Type == TypeDefault {
+		return &chain{make: p.makeBase}, nil
 	}
-	provider, err := p.make(of, "")
-	if err != nil {
-		return nil, fmt.Errorf("base: %w", err)
+	provider, err := p.make(c, "")
+	if err != nil || c.Type == TypeStatic || c.Type == TypeECSRAMRole {
+		return provider, err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if known = p.bases[id]; known == nil {
-		known = newCached(provider)
-		p.bases[id] = known
-	}
-	return known, nil
+	return paced{provider, p.turns}, nil
 }
 
 // identity tells credentials apart: those that would be asked for alike are the same.
@@ -170,6 +189,3 @@ func (c *Config) identity(queue string) identity {
 		c.Region, c.Endpoint.Reveal(), c.OwnerID, c.RoleARN, c.SessionName, c.ExternalID, c.Policy, c.Duration,
 		c.OIDCProviderARN, c.OIDCTokenFile, c.RoleName, c.URI.Reveal(), c.RefreshBefore, base))
 }
-
-// noTurn lets everyone ask at once.
-func noTurn(context.Context) error { return nil }

@@ -2,10 +2,15 @@ package credentials_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -18,6 +23,7 @@ import (
 
 	"mnsrelay/internal/credentials"
 	"mnsrelay/internal/emulator"
+	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 )
 
@@ -27,7 +33,7 @@ func runAll(t *testing.T, refreshers ...*credentials.Refresher) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
 	for _, r := range refreshers {
-		all.Go(func() { _ = r.Run(ctx) })
+		all.Go(func() { _ = r.Run(ctx, "sms") })
 	}
 	stop = sync.OnceFunc(func() {
 		cancel()
@@ -42,11 +48,11 @@ func runAll(t *testing.T, refreshers ...*credentials.Refresher) (stop func()) {
 func TestSharedCredentials(t *testing.T) {
 	t.Parallel()
 	a := newAccount(t, func(c *emulator.Config) { c.TokenLife = 3 * time.Second })
-	pool := credentials.NewPool()
+	pool := credentials.NewPool(zap.NewNop())
 	get := func(c credentials.Config, queue string) *credentials.Refresher {
 		c.Defaults(func(string) string { return "" })
 		require.NoError(t, c.Validate())
-		r, err := pool.Refresher("x", &c, credentials.Deps{Queue: queue, Log: zap.NewNop()})
+		r, err := pool.Refresher(&c, queue)
 		require.NoError(t, err)
 		return r
 	}
@@ -89,7 +95,7 @@ func TestTwoHundredCredentials(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const sources = 200
-		pool := credentials.NewPool()
+		pool := credentials.NewPool(zap.NewNop())
 		ctx, cancel := context.WithCancel(t.Context())
 		var all sync.WaitGroup
 		begun := time.Now()
@@ -97,12 +103,12 @@ func TestTwoHundredCredentials(t *testing.T) {
 		var issuers []*issuer
 		for range sources {
 			issuers = append(issuers, &issuer{t: t, life: time.Hour, takes: 300 * time.Millisecond})
-			r := credentials.PoolRefresher(pool, issuers[len(issuers)-1], &credentials.Config{Type: credentials.TypeMNSToken, RefreshBefore: 2 * time.Minute}, credentials.Deps{Log: zap.NewNop()})
+			r := credentials.PoolRefresher(pool, issuers[len(issuers)-1], &credentials.Config{Type: credentials.TypeMNSToken, RefreshBefore: 2 * time.Minute})
 			refreshers = append(refreshers, r)
-			all.Go(func() { _ = r.Run(ctx) })
+			all.Go(func() { _ = r.Run(ctx, "sms") })
 		}
-		static := credentials.PoolRefresher(pool, &issuer{t: t}, &credentials.Config{Type: credentials.TypeStatic}, credentials.Deps{Log: zap.NewNop()})
-		all.Go(func() { _ = static.Run(ctx) })
+		static := credentials.PoolRefresher(pool, &issuer{t: t}, &credentials.Config{Type: credentials.TypeStatic})
+		all.Go(func() { _ = static.Run(ctx, "sms") })
 		<-static.Ready()
 		require.Zero(t, time.Since(begun))
 		for _, r := range refreshers {
@@ -124,6 +130,211 @@ func TestTwoHundredCredentials(t *testing.T) {
 	})
 }
 
+// Any number that are refused hold up none whose keys are about to end.
+func TestUrgentCredentialsGoFirst(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		pool := credentials.NewPool(zap.NewNop())
+		ctx, cancel := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		run := func(i *issuer) *credentials.Refresher {
+			r := credentials.PoolRefresher(pool, i, &credentials.Config{Type: credentials.TypeMNSToken, RefreshBefore: 2 * time.Minute})
+			all.Go(func() { _ = r.Run(ctx, "x") })
+			return r
+		}
+		good := run(&issuer{t: t, life: time.Minute})
+		<-good.Ready()
+		for range 200 {
+			run(&issuer{t: t, failure: errors.New("no such key")})
+		}
+		for range 100 {
+			keys := current(t, good)
+			pass(10 * time.Second)
+			require.Positive(t, time.Until(keys.Expires))
+			require.WithinDuration(t, time.Now(), good.Status().LastRefresh, 41*time.Second)
+		}
+		cancel()
+		all.Wait()
+	})
+}
+
+// Every call counts, those for the clock's sake and those for base keys too.
+func TestEveryCallHasATurn(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var calls []time.Time
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		calls = append(calls, time.Now())
+		mu.Unlock()
+		now := time.Now().UTC().Add(8 * time.Hour)
+		w.Header().Set("Date", now.Format(http.TimeFormat))
+		if signed, err := time.Parse(time.RFC3339, r.URL.Query().Get("Timestamp")); err == nil && now.Sub(signed).Abs() > 15*time.Minute {
+			w.WriteHeader(http.StatusBadRequest)
+			_, _ = io.WriteString(w, `{"Code":"InvalidTimeStamp.Expired","Message":"no","RequestId":"A"}`)
+			return
+		}
+		end := now.Add(time.Hour).Format(time.RFC3339)
+		_, _ = io.WriteString(w, `{"Code":"Success","AccessKeyId":"STS.uri","AccessKeySecret":"s","SecurityToken":"t","Expiration":"`+end+`",
+			"Credentials":{"AccessKeyId":"STS.role","AccessKeySecret":"s","SecurityToken":"t","Expiration":"`+end+`"}}`)
+	})
+	pool := credentials.NewPool(zap.NewNop())
+	for n := range 10 {
+		c := &credentials.Config{
+			Type: credentials.TypeRAMRoleARN, RoleARN: "acs:ram::1:role/r", Endpoint: setting.NewURL(server),
+			Base: &credentials.Config{Type: credentials.TypeCredentialsURI, URI: setting.NewURL(fmt.Sprint(server, "/", n))},
+		}
+		c.Defaults(func(string) string { return "" })
+		require.NoError(t, c.Validate())
+		r, err := pool.Refresher(c, "")
+		require.NoError(t, err)
+		runAll(t, r)
+		defer func() { <-r.Ready() }()
+	}
+	require.Eventually(t, func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(calls) == 30 // for each the base's, the one that is refused and the one that is not
+	}, 10*time.Second, 10*time.Millisecond)
+	mu.Lock()
+	defer mu.Unlock()
+	require.Greater(t, calls[29].Sub(calls[0]), 2500*time.Millisecond)
+}
+
+// Nothing is kept of credentials that nobody has any more.
+func TestThePoolForgets(t *testing.T) {
+	t.Parallel()
+	pool := credentials.NewPool(zap.NewNop())
+	c := &credentials.Config{Type: credentials.TypeMNSToken, MessageType: "SmsReport", AccessKeyID: secret("LTAI"), AccessKeySecret: secret(baseSecret)}
+	c.Defaults(func(string) string { return "" })
+	require.NoError(t, c.Validate())
+	r, err := pool.Refresher(c, "a")
+	require.NoError(t, err)
+	refreshers, bases := pool.Sizes()
+	require.Equal(t, []int{1, 1}, []int{refreshers, bases})
+	runtime.GC()
+	again, err := pool.Refresher(c, "a")
+	require.NoError(t, err)
+	require.Same(t, r, again)
+	runtime.KeepAlive(again)
+	r, again = nil, nil
+	require.Eventually(t, func() bool {
+		runtime.GC()
+		refreshers, bases := pool.Sizes()
+		return refreshers == 0 && bases == 0
+	}, 5*time.Second, 10*time.Millisecond)
+	r, err = pool.Refresher(c, "a")
+	require.NoError(t, err)
+	require.NotNil(t, r)
+}
+
+// The log names those that use a credential now, whoever made it.
+func TestTheLogNamesTheUsers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.InfoLevel)
+		source := &issuer{t: t, failure: errors.New("down")}
+		r := credentials.NewRefresher(source, &credentials.Config{Type: credentials.TypeMNSToken}, zap.New(core))
+		var all sync.WaitGroup
+		run := func(user string) (stop func()) {
+			ctx, cancel := context.WithCancel(t.Context())
+			all.Go(func() { _ = r.Run(ctx, user) })
+			synctest.Wait()
+			return cancel
+		}
+		stopA, stopB := run("a"), run("b")
+		stopA()
+		pass(10 * time.Second)
+		source.set(func(i *issuer) { i.failure = errors.New("down in another way") })
+		pass(10 * time.Second)
+		stops := []func(){stopB}
+		for n := range 8 {
+			stops = append(stops, run(strconv.Itoa(n)))
+		}
+		source.set(func(i *issuer) { i.failure = nil })
+		pass(10 * time.Second)
+		var users []any
+		for _, entry := range logs.All() {
+			users = append(users, entry.ContextMap()["used_by"])
+		}
+		require.Equal(t, []any{[]any{"a"}, []any{"b"}, []any{"b", "0", "1", "2", "3", "and 4 more"}}, users)
+		for _, stop := range stops {
+			stop()
+		}
+		all.Wait()
+	})
+}
+
+// A base whose server hangs costs nobody more than a third of an attempt while its keys are
+// in force, and one of those that share it.
+func TestABaseThatHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		source := &issuer{t: t, life: time.Hour}
+		base := credentials.Cached(source)
+		get := func(patience time.Duration) (credentials.Keys, time.Duration, error) {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			begun := time.Now()
+			keys, err := base.Retrieve(ctx)
+			return keys, time.Since(begun), err
+		}
+		old, _, err := get(9 * time.Second)
+		require.NoError(t, err)
+		source.set(func(i *issuer) { i.takes = 10 * time.Hour })
+		<-time.After(50 * time.Minute)
+
+		var all sync.WaitGroup
+		all.Go(func() {
+			keys, took, err := get(9 * time.Second)
+			require.NoError(t, err)
+			require.True(t, old.Same(keys))
+			require.Equal(t, 3*time.Second, took)
+		})
+		synctest.Wait()
+		for range 10 {
+			keys, took, err := get(9 * time.Second)
+			require.NoError(t, err)
+			require.True(t, old.Same(keys))
+			require.Zero(t, took, "while another asks")
+		}
+		all.Wait()
+		calls := source.count()
+		_, took, err := get(9 * time.Second)
+		require.NoError(t, err)
+		require.Zero(t, took, "so soon after a failure")
+		require.Equal(t, calls, source.count())
+
+		// When they have ended, all that wait wait for one attempt, and say for what.
+		<-time.After(11 * time.Minute)
+		for range 10 {
+			all.Go(func() {
+				_, took, err := get(9 * time.Second)
+				require.Error(t, err)
+				require.Equal(t, 9*time.Second, took)
+				if e, is := errors.AsType[*credentials.Error](err); is {
+					require.Equal(t, "wait for the base's keys: call for base keys: no answer in time: check that the endpoint is right and can be reached from here", err.Error())
+					require.Equal(t, relay.ClassNetwork, e.Class())
+				}
+			})
+		}
+		all.Wait()
+		require.Equal(t, calls+1, source.count())
+
+		// One that goes before the answer leaves the asking to another.
+		source.set(func(i *issuer) { i.takes = 2 * time.Second })
+		all.Go(func() {
+			_, _, err := get(time.Second)
+			require.Error(t, err)
+		})
+		synctest.Wait()
+		keys, took, err := get(9 * time.Second)
+		require.NoError(t, err)
+		require.False(t, old.Same(keys))
+		require.Equal(t, 3*time.Second, took)
+		all.Wait()
+	})
+}
+
 // Keys from files are read again: what is replaced is used within seconds or as soon as
 // MNS refuses the old ones, and a file that is empty or gone leaves the old ones in use.
 func TestKeysFromFilesThatChange(t *testing.T) {
@@ -137,7 +348,7 @@ func TestKeysFromFilesThatChange(t *testing.T) {
 	c := &credentials.Config{Type: credentials.TypeStatic, AccessKeyID: write("id", "LTAIone"), AccessKeySecret: write("secret", baseSecret)}
 	require.NoError(t, c.Validate())
 	core, logs := observer.New(zap.InfoLevel)
-	r, err := credentials.NewPool().Refresher("sms", c, credentials.Deps{Log: zap.New(core)})
+	r, err := credentials.NewPool(zap.New(core)).Refresher(c, "")
 	require.NoError(t, err)
 	runAll(t, r)
 	<-r.Ready()
@@ -173,7 +384,7 @@ func TestABaseThatIsRefused(t *testing.T) {
 	a := newAccount(t, nil)
 	token := &credentials.Config{Type: credentials.TypeMNSToken, MessageType: "SmsReport", Endpoint: setting.NewURL(a.url), Base: a.oidc()}
 	token.Defaults(func(string) string { return "" })
-	p, err := token.Provider(credentials.Deps{Queue: "Alicom-Queue-1-SmsReport"})
+	p, err := token.Provider("Alicom-Queue-1-SmsReport")
 	require.NoError(t, err)
 	for range 3 {
 		_, err = p.Retrieve(t.Context())

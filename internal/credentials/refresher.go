@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,19 +37,26 @@ const (
 	shortest = 500 * time.Millisecond
 	// rereadAfter is when keys that have no end and come from files are read again.
 	rereadAfter = 5 * time.Second
+	// hedgeAfter is when a server that has not answered is asked once more beside: the next
+	// answer counts, so that one that hung gives keys within five seconds of its return, and
+	// one that is slow has its time.
+	hedgeAfter = 3 * time.Second
+	// kindsLogged bounds how many kinds of failures have a line of their own in the log, until
+	// a fetch works again.
+	kindsLogged = 8
+	// usersShown bounds how many users are named in a line of the log.
+	usersShown = 5
 )
 
 // Refresher owns the keys of one provider and keeps them fresh while Run runs. Its
 // methods are safe for concurrent use and, Run aside, never wait.
 type Refresher struct {
-	name     string
 	kind     Type
 	provider Provider
 	before   time.Duration
 	log      *zap.Logger
-	// turn waits until a server may be asked; running is held by the one call of Run that
-	// does the work.
-	turn    func(context.Context) error
+	turns    *turns // nil: no server is asked
+	// running is held by the one call of Run that does the work.
 	running chan struct{}
 
 	ready chan struct{} // closed when the first keys have come
@@ -68,17 +76,19 @@ type Refresher struct {
 	// were fetched because others had been refused.
 	retryAt, forceAt time.Time
 	// failure is why the last attempt failed, nil if it did not; failing is when the
-	// failures began.
-	failure       error
-	failing       time.Time
+	// failures began, logged which kinds of them have been told since.
+	failure error
+	failing time.Time
+	logged  []string
+	// users are those that Run was called for, and has not ended.
+	users         []string
 	succeeded     uint64
 	failed        uint64
 	retry, refuse *backoff.ExponentialBackOff
 }
 
-// NewRefresher makes the refresher of one source's credential, by the name under
-// which it is logged. It fetches nothing before Run.
-func NewRefresher(name string, provider Provider, config *Config, deps Deps) *Refresher {
+// NewRefresher makes a refresher that asks whenever it is due. It fetches nothing before Run.
+func NewRefresher(provider Provider, config *Config, log *zap.Logger) *Refresher {
 	newBackOff := func(most time.Duration) *backoff.ExponentialBackOff {
 		b := &backoff.ExponentialBackOff{
 			InitialInterval: retryFirst, MaxInterval: most, Multiplier: 2, RandomizationFactor: jitter,
@@ -87,12 +97,10 @@ func NewRefresher(name string, provider Provider, config *Config, deps Deps) *Re
 		return b
 	}
 	return &Refresher{
-		name:     name,
 		kind:     config.Type,
 		provider: provider,
 		before:   config.RefreshBefore,
-		log:      deps.Log,
-		turn:     noTurn,
+		log:      log,
 		running:  make(chan struct{}, 1),
 		ready:    make(chan struct{}),
 		wake:     make(chan struct{}, 1),
@@ -102,9 +110,18 @@ func NewRefresher(name string, provider Provider, config *Config, deps Deps) *Re
 }
 
 // Run fetches keys and replaces them before they end, until ctx ends; then it
-// returns nil. No failure ends it. All that share the refresher call it: one of the calls
-// does the work, and another goes on when that one ends.
-func (r *Refresher) Run(ctx context.Context) error {
+// returns nil. No failure ends it. All that share the refresher call it, each for a user
+// that the log names: one of the calls does the work, and another goes on when that one ends.
+func (r *Refresher) Run(ctx context.Context, user string) error {
+	r.mu.Lock()
+	r.users = append(r.users, user)
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		i := slices.Index(r.users, user)
+		r.users = slices.Delete(r.users, i, i+1)
+	}()
 	select {
 	case r.running <- struct{}{}:
 		defer func() { <-r.running }()
@@ -192,8 +209,7 @@ func (r *Refresher) Ready() <-chan struct{} { return r.ready }
 // Status is what the status API and the metrics tell of a credential. Times are UTC;
 // the zero time means never.
 type Status struct {
-	Name string `json:"name"`
-	Type Type   `json:"type"`
+	Type Type `json:"type"`
 	// AccessKeyID has its middle left out.
 	AccessKeyID string    `json:"access_key_id,omitempty"`
 	Expires     time.Time `json:"expires,omitzero"`
@@ -219,7 +235,6 @@ func (r *Refresher) Status() Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := Status{
-		Name:         r.name,
 		Type:         r.kind,
 		AccessKeyID:  r.keys.ShortID(),
 		Expires:      r.keys.Expires.UTC(),
@@ -260,28 +275,64 @@ func (r *Refresher) next() (at time.Time, ever bool) {
 	return at, true
 }
 
-// fetch makes one attempt and records what came of it.
-func (r *Refresher) fetch(ctx context.Context) {
-	if r.turn(ctx) != nil {
-		return
-	}
-	attempt, cancel := context.WithTimeout(ctx, r.patience())
-	defer cancel()
-	keys, err := r.provider.Retrieve(attempt)
-	if ctx.Err() != nil {
-		return
-	}
-	r.settle(keys, err)
+// answer is what came of asking for keys.
+type answer struct {
+	keys Keys
+	err  error
 }
 
-// settle records what came of an attempt.
-func (r *Refresher) settle(keys Keys, err error) {
+// fetch makes one attempt and records what came of it. The first answer is what counts:
+// where none comes, it asks again beside.
+func (r *Refresher) fetch(ctx context.Context) {
+	if r.turns.wait(ctx, r.lane()) != nil {
+		return
+	}
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answers := make(chan answer)
+	patience := r.patience()
+	ask := func() {
+		asking.Go(func() {
+			attempt, end := context.WithTimeout(ctx, patience)
+			defer end()
+			keys, err := r.provider.Retrieve(attempt)
+			select {
+			case answers <- answer{keys, err}:
+			case <-ctx.Done():
+			}
+		})
+	}
+	begun := time.Now()
+	ask()
+	hedge := time.NewTicker(hedgeAfter)
+	defer hedge.Stop()
+	for {
+		select {
+		case a := <-answers:
+			r.settle(a.keys, a.err, begun)
+			return
+		case <-hedge.C:
+			if r.turns.wait(ctx, retrying) != nil {
+				return
+			}
+			begun = time.Now()
+			ask()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// settle records what came of an attempt that begun.
+func (r *Refresher) settle(keys Keys, err error, begun time.Time) {
 	now := time.Now()
 	if err == nil && !keys.Expires.IsZero() && !now.Before(keys.Expires) {
 		err = fmt.Errorf("use new keys: %w", ErrExpired)
 	}
 	if err != nil {
-		r.fail(err, now)
+		r.fail(err, begun, now)
 		return
 	}
 	r.accept(keys, now)
@@ -298,27 +349,54 @@ func (r *Refresher) patience() time.Duration {
 	return min(callTimeout, max(time.Second, r.keys.Expires.Sub(r.obtained)/6))
 }
 
-func (r *Refresher) fail(err error, now time.Time) {
+// lane tells how urgent the next attempt is.
+func (r *Refresher) lane() lane {
+	const near = 30 * time.Second
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	inForce := !r.obtained.IsZero() && !r.ended(now)
+	if r.failure == nil || inForce && !r.keys.Expires.IsZero() && r.keys.Expires.Sub(now) < near {
+		return atStake
+	}
+	return retrying
+}
+
+// fail records an attempt that was begun then and has failed now.
+func (r *Refresher) fail(err error, begun, now time.Time) {
 	r.mu.Lock()
 	if r.failing.IsZero() {
 		r.failing = now
 	}
-	news := !same(err, r.failure)
+	kind := kindOf(err)
+	news := !slices.Contains(r.logged, kind) && len(r.logged) < kindsLogged
+	if news {
+		r.logged = append(r.logged, kind)
+	}
 	r.failure = err
 	r.failed++
-	inForce, expires := !r.obtained.IsZero() && !r.ended(now), r.keys.Expires
+	inForce, expires, users := !r.obtained.IsZero() && !r.ended(now), r.keys.Expires, r.usedBy()
 	wait := r.retry.NextBackOff()
 	if inForce && !expires.IsZero() {
 		// The nearer the end of what is in force, the more urgent.
 		wait = min(wait, max(retryLeast, expires.Sub(now)/3))
 	}
-	r.retryAt = now.Add(wait)
+	// A server that let the attempt wait has had its pause.
+	r.retryAt = now.Add(max(retryLeast, wait-now.Sub(begun)))
 	r.mu.Unlock()
 	// The lock is not held while the log is written: Current does not wait for it.
 	if news {
-		r.log.Warn("credential not refreshed", zap.String("credential", r.name), zap.String("type", string(r.kind)),
+		r.log.Warn("credential not refreshed", zap.Strings("used_by", users), zap.String("type", string(r.kind)),
 			zap.Bool("in_force", inForce), zap.Time("expires", expires), zap.Error(err))
 	}
+}
+
+// usedBy names the users for the log. The caller holds mu.
+func (r *Refresher) usedBy() []string {
+	if len(r.users) <= usersShown {
+		return slices.Clone(r.users)
+	}
+	return append(slices.Clone(r.users[:usersShown]), fmt.Sprintf("and %d more", len(r.users)-usersShown))
 }
 
 func (r *Refresher) accept(keys Keys, now time.Time) {
@@ -335,17 +413,18 @@ func (r *Refresher) accept(keys Keys, now time.Time) {
 	}
 	r.keys, r.obtained, r.refresh = keys, now, r.schedule(keys, now)
 	r.forced = false
-	r.failure, r.failing, r.retryAt = nil, time.Time{}, time.Time{}
+	r.failure, r.failing, r.retryAt, r.logged = nil, time.Time{}, time.Time{}, nil
 	r.retry.Reset()
 	if first || changed || !keys.Expires.IsZero() { // what was read again is no refresh
 		r.succeeded++
 	}
+	users := r.usedBy()
 	r.mu.Unlock()
 	if first {
 		close(r.ready)
 	}
 	if !failing.IsZero() {
-		r.log.Info("credential refreshed again", zap.String("credential", r.name), zap.String("type", string(r.kind)),
+		r.log.Info("credential refreshed again", zap.Strings("used_by", users), zap.String("type", string(r.kind)),
 			zap.Duration("after", now.Sub(failing)), zap.Time("expires", keys.Expires))
 	}
 }

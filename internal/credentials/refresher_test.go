@@ -22,9 +22,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// issuer is a provider whose tokens live for life. It counts calls, never runs two
-// at once, and can be told to fail, to take its time, or to give the same token
-// until that ends, as a server that caches does.
+// issuer is a provider whose tokens live for life. It counts calls, wants three seconds
+// between two that run at once, and can be told to fail, to take its time, to hang until it
+// is told not to, or to give the same token until that ends, as a server that caches does.
 type issuer struct {
 	t *testing.T
 
@@ -51,13 +51,20 @@ func (i *issuer) count() int {
 	return len(i.calls)
 }
 
+// given tells how long the last call may take.
+func (i *issuer) given() time.Duration {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.deadline
+}
+
 func (i *issuer) Retrieve(ctx context.Context) (credentials.Keys, error) {
 	i.mu.Lock()
-	i.calls = append(i.calls, time.Now())
-	i.running++
-	if i.running > 1 {
+	if n := len(i.calls); i.running > 0 && time.Since(i.calls[n-1]) < 3*time.Second {
 		i.t.Error("two calls at once")
 	}
+	i.calls = append(i.calls, time.Now())
+	i.running++
 	deadline, _ := ctx.Deadline()
 	i.deadline = time.Until(deadline)
 	takes := i.takes
@@ -94,10 +101,10 @@ func start(t *testing.T, provider credentials.Provider, before time.Duration) (*
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
 	config := &credentials.Config{Type: credentials.TypeMNSToken, RefreshBefore: before}
-	refresher := credentials.NewRefresher("sms", provider, config, credentials.Deps{Log: zap.New(core)})
+	refresher := credentials.NewRefresher(provider, config, zap.New(core))
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- refresher.Run(ctx) }()
+	go func() { ended <- refresher.Run(ctx, "sms") }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -329,7 +336,7 @@ func TestAnAttemptThatHangs(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				source := &issuer{t: t, life: tt.life}
 				refresher, _ := start(t, source, 2*time.Minute)
-				require.Equal(t, 10*time.Second, source.deadline, "the first attempt")
+				require.Equal(t, 10*time.Second, source.given(), "the first attempt")
 				if tt.life == 0 {
 					return
 				}
@@ -337,12 +344,83 @@ func TestAnAttemptThatHangs(t *testing.T) {
 				for source.count() == 1 {
 					pass(100 * time.Millisecond)
 				}
-				require.Equal(t, tt.patience, source.deadline)
+				require.Equal(t, tt.patience, source.given())
 				pass(tt.patience)
 				require.EqualValues(t, 1, refresher.Status().Failures)
+				require.Equal(t, int(1+(tt.patience+3*time.Second-1)/(3*time.Second)), source.count(), "asked once more beside each three seconds")
 			})
 		})
 	}
+}
+
+// A server that hangs keeps what was sent to it for ever. It gives keys again within five
+// seconds of its return, whatever was under way then, and whether keys have come before or not.
+func TestAServerThatHangs(t *testing.T) {
+	for _, life := range []time.Duration{0, time.Hour, 10 * time.Minute} {
+		for hung := 20 * time.Second; hung < 36*time.Second; hung += 700 * time.Millisecond {
+			t.Run(fmt.Sprint(life, " ", hung), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					source := &issuer{t: t, life: life, takes: time.Hour}
+					if life > 0 {
+						source.takes = 0
+					}
+					refresher, logs := start(t, source, 2*time.Minute)
+					if life > 0 {
+						source.set(func(i *issuer) { i.takes = time.Hour })
+						refresher.Refused(current(t, refresher))
+					}
+					pass(hung)
+					require.NotEmpty(t, refresher.Status().LastError)
+					source.set(func(i *issuer) { i.takes = 100 * time.Millisecond })
+					pass(5 * time.Second)
+					require.Empty(t, refresher.Status().LastError)
+					require.Zero(t, refresher.Status().RefusedSince)
+					current(t, refresher)
+					require.Equal(t, 2, logs.Len(), "%v", logs.All())
+				})
+			})
+		}
+	}
+}
+
+// A server that is slow has its time.
+func TestAServerThatIsSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &issuer{t: t, life: time.Hour, takes: 9500 * time.Millisecond}
+		refresher, logs := start(t, source, 2*time.Minute)
+		pass(9500 * time.Millisecond)
+		current(t, refresher)
+		require.Equal(t, 4, source.count())
+		require.Zero(t, logs.Len())
+	})
+}
+
+// Failures that take turns are a line each, not one for each attempt.
+func TestFailuresThatTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &issuer{t: t, life: time.Hour}
+		refresher, logs := start(t, source, time.Minute)
+		refresher.Refused(current(t, refresher))
+		for n := range 300 {
+			source.set(func(i *issuer) {
+				i.failure = &credentials.Error{Op: "AssumeRole", Status: 503 - n%2, Message: "not now"}
+			})
+			pass(time.Second)
+		}
+		require.Equal(t, 2, logs.Len())
+		for n := range 300 {
+			source.set(func(i *issuer) { i.failure = fmt.Errorf("trouble number %d", n) })
+			pass(time.Second)
+		}
+		require.Equal(t, 8, logs.Len())
+		source.set(func(i *issuer) { i.failure = nil })
+		pass(5 * time.Second)
+		require.Equal(t, "credential refreshed again", logs.All()[8].Message)
+		source.set(func(i *issuer) { i.failure = errors.New("again") })
+		refresher.Refused(current(t, refresher))
+		pass(5 * time.Second)
+		require.Equal(t, 10, logs.Len(), "the next trouble is told")
+	})
 }
 
 func TestRefusedKeysAreReplacedOnceForAll(t *testing.T) {
@@ -509,10 +587,10 @@ func TestRunEndsWithinAnAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zapcore.DebugLevel)
 		source := &issuer{t: t, life: time.Hour, takes: time.Hour}
-		refresher := credentials.NewRefresher("sms", source, &credentials.Config{}, credentials.Deps{Log: zap.New(core)})
+		refresher := credentials.NewRefresher(source, &credentials.Config{}, zap.New(core))
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
-		go func() { ended <- refresher.Run(ctx) }()
+		go func() { ended <- refresher.Run(ctx, "sms") }()
 		pass(time.Second)
 		began := time.Now()
 		cancel()
@@ -530,7 +608,7 @@ func TestStatusAsJSON(t *testing.T) {
 		encoded, err := json.Marshal(refresher.Status())
 		require.NoError(t, err)
 		require.JSONEq(t, `{
-			"name": "sms", "type": "mns_token", "access_key_id": "STS.***0001",
+			"type": "mns_token", "access_key_id": "STS.***0001",
 			"expires": "2000-01-01T01:00:00Z", "last_refresh": "2000-01-01T00:00:00Z", "next_refresh": "2000-01-01T01:00:00Z",
 			"refreshes": 1, "failures": 0
 		}`, string(encoded))

@@ -73,7 +73,7 @@ type ramRole struct {
 
 // Retrieve takes the role on.
 func (p *ramRole) Retrieve(ctx context.Context) (Keys, error) {
-	keys, err := withBase(ctx, p.base, func(ctx context.Context, base Keys) (Keys, error) {
+	keys, err := withBase(ctx, p.base, p.api.turns, func(ctx context.Context, base Keys) (Keys, error) {
 		params := p.params()
 		if p.externalID != "" {
 			params["ExternalId"] = p.externalID
@@ -97,13 +97,14 @@ type oidcRole struct {
 	providerARN, tokenFile string
 	endpoint               *url.URL
 	plain                  *plain
+	turns                  *turns
 	skew                   skew
 }
 
-func newOIDCRole(r role, c *Config, endpoint *url.URL) *oidcRole {
+func newOIDCRole(r role, c *Config, endpoint *url.URL, turns *turns) *oidcRole {
 	return &oidcRole{
 		role: r, providerARN: c.OIDCProviderARN, tokenFile: c.OIDCTokenFile,
-		endpoint: endpoint, plain: newPlain("STS", http.ProxyFromEnvironment),
+		endpoint: endpoint, plain: newPlain("STS", http.ProxyFromEnvironment), turns: turns,
 	}
 }
 
@@ -112,7 +113,7 @@ func newOIDCRole(r role, c *Config, endpoint *url.URL) *oidcRole {
 func (p *oidcRole) Retrieve(ctx context.Context) (Keys, error) {
 	before := p.skew.offset()
 	keys, err := p.assume(ctx)
-	if e, is := errors.AsType[*Error](err); is && isClockCode(e.Code) && p.skew.offset() != before {
+	if e, is := errors.AsType[*Error](err); is && isClockCode(e.Code) && p.skew.offset() != before && p.turns.wait(ctx, underWay) == nil {
 		keys, err = p.assume(ctx)
 	}
 	if err != nil {

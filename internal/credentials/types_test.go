@@ -2,6 +2,7 @@ package credentials_test
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
 	"os"
@@ -78,7 +79,7 @@ func retrieve(t *testing.T, c *credentials.Config) (credentials.Keys, error) {
 	t.Helper()
 	c.Defaults(func(string) string { return "" })
 	require.NoError(t, c.Validate())
-	p, err := c.Provider(credentials.Deps{Queue: "Alicom-Queue-1-SmsReport"})
+	p, err := c.Provider("Alicom-Queue-1-SmsReport")
 	require.NoError(t, err)
 	keys, err := p.Retrieve(t.Context())
 	if err != nil {
@@ -276,6 +277,17 @@ func TestTypesThatGetGarbage(t *testing.T) {
 	}
 }
 
+// What guards the keys at an address of one's own is not told, whatever its server quotes.
+func TestAnAddressThatIsQuoted(t *testing.T) {
+	t.Parallel()
+	far := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusForbidden)
+		_ = json.NewEncoder(w).Encode(map[string]string{"Code": "Denied", "Message": "no " + r.URL.Query().Get("key") + " at " + r.RequestURI + " or " + r.URL.Path})
+	})
+	_, err := retrieve(t, &credentials.Config{Type: credentials.TypeCredentialsURI, URI: setting.NewURL(far + "/of/hidden-path?key=hidden%2Fvalue&n=1")})
+	require.ErrorContains(t, err, "Denied (HTTP 403): no *** at /***?*** or /***")
+}
+
 // A call ends with its context, at whatever stage the server hangs.
 func TestTypesEndWithTheirContext(t *testing.T) {
 	t.Parallel()
@@ -289,7 +301,7 @@ func TestTypesEndWithTheirContext(t *testing.T) {
 	for name, c := range map[string]*credentials.Config{"ECS": a.ecs(), "URI": a.uri()} {
 		t.Run(name, func(t *testing.T) {
 			c.Defaults(func(string) string { return "" })
-			p, err := c.Provider(credentials.Deps{})
+			p, err := c.Provider("")
 			require.NoError(t, err)
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 			defer cancel()

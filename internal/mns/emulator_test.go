@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
 
 	"mnsrelay/internal/credentials"
 	"mnsrelay/internal/emulator"
@@ -254,14 +255,13 @@ func TestTokensChangeUnderTheLiveClient(t *testing.T) {
 		AccessKeyID: setting.NewSecret(emulator.DemoAccessKeyID), AccessKeySecret: setting.NewSecret(emulator.DemoAccessKeySecret),
 	}
 	config.Defaults(os.Getenv)
-	deps := credentials.Deps{Queue: queue}
-	provider, err := config.Provider(deps)
+	provider, err := config.Provider(queue)
 	require.NoError(t, err)
-	refresher := credentials.NewRefresher("sms", provider, &config, deps)
+	refresher := credentials.NewRefresher(provider, &config, zap.NewNop())
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
-		if err := refresher.Run(ctx); err != nil {
+		if err := refresher.Run(ctx, "sms"); err != nil {
 			t.Error(err)
 		}
 	})

@@ -91,8 +91,7 @@ var (
 func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 	keys := c.Credentials
 	keys.Defaults(os.Getenv)
-	credentialDeps := credentials.Deps{Queue: c.Queue, Log: deps.Log}
-	provider, err := keys.Provider(credentialDeps)
+	provider, err := keys.Provider(c.Queue)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +99,7 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 		settings:    c.Settings,
 		endpoint:    c.Endpoint,
 		name:        c.Queue,
-		refresher:   credentials.NewRefresher(deps.Name, provider, &keys, credentialDeps),
+		refresher:   credentials.NewRefresher(provider, &keys, deps.Log),
 		credentials: &keys,
 		monitor:     relay.NewMonitor(relay.Down, "the credential is being fetched"),
 		log:         deps.Log,
@@ -123,7 +122,7 @@ func New(c *Config, deps relay.SinkDeps) (*Endpoint, error) {
 // requests under way and closes the connections. It may run once.
 func (e *Endpoint) Run(ctx context.Context) error {
 	var refreshing sync.WaitGroup
-	refreshing.Go(func() { _ = e.refresher.Run(ctx) }) // it has no error
+	refreshing.Go(func() { _ = e.refresher.Run(ctx, e.name) }) // it has no error
 	e.watch(ctx)
 
 	close(e.stopped)
