@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
 
 	"mnsrelay/internal/config"
 	"mnsrelay/internal/credentials"
@@ -71,7 +70,7 @@ func (f *queueFlags) open(cmd *cobra.Command) (*mns.Queue, config.Source, error)
 		}
 		return nil, source, err
 	}
-	provider, err := source.Credentials.Provider(credentials.Deps{Queue: source.Queue, Log: zap.NewNop()})
+	provider, err := source.Credentials.Provider(source.Queue)
 	if err != nil {
 		return nil, source, err
 	}

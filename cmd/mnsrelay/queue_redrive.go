@@ -229,17 +229,16 @@ func deadLetterQueue(cmd *cobra.Command, cfg *config.Config, source config.Sourc
 func (f *redriveFlags) connect(ctx context.Context, refreshing *sync.WaitGroup, e end) (*mns.Queue, error) {
 	keys := e.credentials
 	keys.Defaults(os.Getenv)
-	deps := credentials.Deps{Queue: e.queue, Log: zap.NewNop()}
-	provider, err := keys.Provider(deps)
+	provider, err := keys.Provider(e.queue)
 	if err != nil {
 		return nil, err
 	}
-	refresher := credentials.NewRefresher(e.queue, provider, &keys, deps)
+	refresher := credentials.NewRefresher(provider, &keys, zap.NewNop())
 	queue, err := mns.NewQueue(mns.Config{Name: e.queue, Endpoint: e.endpoint, Queue: e.queue, RequestTimeout: f.timeout}, mns.Deps{Credentials: refresher})
 	if err != nil {
 		return nil, err
 	}
-	refreshing.Go(func() { _ = refresher.Run(ctx) }) // it has no error
+	refreshing.Go(func() { _ = refresher.Run(ctx, e.queue) }) // it has no error
 	timeout := time.NewTimer(f.timeout)
 	defer timeout.Stop()
 	look := time.NewTicker(20 * time.Millisecond)
