@@ -208,22 +208,22 @@ func TestThePoolForgets(t *testing.T) {
 	c := &credentials.Config{Type: credentials.TypeMNSToken, MessageType: "SmsReport", AccessKeyID: secret("LTAI"), AccessKeySecret: secret(baseSecret)}
 	c.Defaults(func(string) string { return "" })
 	require.NoError(t, c.Validate())
-	r, err := pool.Refresher(c, "a")
-	require.NoError(t, err)
-	refreshers, bases := pool.Sizes()
-	require.Equal(t, []int{1, 1}, []int{refreshers, bases})
-	runtime.GC()
-	again, err := pool.Refresher(c, "a")
-	require.NoError(t, err)
-	require.Same(t, r, again)
-	runtime.KeepAlive(again)
-	r, again = nil, nil
+	func() {
+		r, err := pool.Refresher(c, "a")
+		require.NoError(t, err)
+		refreshers, bases := pool.Sizes()
+		require.Equal(t, []int{1, 1}, []int{refreshers, bases})
+		runtime.GC()
+		again, err := pool.Refresher(c, "a")
+		require.NoError(t, err)
+		require.Same(t, r, again)
+	}()
 	require.Eventually(t, func() bool {
 		runtime.GC()
 		refreshers, bases := pool.Sizes()
 		return refreshers == 0 && bases == 0
 	}, 5*time.Second, 10*time.Millisecond)
-	r, err = pool.Refresher(c, "a")
+	r, err := pool.Refresher(c, "a")
 	require.NoError(t, err)
 	require.NotNil(t, r)
 }
