@@ -105,12 +105,13 @@ func TestSource(t *testing.T) {
 	server, at, alicom := start(t)
 	r := looked(t, 5*time.Second, static(at, "orders", keyID, secret))
 	require.Zero(t, r.Count(relay.Failed), "%+v", r)
-	require.Zero(t, r.Count(relay.Unknown), "%+v", r)
+	require.Equal(t, 1, r.Count(relay.Unknown), "%+v", r)
+	requireLine(t, r, "receive", relay.Unknown, "it needs mns:ReceiveMessage")
 	requireLine(t, r, "credential", relay.OK, "static, account not known, access key LTAI***sts1, without an end")
 	requireLine(t, r, "clock", relay.OK, "as the server's")
 	requireLine(t, r, "queue orders", relay.OK, "")
 	requireLine(t, r, "peek", relay.OK, "the credential may")
-	requireLine(t, r, "delete", relay.OK, "receiving was not tried")
+	requireLine(t, r, "delete", relay.OK, "the credential may")
 
 	r = looked(t, 5*time.Second, token(at, alicom, keyID, secret))
 	require.Zero(t, r.Count(relay.Failed), "%+v", r)
@@ -339,7 +340,15 @@ func TestOwner(t *testing.T) {
 	r, err := check.Run(t.Context(), cfg, check.Options{Timeout: 5 * time.Second, STS: u})
 	require.NoError(t, err)
 	require.Zero(t, r.Count(relay.Failed), "%+v", r)
-	requireLine(t, r, "credential", relay.OK, "account not known")
+	requireLine(t, r, "credential", relay.OK, "account not known: STS does not tell: call GetCallerIdentity: HTTP 403")
+
+	// The emulator tells whose the keys are that it issued, too.
+	emulated, err := url.Parse(at)
+	require.NoError(t, err)
+	cfg = parse(t, "sources: {sms: {endpoint: '"+at+"', queue: orders, to: out, credentials: {type: credentials_uri, uri: '"+at+"/credentials'}}}\nsinks: {out: {type: file, path: '-'}}\n")
+	r, err = check.Run(t.Context(), cfg, check.Options{Timeout: 5 * time.Second, STS: emulated})
+	require.NoError(t, err)
+	requireLine(t, r, "credential", relay.OK, "account 1234567890123456, acs:ram::1234567890123456:")
 }
 
 func TestInterrupted(t *testing.T) {

@@ -82,7 +82,7 @@ func (c *cached) ask(ctx context.Context, f *fetch, inForce bool) {
 		attempt, cancel = context.WithTimeout(ctx, time.Until(deadline)/3)
 		defer cancel()
 	}
-	f.keys, f.err = c.provider.Retrieve(attempt)
+	f.keys, f.err = hedged(attempt, callTimeout, noTurn, c.provider.Retrieve) // which waits for turns itself
 	f.abandoned = f.err != nil && ctx.Err() != nil
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -95,6 +95,8 @@ func (c *cached) ask(ctx context.Context, f *fetch, inForce bool) {
 	}
 	close(f.ended)
 }
+
+func noTurn(context.Context) error { return nil }
 
 // refused forgets keys that a server has refused.
 func (c *cached) refused(keys Keys) {

@@ -154,20 +154,25 @@ func configured() (*Config, error) {
 
 // environment gives the keys of the environment.
 func environment() (*Config, error) {
-	if os.Getenv(VariableAccessKeyID) == "" || os.Getenv(VariableAccessKeySecret) == "" {
+	id, secret := os.Getenv(VariableAccessKeyID), os.Getenv(VariableAccessKeySecret)
+	switch {
+	case id == "" && secret == "":
 		return nil, nil //nolint:nilnil // nothing is set
+	case id == "" || secret == "":
+		return nil, errors.New("find keys in the environment: one of " + VariableAccessKeyID + " and " + VariableAccessKeySecret + " is set: set both, or neither")
 	}
 	return &Config{
 		Type:            TypeStatic,
-		AccessKeyID:     setting.NewSecret(os.Getenv(VariableAccessKeyID)),
-		AccessKeySecret: setting.NewSecret(os.Getenv(VariableAccessKeySecret)),
+		AccessKeyID:     setting.NewSecret(id),
+		AccessKeySecret: setting.NewSecret(secret),
 		SecurityToken:   setting.NewSecret(os.Getenv(VariableSecurityToken)),
 	}, nil
 }
 
-// rrsa gives the role that ACK has set up for the pod.
+// rrsa gives the role that ACK has set up for the pod. A role alone is a setting of other
+// tools too.
 func rrsa() (*Config, error) {
-	if os.Getenv(VariableOIDCTokenFile) == "" || os.Getenv(VariableOIDCProviderARN) == "" || os.Getenv(VariableRoleARN) == "" {
+	if os.Getenv(VariableOIDCTokenFile) == "" && os.Getenv(VariableOIDCProviderARN) == "" {
 		return nil, nil //nolint:nilnil // nothing is set
 	}
 	return fromEnvironment(TypeOIDCRoleARN)
@@ -198,7 +203,7 @@ func profile() (*Config, error) {
 		return nil, nil //nolint:nilerr,nilnil // no home, no profile
 	}
 	path := filepath.Join(home, ".aliyun", "config.json")
-	data, err := setting.ReadFile(path)
+	data, err := setting.ReadAgain(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return nil, nil //nolint:nilnil // there is none

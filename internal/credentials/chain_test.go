@@ -85,6 +85,17 @@ func TestChain(t *testing.T) {
 	_, err = chainKeys(t)
 	require.ErrorContains(t, err, "is no profile file of aliyun configure", "what is set and broken is not passed over")
 
+	// What is half set is not passed over either.
+	for name, want := range map[string]string{
+		"ALIBABA_CLOUD_ACCESS_KEY_ID": "set both, or neither", "ALIBABA_CLOUD_ACCESS_KEY_SECRET": "set both, or neither",
+		"ALIBABA_CLOUD_OIDC_TOKEN_FILE": "oidc_provider_arn: required", "ALIBABA_CLOUD_OIDC_PROVIDER_ARN": "oidc_token_file: required",
+	} {
+		t.Setenv(name, "x")
+		_, err = chainKeys(t)
+		require.ErrorContains(t, err, want, name)
+		t.Setenv(name, "")
+	}
+
 	// RRSA before the profile. It fails, for nobody answers, and nothing else is tried.
 	t.Setenv("ALIBABA_CLOUD_ROLE_ARN", "acs:ram::1:role/pod")
 	t.Setenv("ALIBABA_CLOUD_OIDC_PROVIDER_ARN", "acs:ram::1:oidc-provider/ack")

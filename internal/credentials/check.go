@@ -3,6 +3,7 @@ package credentials
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"regexp"
@@ -39,8 +40,15 @@ func (r *Refresher) Check(ctx context.Context, c *Config, sts *url.URL) relay.Fi
 	}
 	kinds, owner := c.describe()
 	add("type", string(c.Type), strings.Join(kinds, " by "))
+	if len(kinds) > 1 {
+		f.Details = append(f.Details, relay.Field{Name: "by", Value: kinds[1:]})
+	}
+	unknown := "account not known"
 	if owner == (Owner{}) && sts != nil {
-		owner = r.owner(ctx, keys, sts)
+		var err error
+		if owner, err = r.owner(ctx, keys, sts); err != nil {
+			unknown += ": STS does not tell: " + err.Error()
+		}
 	}
 	if owner.Account != "" {
 		add("account", owner.Account, "account "+owner.Account)
@@ -49,7 +57,7 @@ func (r *Refresher) Check(ctx context.Context, c *Config, sts *url.URL) relay.Fi
 		add("owner", owner.Name, owner.Name)
 	}
 	if owner == (Owner{}) {
-		words = append(words, "account not known")
+		words = append(words, unknown)
 	}
 	add("access_key_id", keys.ShortID(), "access key "+keys.ShortID())
 	if keys.Expires.IsZero() {
@@ -86,6 +94,10 @@ func (c *Config) describe() (kinds []string, owner Owner) {
 		more, owner := c.Base.describe()
 		return append(kinds, more...), owner
 	}
+	if c.Type == TypeRAMRoleARN && c.Base != nil {
+		more, _ := c.Base.describe()
+		kinds = append(kinds, more...)
+	}
 	if c.RoleARN != "" {
 		return kinds, ownerOf(c.RoleARN)
 	}
@@ -107,27 +119,26 @@ const (
 	identityTimeout = 3 * time.Second
 )
 
-// owner asks STS whose the keys are, those of the base for a token of Alicom's; nothing where
-// it does not say.
-func (r *Refresher) owner(ctx context.Context, keys Keys, sts *url.URL) Owner {
+// owner asks STS whose the keys are, those of the base for a token of Alicom's.
+func (r *Refresher) owner(ctx context.Context, keys Keys, sts *url.URL) (Owner, error) {
 	ctx, cancel := context.WithTimeout(ctx, identityTimeout)
 	defer cancel()
 	if token, is := r.provider.(*mnsToken); is {
 		var err error
 		if keys, err = token.base.Retrieve(ctx); err != nil {
-			return Owner{}
+			return Owner{}, err
 		}
 	}
 	answer, err := newOpenAPI("STS", stsVersion, Presets()[0].Region, sts, nil).call(ctx, keys, opCallerIdentity, nil)
 	if err != nil {
-		return Owner{}
+		return Owner{}, err
 	}
 	var identity struct {
 		Account string `json:"AccountId"`
 		ARN     string `json:"Arn"`
 	}
 	if json.Unmarshal(answer.body, &identity) != nil {
-		return Owner{}
+		return Owner{}, errors.New(notOf("STS"))
 	}
-	return Owner{Account: identifier(identity.Account), Name: oneLine(identity.ARN)}
+	return Owner{Account: identifier(identity.Account), Name: oneLine(identity.ARN)}, nil
 }

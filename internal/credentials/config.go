@@ -301,6 +301,9 @@ func (c *Config) warnings(path string) (warnings []error) {
 		warn("endpoint", c.Endpoint)
 	}
 	warn("uri", c.URI)
+	if near, is := setting.Nearest(c.MessageType, MessageTypes()); is && !slices.Contains(MessageTypes(), c.MessageType) {
+		warnings = append(warnings, setting.Problemf(path+"message_type", "not one that Alicom documents: did you mean %q?", near))
+	}
 	if c.Base != nil {
 		warnings = append(warnings, c.Base.warnings(path+"base.")...)
 	}

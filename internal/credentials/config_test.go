@@ -156,7 +156,7 @@ func TestValidateReportsEveryProblemByPath(t *testing.T) {
 	}
 }
 
-func TestWarningsOfAnEndpointInTheClear(t *testing.T) {
+func TestWarnings(t *testing.T) {
 	for endpoint, warned := range map[string]bool{
 		"":                               false,
 		"https://dybaseapi.aliyuncs.com": false,
@@ -168,6 +168,9 @@ func TestWarningsOfAnEndpointInTheClear(t *testing.T) {
 	} {
 		config := credentials.Config{Type: credentials.TypeMNSToken, Endpoint: setting.NewURL(endpoint)}
 		require.Equal(t, warned, len(config.Warnings()) == 1, endpoint)
+	}
+	for name, warned := range map[string]bool{"SmsReport": false, "SmsReprot": true, "FlowReport": false, "SomethingElseEntirely": false} {
+		require.Equal(t, warned, len((&credentials.Config{Type: credentials.TypeMNSToken, MessageType: name}).Warnings()) == 1, name)
 	}
 	var paths []string
 	for _, err := range (&credentials.Config{

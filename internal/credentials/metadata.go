@@ -67,7 +67,7 @@ func (p *ecsRole) ask(ctx context.Context) (Keys, error) {
 	case err != nil:
 		return Keys{}, err
 	case r.status != http.StatusOK:
-		return Keys{}, p.refused(r, "the instance does not have the role "+name)
+		return Keys{}, p.refused(r, "the instance does not have the role "+name+": bind it, or leave role_name out")
 	}
 	return p.plain.readGrant(opMetadata, r)
 }

@@ -40,14 +40,19 @@ func (p *Pool) Refresher(c *Config, queue string) (*Refresher, error) {
 	})
 }
 
-// refresher makes one that waits for its turn, unless it asks no server.
+// refresher makes one that waits for its turn where its server counts the calls; a default
+// chain asks others, which wait themselves.
 func (p *Pool) refresher(provider Provider, c *Config) *Refresher {
 	r := NewRefresher(provider, c, p.log)
-	if c.Type != TypeStatic {
+	if c.counted() && c.Type != TypeDefault {
 		r.turns = p.turns
 	}
 	return r
 }
+
+// counted tells whether a server counts the calls: not the configuration, and not the
+// instance's own metadata server.
+func (c *Config) counted() bool { return c.Type != TypeStatic && c.Type != TypeECSRAMRole }
 
 // shared holds what those have in common that have the same identity; what nobody holds any
 // more is forgotten. The zero value is empty.
@@ -95,7 +100,7 @@ func (p *Pool) make(c *Config, queue string) (Provider, error) {
 	case TypeStatic:
 		return static{config: c}, nil
 	case TypeDefault:
-		return &chain{make: func(c *Config) (Provider, error) { return p.make(c, "") }}, nil
+		return &chain{make: p.makeBase}, nil
 	case TypeCredentialsURI:
 		address, err := c.URI.Parse()
 		if err != nil {
@@ -161,11 +166,8 @@ func (p *Pool) base(c *Config) (*cached, error) {
 // makeBase makes what asks in the course of another's attempt, and waits for a turn of its
 // own where its server counts the calls.
 func (p *Pool) makeBase(c *Config) (Provider, error) {
-	if c.Type == TypeDefault {
-		return &chain{make: p.makeBase}, nil
-	}
 	provider, err := p.make(c, "")
-	if err != nil || c.Type == TypeStatic || c.Type == TypeECSRAMRole {
+	if err != nil || !c.counted() || c.Type == TypeDefault {
 		return provider, err
 	}
 	return paced{provider, p.turns}, nil

@@ -89,10 +89,12 @@ func TestSharedCredentials(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// (The tests with a clock of their own run alone: in parallel with others the race detector of
+// Go 1.26 fails a check of its own now and then.)
+//
 // Two hundred that begin at once are spread: ten calls a second, and again when they are
 // refreshed. Keys that nobody is asked for do not wait.
 func TestTwoHundredCredentials(t *testing.T) {
-	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const sources = 200
 		pool := credentials.NewPool(zap.NewNop())
@@ -132,7 +134,6 @@ func TestTwoHundredCredentials(t *testing.T) {
 
 // Any number that are refused hold up none whose keys are about to end.
 func TestUrgentCredentialsGoFirst(t *testing.T) {
-	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		pool := credentials.NewPool(zap.NewNop())
 		ctx, cancel := context.WithCancel(t.Context())
@@ -156,6 +157,104 @@ func TestUrgentCredentialsGoFirst(t *testing.T) {
 		cancel()
 		all.Wait()
 	})
+}
+
+// Any number of sources whose keys MNS refuses hold up none for long.
+func TestRefusedKeysHoldUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := credentials.NewPool(zap.NewNop())
+		ctx, cancel := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		run := func(i *issuer) *credentials.Refresher {
+			r := credentials.PoolRefresher(pool, i, &credentials.Config{Type: credentials.TypeMNSToken, RefreshBefore: 2 * time.Minute})
+			all.Go(func() { _ = r.Run(ctx, "x") })
+			return r
+		}
+		for range 60 {
+			r := run(&issuer{t: t, life: time.Hour})
+			all.Go(func() {
+				tick := time.NewTicker(5 * time.Second)
+				defer tick.Stop()
+				for {
+					select {
+					case <-tick.C:
+						keys, _ := r.Current()
+						r.Refused(keys)
+					case <-ctx.Done():
+						return
+					}
+				}
+			})
+		}
+		<-time.After(30 * time.Second) // until they are refused again and again
+		once := &issuer{t: t, life: time.Hour, failure: errors.New("not now")}
+		late := run(once)
+		<-time.After(2 * time.Second)
+		once.set(func(i *issuer) { i.failure = nil })
+		begun := time.Now()
+		<-late.Ready()
+		require.Less(t, time.Since(begun), 20*time.Second)
+		begun = time.Now()
+		<-run(&issuer{t: t, life: time.Hour}).Ready()
+		require.Less(t, time.Since(begun), time.Second, "a first fetch does not wait for those")
+		cancel()
+		all.Wait()
+	})
+}
+
+// An answer counts as soon as it is there, however long a second call has to wait.
+func TestAnAnswerWaitsForNoTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := credentials.NewPool(zap.NewNop())
+		ctx, cancel := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		run := func(i *issuer) *credentials.Refresher {
+			r := credentials.PoolRefresher(pool, i, &credentials.Config{Type: credentials.TypeMNSToken, RefreshBefore: 2 * time.Minute})
+			all.Go(func() { _ = r.Run(ctx, "x") })
+			return r
+		}
+		for range 200 {
+			run(&issuer{t: t, failure: errors.New("no such key")})
+		}
+		<-time.After(time.Minute)
+		begun := time.Now()
+		slow := run(&issuer{t: t, life: time.Minute, takes: 3500 * time.Millisecond})
+		<-slow.Ready()
+		require.Less(t, time.Since(begun), 4*time.Second)
+		for range 300 {
+			<-time.After(time.Second)
+			current(t, slow)
+		}
+		cancel()
+		all.Wait()
+	})
+}
+
+// A base whose server hangs is asked once more beside, as others are.
+func TestABaseThatHangsAtFirst(t *testing.T) {
+	t.Parallel()
+	var calls atomic.Int64
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/base" && calls.Add(1) == 1 {
+			<-r.Context().Done()
+			return
+		}
+		end := time.Now().UTC().Add(time.Hour).Format(time.RFC3339)
+		_, _ = io.WriteString(w, `{"Code":"Success","AccessKeyId":"STS.uri","AccessKeySecret":"s","SecurityToken":"t","Expiration":"`+end+`",
+			"Credentials":{"AccessKeyId":"STS.role","AccessKeySecret":"s","SecurityToken":"t","Expiration":"`+end+`"}}`)
+	})
+	c := &credentials.Config{
+		Type: credentials.TypeRAMRoleARN, RoleARN: "acs:ram::1:role/r", Endpoint: setting.NewURL(server),
+		Base: &credentials.Config{Type: credentials.TypeCredentialsURI, URI: setting.NewURL(server + "/base")},
+	}
+	c.Defaults(func(string) string { return "" })
+	require.NoError(t, c.Validate())
+	r, err := credentials.NewPool(zap.NewNop()).Refresher(c, "")
+	require.NoError(t, err)
+	begun := time.Now()
+	runAll(t, r)
+	<-r.Ready()
+	require.Less(t, time.Since(begun), 5*time.Second)
 }
 
 // Every call counts, those for the clock's sake and those for base keys too.
@@ -267,7 +366,6 @@ func TestTheLogNamesTheUsers(t *testing.T) {
 // A base whose server hangs costs nobody more than a third of an attempt while its keys are
 // in force, and one of those that share it.
 func TestABaseThatHangs(t *testing.T) {
-	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		source := &issuer{t: t, life: time.Hour}
 		base := credentials.Cached(source)
@@ -318,7 +416,7 @@ func TestABaseThatHangs(t *testing.T) {
 			})
 		}
 		all.Wait()
-		require.Equal(t, calls+1, source.count())
+		require.InDelta(t, calls+3, source.count(), 1, "one fetch, and once more beside each three seconds")
 
 		// One that goes before the answer leaves the asking to another.
 		source.set(func(i *issuer) { i.takes = 2 * time.Second })

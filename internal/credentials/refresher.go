@@ -28,8 +28,9 @@ const (
 	retryFirst = 250 * time.Millisecond
 	retryMost  = 2 * time.Second
 	retryLeast = 100 * time.Millisecond
-	// refuseMost bounds the wait between fetches because MNS refuses what came.
-	refuseMost = 3 * time.Second
+	// refuseMost bounds the wait between fetches because MNS refuses what came: it is seldom
+	// about the keys then.
+	refuseMost = 30 * time.Second
 	// jitter is how much of a wait is random, up and down.
 	jitter = 0.4
 	// shortest is the least time between keys that came and the next fetch that
@@ -37,10 +38,6 @@ const (
 	shortest = 500 * time.Millisecond
 	// rereadAfter is when keys that have no end and come from files are read again.
 	rereadAfter = 5 * time.Second
-	// hedgeAfter is when a server that has not answered is asked once more beside: the next
-	// answer counts, so that one that hung gives keys within five seconds of its return, and
-	// one that is slow has its time.
-	hedgeAfter = 3 * time.Second
 	// kindsLogged bounds how many kinds of failures have a line of their own in the log, until
 	// a fetch works again.
 	kindsLogged = 8
@@ -275,53 +272,15 @@ func (r *Refresher) next() (at time.Time, ever bool) {
 	return at, true
 }
 
-// answer is what came of asking for keys.
-type answer struct {
-	keys Keys
-	err  error
-}
-
-// fetch makes one attempt and records what came of it. The first answer is what counts:
-// where none comes, it asks again beside.
+// fetch makes one attempt and records what came of it.
 func (r *Refresher) fetch(ctx context.Context) {
 	if r.turns.wait(ctx, r.lane()) != nil {
 		return
 	}
-	var asking sync.WaitGroup
-	defer asking.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	answers := make(chan answer)
-	patience := r.patience()
-	ask := func() {
-		asking.Go(func() {
-			attempt, end := context.WithTimeout(ctx, patience)
-			defer end()
-			keys, err := r.provider.Retrieve(attempt)
-			select {
-			case answers <- answer{keys, err}:
-			case <-ctx.Done():
-			}
-		})
-	}
 	begun := time.Now()
-	ask()
-	hedge := time.NewTicker(hedgeAfter)
-	defer hedge.Stop()
-	for {
-		select {
-		case a := <-answers:
-			r.settle(a.keys, a.err, begun)
-			return
-		case <-hedge.C:
-			if r.turns.wait(ctx, retrying) != nil {
-				return
-			}
-			begun = time.Now()
-			ask()
-		case <-ctx.Done():
-			return
-		}
+	keys, err := hedged(ctx, r.patience(), func(ctx context.Context) error { return r.turns.wait(ctx, r.lane()) }, r.provider.Retrieve)
+	if ctx.Err() == nil {
+		r.settle(keys, err, begun)
 	}
 }
 
@@ -343,7 +302,7 @@ func (r *Refresher) settle(keys Keys, err error, begun time.Time) {
 func (r *Refresher) patience() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.keys.Expires.IsZero() {
+	if r.keys.Expires.IsZero() || r.ended(time.Now()) {
 		return callTimeout
 	}
 	return min(callTimeout, max(time.Second, r.keys.Expires.Sub(r.obtained)/6))
@@ -356,7 +315,8 @@ func (r *Refresher) lane() lane {
 	defer r.mu.Unlock()
 	now := time.Now()
 	inForce := !r.obtained.IsZero() && !r.ended(now)
-	if r.failure == nil || inForce && !r.keys.Expires.IsZero() && r.keys.Expires.Sub(now) < near {
+	again := r.forced && !r.forceAt.IsZero() // for keys that were fetched because others were refused
+	if r.failure == nil && !again || inForce && !r.keys.Expires.IsZero() && r.keys.Expires.Sub(now) < near {
 		return atStake
 	}
 	return retrying

@@ -159,9 +159,9 @@ func (p *oidcRole) assume(ctx context.Context) (Keys, error) {
 
 // readToken reads the projected token.
 func readToken(path string) (string, error) {
-	data, err := setting.ReadFile(path)
+	data, err := setting.ReadAgain(path)
 	if err != nil {
-		return "", fmt.Errorf("read oidc_token_file: %w", err)
+		return "", fmt.Errorf("read oidc_token_file: %w: check the path and the projected volume of the pod", err)
 	}
 	token, err := setting.FileText(data)
 	if err != nil {

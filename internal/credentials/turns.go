@@ -19,19 +19,21 @@ const (
 	underWay lane = iota
 	// atStake is an attempt to replace keys while they last, or a first one.
 	atStake
-	// retrying is what has failed before and has the time, or nothing to lose any more: any
-	// number of these holds up none of the others.
+	// retrying is what has failed or was refused before and has the time, or nothing to lose
+	// any more: any number of these holds up none of the others.
 	retrying
 	lanes
 )
 
-// turns lets callsPerSecond go on, each lane in the order of asking. It is safe for
-// concurrent use; nil lets everyone go on at once.
+// turns lets callsPerSecond go on, each lane in the order of asking, and every third time the
+// last lane first, so that none waits for ever. It is safe for concurrent use; nil lets
+// everyone go on at once.
 type turns struct {
 	mu      sync.Mutex
 	waiting [lanes][]chan struct{}
 	next    time.Time // when a turn may be given
 	armed   bool      // a timer gives the next one
+	given   int
 }
 
 // wait returns when the caller's turn has come, or with the cause of ctx's end.
@@ -60,7 +62,11 @@ func (t *turns) give() {
 	if t.armed {
 		return
 	}
-	for l := range t.waiting {
+	order := []lane{underWay, atStake, retrying}
+	if t.given%3 == 2 {
+		order = []lane{retrying, underWay, atStake}
+	}
+	for _, l := range order {
 		if len(t.waiting[l]) == 0 {
 			continue
 		}
@@ -76,6 +82,7 @@ func (t *turns) give() {
 		}
 		close(t.waiting[l][0])
 		t.waiting[l] = t.waiting[l][1:]
+		t.given++
 		t.next = time.Now().Add(time.Second / callsPerSecond)
 		t.give()
 		return

@@ -96,6 +96,9 @@ func (s *Server) putMetadataToken(c *call) answer {
 		}
 	}
 	s.metadata.tokens[token] = now.Add(time.Duration(seconds) * time.Second)
+	if s.config.Issued != nil {
+		s.config.Issued(token)
+	}
 	return answer{status: http.StatusOK, code: okCode, contentType: typeText, body: []byte(token)}
 }
 

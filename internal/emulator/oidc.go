@@ -164,7 +164,11 @@ func (s *Server) MintOIDCToken(token OIDCToken) string {
 		panic(err)
 	}
 	signature := append(r.FillBytes(make([]byte, 32)), v.FillBytes(make([]byte, 32))...)
-	return signed + "." + base64.RawURLEncoding.EncodeToString(signature)
+	minted := signed + "." + base64.RawURLEncoding.EncodeToString(signature)
+	if s.config.Issued != nil {
+		s.config.Issued(minted)
+	}
+	return minted
 }
 
 // oidcRefused is the answer to a token or provider that is not right, with 401 as

@@ -23,6 +23,7 @@ const (
 	OpToken         Op = "token"          // Dybaseapi: QueryTokenForMnsQueue
 	OpSTS           Op = "sts"            // STS: AssumeRole
 	OpOIDC          Op = "oidc"           // STS: AssumeRoleWithOIDC
+	OpIdentity      Op = "identity"       // STS: GetCallerIdentity
 	OpMetadataToken Op = "metadata_token" // ECS: PUT /latest/api/token
 	OpMetadata      Op = "metadata"       // ECS: everything else below /latest
 	OpURI           Op = "uri"            // GET /credentials
@@ -33,7 +34,7 @@ const (
 func Ops() []Op {
 	return []Op{
 		OpReceive, OpPeek, OpSend, OpDelete, OpVisibility, OpAttributes, OpQueues,
-		OpToken, OpSTS, OpOIDC, OpMetadataToken, OpMetadata, OpURI, OpUnknown,
+		OpToken, OpSTS, OpOIDC, OpIdentity, OpMetadataToken, OpMetadata, OpURI, OpUnknown,
 	}
 }
 
@@ -43,7 +44,7 @@ func issuers() []Op { return []Op{OpToken, OpSTS, OpOIDC, OpMetadata, OpURI} }
 // mns says whether the operation is one of MNS, with its signature.
 func (op Op) mns() bool {
 	switch op {
-	case OpToken, OpSTS, OpOIDC, OpMetadataToken, OpMetadata, OpURI:
+	case OpToken, OpSTS, OpOIDC, OpIdentity, OpMetadataToken, OpMetadata, OpURI:
 		return false
 	default:
 		return true

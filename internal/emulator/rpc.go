@@ -55,6 +55,8 @@ func (c *call) classifyRPC() {
 		c.op, c.handler = OpSTS, (*Server).assumeRole
 	case "AssumeRoleWithOIDC":
 		c.op, c.handler = OpOIDC, (*Server).assumeRoleWithOIDC
+	case "GetCallerIdentity":
+		c.op, c.handler = OpIdentity, (*Server).callerIdentity
 	}
 }
 
@@ -192,7 +194,7 @@ func (s *Server) renderRPCError(c *call, requestID string, err *wireError) answe
 		return rpcAnswer(c, err.status, err.code, &tokenAnswer{RequestID: id, Code: err.code, Message: err.message})
 	}
 	host := "dybaseapi.aliyuncs.com"
-	if c.op == OpSTS || c.op == OpOIDC {
+	if c.op == OpSTS || c.op == OpOIDC || c.op == OpIdentity {
 		host = "sts.aliyuncs.com"
 	}
 	return rpcAnswer(c, err.status, err.code, &rpcError{RequestID: id, HostID: host, Code: err.code, Message: err.message})

@@ -169,6 +169,34 @@ func (s *Server) assumeRole(c *call) answer {
 	})
 }
 
+// identityAnswer is what GetCallerIdentity answers.
+type identityAnswer struct {
+	XMLName      xml.Name `json:"-" xml:"GetCallerIdentityResponse"`
+	RequestID    string   `json:"RequestId" xml:"RequestId"`
+	AccountID    string   `json:"AccountId" xml:"AccountId"`
+	ARN          string   `json:"Arn" xml:"Arn"`
+	IdentityType string   `json:"IdentityType" xml:"IdentityType"`
+	PrincipalID  string   `json:"PrincipalId" xml:"PrincipalId"`
+}
+
+// callerIdentity is GetCallerIdentity, which anyone with good keys may call (STS:
+// GetCallerIdentity). The emulator's own keys are those of a user called emulator.
+func (s *Server) callerIdentity(c *call) answer {
+	caller, err := s.authenticateRPC(c, stsVersion)
+	if err != nil {
+		return failed(err)
+	}
+	identity := &identityAnswer{
+		RequestID: s.rpcRequestID(s.nextRequestID()), AccountID: s.config.AccountID,
+		ARN: "acs:ram::" + s.config.AccountID + ":user/emulator", IdentityType: "RAMUser", PrincipalID: caller.id,
+	}
+	if caller.role != "" {
+		identity.IdentityType = "AssumedRoleUser"
+		identity.ARN = "acs:ram::" + s.config.AccountID + ":assumed-role/" + caller.role + "/emulator"
+	}
+	return rpcAnswer(c, http.StatusOK, okCode, identity)
+}
+
 // oidcRoleAnswer is what AssumeRoleWithOIDC answers.
 type oidcRoleAnswer struct {
 	XMLName         xml.Name        `json:"-" xml:"AssumeRoleWithOIDCResponse"`

@@ -46,10 +46,11 @@ func (q *Queue) CheckSource(ctx context.Context) []relay.Finding {
 	case err != nil:
 		findings = append(findings, q.failing(ctx, OpDelete, err))
 	case denied:
-		add(OpDelete, relay.OK, "the credential may. It may not do all the rest, as tokens of Alicom queues, which is enough: leases are not renewed then. Receiving was not tried, as it takes messages")
+		add(OpDelete, relay.OK, "the credential may. It may not do all the rest, as tokens of Alicom queues, which is enough: leases are not renewed then")
 	default:
-		add(OpDelete, relay.OK, "the credential may; receiving was not tried, as it takes messages")
+		add(OpDelete, relay.OK, "the credential may")
 	}
+	add("receive", relay.Unknown, "not tried, as it takes messages; it needs mns:ReceiveMessage")
 	return findings
 }
 

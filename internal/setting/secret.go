@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"unicode/utf8"
 )
 
@@ -55,7 +56,7 @@ func (s Secret) Read() (string, error) {
 	if s.file == "" {
 		return s.Reveal(), nil
 	}
-	data, err := ReadFile(s.file)
+	data, err := ReadAgain(s.file)
 	if err != nil {
 		return "", err
 	}
@@ -112,6 +113,23 @@ func ReadFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
+	return ReadBounded(f)
+}
+
+// ReadAgain is ReadFile for what is read again and again: a pipe, which gives its text once
+// and has a reader wait, is refused.
+func ReadAgain(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // the path is the user's own configuration
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	switch info, err := f.Stat(); {
+	case err != nil:
+		return nil, err
+	case info.Mode()&os.ModeNamedPipe != 0:
+		return nil, &os.PathError{Op: "read", Path: path, Err: errors.New("it is a pipe, which cannot be read again: write its text to a file")}
+	}
 	return ReadBounded(f)
 }
 
