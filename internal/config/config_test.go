@@ -64,6 +64,9 @@ func parse(t *testing.T, text string, env config.Environment, expected ...string
 	t.Helper()
 	c, warnings, err := config.Parse("relay.yaml", []byte(text), env)
 	require.NoError(t, err)
+	if value, is := document(text); is {
+		require.Empty(t, refused(value), "the schema accepts what the decoder does")
+	}
 	if len(expected) == 0 {
 		require.Empty(t, warnings)
 	}
