@@ -63,6 +63,12 @@ test: ## Run every test with -race against a private RabbitMQ; MNSRELAY_TEST_AMQ
 	go build -o $(BIN)/withbroker ./test/withbroker
 	exec $(BIN)/withbroker -- $(if $(PKG),go test -race -p 1 $(TESTFLAGS) $(PKG),./test/all $(TESTFLAGS))
 
+# As root: the image's files become the root of its programs, as a container runtime does it.
+.PHONY: test-image
+test-image: image ## Check the image, run it, build the Dockerfile with buildah, run docker-compose.yaml.
+	./test/setup buildah debootstrap rabbitmq-server
+	go -C image test -count=1 $(TESTFLAGS) ./...
+
 # The wrapper cleans up after Ctrl-C too; the test starts its own broker, so that it needs no address.
 .PHONY: chaos
 chaos: ## Run the relay through faults at random for MINUTES (5); SEED replays a schedule.
@@ -90,6 +96,7 @@ lint: ## Check formatting, lint, go.mod and the shell scripts.
 	go run $(GOLANGCI_LINT) fmt --diff
 	go run $(GOLANGCI_LINT) run
 	go mod tidy -diff
+	cd image && go run $(GOLANGCI_LINT) run && go mod tidy -diff
 	git grep -lzE '^#!.*[/ ](ba|da)?sh( |$$)' -- ':!*.go' ':!*.md' | xargs -0r shellcheck
 
 .PHONY: fmt
@@ -111,4 +118,4 @@ clean: ## Remove what was built.
 
 .PHONY: help
 help: ## List the targets.
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
