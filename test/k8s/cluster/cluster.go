@@ -61,7 +61,7 @@ func Start(ctx context.Context, dir string) (_ *Cluster, err error) {
 	if err := c.configure(); err != nil {
 		return nil, fmt.Errorf("configure the cluster: %w", err)
 	}
-	ports, err := process.FreePorts(ctx, 3) //nolint:mnd // etcd's two, and the API server's.
+	ports, err := process.FreePorts(ctx, 3) // etcd's two, and the API server's
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +193,7 @@ func (c *Cluster) start(name, program string, args ...string) (*server, error) {
 func (c *Cluster) await(ctx context.Context, s *server, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	tick := time.NewTicker(100 * time.Millisecond) //nolint:mnd // Often enough for a start of seconds.
+	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		_, err := c.Kubectl(ctx, args...)
