@@ -12,6 +12,12 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
+# What the chart is tested with, as released; test/k8s/kubernetes/go.mod pins Kubernetes.
+K8S        := $(abspath $(BIN))/k8s
+KUBERNETES := $(shell sed -n 's/^\tk8s\.io\/kubernetes //p' test/k8s/kubernetes/go.mod)
+HELM3      := helm.sh/helm/v3/cmd/helm@v3.22.0
+HELM4      := helm.sh/helm/v4/cmd/helm@v4.3.1
+
 # What `make test` passes on to go test: PKG=./internal/mns TESTFLAGS='-run Lease -count=50'
 PKG       ?=
 TESTFLAGS ?=
@@ -50,6 +56,32 @@ test: ## Run every test with -race against a private RabbitMQ; MNSRELAY_TEST_AMQ
 	exec $(BIN)/withbroker -- $(if $(PKG),go test -race -p 1 $(TESTFLAGS) $(PKG),./test/all $(TESTFLAGS))
 
 # The wrapper cleans up after Ctrl-C too; the test starts its own broker, so that it needs no address.
+# Built once, and again when a version changes: minutes on two cores.
+K8S_BUILD = CGO_ENABLED=0 go build -C test/k8s/kubernetes -buildvcs=false -trimpath \
+	-ldflags '-s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)' -o $(K8S)/
+
+$(K8S)/kube-apiserver: test/k8s/kubernetes/go.mod
+	mkdir -p $(K8S)
+	$(K8S_BUILD) $(addprefix k8s.io/kubernetes/cmd/,kube-apiserver kube-controller-manager kube-scheduler kubectl)
+	touch $@
+
+$(K8S)/kubelet: test/k8s/kubernetes/go.mod
+	mkdir -p $(K8S)
+	$(K8S_BUILD) k8s.io/kubernetes/cmd/kubelet
+	touch $@
+
+$(K8S)/helm3 $(K8S)/helm4: Makefile
+	mkdir -p $(K8S)/$(@F).new
+	CGO_ENABLED=0 GOBIN=$(K8S)/$(@F).new go install -trimpath -ldflags '-s -w' $(if $(filter %3,$@),$(HELM3),$(HELM4))
+	mv $(K8S)/$(@F).new/helm $@
+	rmdir $(K8S)/$(@F).new
+	touch $@
+
+.PHONY: test-k8s
+test-k8s: $(addprefix $(K8S)/,kube-apiserver helm3 helm4) ## Install the chart on a real Kubernetes API, with Helm 3 and 4.
+	./test/setup etcd:etcd-server
+	go test -C test/k8s -count=1 -timeout 20m $(TESTFLAGS) $(or $(PKG),./chart ./cluster ./install)
+
 .PHONY: chaos
 chaos: ## Run the relay through faults at random for MINUTES (5); SEED replays a schedule.
 	./test/setup
@@ -76,6 +108,8 @@ lint: ## Check formatting, lint, go.mod and the shell scripts.
 	go run $(GOLANGCI_LINT) fmt --diff
 	go run $(GOLANGCI_LINT) run
 	go mod tidy -diff
+	cd test/k8s && go run $(GOLANGCI_LINT) fmt --diff && go run $(GOLANGCI_LINT) run && go mod tidy -diff
+	go mod tidy -C test/k8s/kubernetes -diff
 	git grep -lzE '^#!.*[/ ](ba|da)?sh( |$$)' -- ':!*.go' ':!*.md' | xargs -0r shellcheck
 
 .PHONY: fmt
@@ -97,4 +131,4 @@ clean: ## Remove what was built.
 
 .PHONY: help
 help: ## List the targets.
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
