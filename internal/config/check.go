@@ -81,7 +81,7 @@ func (d *decoder) plain(path string, value any) string {
 		return origins(x)
 	}
 	if duration, is := value.(time.Duration); is {
-		return durationText(duration)
+		return DurationText(duration)
 	}
 	return fmt.Sprint(value)
 }
@@ -145,7 +145,7 @@ func (d *decoder) checkAdminToken(token string) {
 
 func (d *decoder) positive(path string, value, example time.Duration) {
 	if value <= 0 {
-		d.checked(path, "must be longer than 0s, as in %s", durationText(example))
+		d.checked(path, "must be longer than 0s, as in %s", DurationText(example))
 	}
 }
 
@@ -169,7 +169,7 @@ func (d *decoder) checkSource(s *Source) {
 		d.checked(at("batch_size"), "must be from 1 to %d, not %s", maxBatch, d.plain(at("batch_size"), s.BatchSize))
 	}
 	if s.Wait < 0 || s.Wait > mns.MaxWait || s.Wait%time.Second != 0 {
-		d.checked(at("wait"), "must be whole seconds from 0s to %s, not %s", durationText(mns.MaxWait), d.plain(at("wait"), s.Wait))
+		d.checked(at("wait"), "must be whole seconds from 0s to %s, not %s", DurationText(mns.MaxWait), d.plain(at("wait"), s.Wait))
 	}
 	d.checkPollers(at("pollers"), s.Pollers)
 	d.room(at("in_flight"), s.InFlight, min(max(s.BatchSize, 1), maxBatch), "the batch_size")
@@ -233,17 +233,17 @@ func (d *decoder) checkPollers(path string, p Pollers) {
 
 func (d *decoder) checkRedelivery(path string, r Redelivery) {
 	if at := join(path, "initial"); r.Initial < time.Second || r.Initial > maxInvisible {
-		d.checked(at, "must be from 1s to %s, not %s", durationText(maxInvisible), d.plain(at, r.Initial))
+		d.checked(at, "must be from 1s to %s, not %s", DurationText(maxInvisible), d.plain(at, r.Initial))
 	}
 	if at := join(path, "max"); r.Max < r.Initial || r.Max > maxInvisible {
-		d.checked(at, "must be at least initial and at most %s, not %s", durationText(maxInvisible), d.plain(at, r.Max))
+		d.checked(at, "must be at least initial and at most %s, not %s", DurationText(maxInvisible), d.plain(at, r.Max))
 	}
 }
 
 // sinkType reads the type of a sink and gives the settings of that type.
 func (d *decoder) sinkType(node *yaml.Node, path string, name *string) (sink.Config, bool) {
 	table := sink.Types()
-	types := sinkTypes(table)
+	types := SinkTypes()
 	key := join(path, sinkTypeKey)
 	if node.Kind != yaml.MappingNode {
 		if isNull(node) {

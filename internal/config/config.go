@@ -31,18 +31,22 @@ import (
 // Config is a checked configuration with every default and derived value in place.
 // Nothing in it changes once Load has returned it.
 type Config struct {
-	Server       Server        `yaml:"server"`
-	Log          Log           `yaml:"log"`
-	DrainTimeout time.Duration `yaml:"drain_timeout"`
+	Server Server `yaml:"server"`
+	Log    Log    `yaml:"log"`
+	// DrainTimeout is how long a stop waits for what is in flight: more than 0.
+	DrainTimeout time.Duration `yaml:"drain_timeout" schema:"positive"`
 	Reload       Reload        `yaml:"reload"`
-	Ledger       ledger.Config `yaml:"ledger"`
-	Tracing      Tracing       `yaml:"tracing"`
-	// InFlight bounds what all sources together hold.
+	// Ledger remembers which sink has confirmed which message.
+	Ledger  ledger.Config `yaml:"ledger"`
+	Tracing Tracing       `yaml:"tracing"`
+	// InFlight is room: how much all sources together may have between receive and settle.
 	InFlight InFlight `yaml:"in_flight"`
-	// Sources, Sinks and Routes are in the order of the file.
-	Sources Sources `yaml:"sources"`
-	Sinks   Sinks   `yaml:"sinks"`
-	// Routes hold those of the file, then one for each source with `to`.
+	// Sources are the queues that messages come from, by name.
+	Sources Sources `yaml:"sources" schema:"required"`
+	// Sinks are where messages go to, by name.
+	Sinks Sinks `yaml:"sinks" schema:"required"`
+	// Routes say which messages of which sources go to which sinks. All that match apply.
+	// A source with `to` has one more, which stands behind those of the file.
 	Routes Routes `yaml:"routes"`
 
 	// Digest is the SHA-256 of the file's text in hex: it tells one version of the
@@ -71,9 +75,9 @@ type Server struct {
 // Log is what is logged and how.
 type Log struct {
 	// Level is debug, info, warn or error.
-	Level string `yaml:"level"`
+	Level string `yaml:"level" schema:"enum=debug|info|warn|error"`
 	// Format is json or console.
-	Format string `yaml:"format"`
+	Format string `yaml:"format" schema:"enum=json|console"`
 }
 
 // Reload says when the file is read again.
@@ -90,8 +94,10 @@ type Tracing struct {
 
 // InFlight is room: how much may be between receive and settle.
 type InFlight struct {
-	Messages int          `yaml:"messages"`
-	Bytes    setting.Size `yaml:"bytes"`
+	// Messages is how many: at least a batch.
+	Messages int `yaml:"messages" schema:"min=1"`
+	// Bytes is how long their bodies are together: at least 64KiB for each message of a batch.
+	Bytes setting.Size `yaml:"bytes"`
 }
 
 // Sources are in the order of the file.
@@ -103,32 +109,33 @@ type Source struct {
 	Name string `yaml:"-"`
 
 	// Type is mns.
-	Type string `yaml:"type"`
+	Type string `yaml:"type" schema:"enum=mns"`
 	// Preset is what the values that were not written come from: alicom-cn,
 	// alicom-intl or none.
-	Preset string `yaml:"preset"`
+	Preset string `yaml:"preset" schema:"enum=alicom-cn|alicom-intl|none"`
 	// Endpoint is the URL of the MNS server.
 	Endpoint setting.URL `yaml:"endpoint"`
-	Queue    string      `yaml:"queue"`
+	// Queue is its name. That of an Alicom queue implies a preset.
+	Queue string `yaml:"queue" schema:"required"`
 	// Credentials say whose keys sign the requests.
 	Credentials credentials.Config `yaml:"credentials"`
 	// BatchSize is how many messages one receive asks for, 1 to 16.
-	BatchSize int `yaml:"batch_size"`
+	BatchSize int `yaml:"batch_size" schema:"min=1,max=16"`
 	// Wait is how long a receive waits at the server for a message: whole seconds,
 	// 0 to 30 s.
 	Wait     time.Duration `yaml:"wait"`
 	Pollers  Pollers       `yaml:"pollers"`
 	InFlight InFlight      `yaml:"in_flight"`
 	// Body is how the body is encoded in the queue: auto, base64 or raw.
-	Body string `yaml:"body"`
+	Body string `yaml:"body" schema:"enum=auto|base64|raw"`
 	// Unwrap is auto, where a topic's notification becomes its message, or none.
-	Unwrap string `yaml:"unwrap"`
+	Unwrap string `yaml:"unwrap" schema:"enum=auto|none"`
 	// Guarantee is at_least_once or at_most_once.
-	Guarantee  string     `yaml:"guarantee"`
+	Guarantee  string     `yaml:"guarantee" schema:"enum=at_least_once|at_most_once"`
 	Redelivery Redelivery `yaml:"redelivery"`
 	// MaxReceives is after how many receives a message that fails is given up; 0: never.
 	// It is more than 0 only where there is a DeadLetter.
-	MaxReceives int `yaml:"max_receives"`
+	MaxReceives int `yaml:"max_receives" schema:"min=0"`
 	// DeadLetter names the sink that takes what is given up; empty: the queue keeps it.
 	// It is none of those that a route takes the source to.
 	DeadLetter string `yaml:"dead_letter"`
@@ -136,10 +143,10 @@ type Source struct {
 	DeadLetterLimit Limit `yaml:"dead_letter_limit"`
 	// Unmatched is what becomes of a message that no route takes: delete, dead_letter
 	// or retain; empty only where every message has a route.
-	Unmatched string `yaml:"unmatched"`
+	Unmatched string `yaml:"unmatched" schema:"enum=|delete|dead_letter|retain"`
 	// Paused keeps the source from receiving.
 	Paused bool `yaml:"paused"`
-	// To makes a route of the source's name, without a condition. Use Config.Routes.
+	// To makes a route of the source's name, without a condition: one sink or several.
 	To Targets `yaml:"to"`
 }
 
@@ -150,21 +157,27 @@ func (s *Source) Decoder() *mns.Decoder {
 
 // Pollers is how many receives of one source run at once.
 type Pollers struct {
-	Min int `yaml:"min"`
-	Max int `yaml:"max"`
+	// Min is how many there are while the queue is idle: 1 or more.
+	Min int `yaml:"min" schema:"min=1"`
+	// Max is how many there are under backlog: Min or more.
+	Max int `yaml:"max" schema:"min=1"`
 }
 
 // Redelivery is how long a message that failed stays invisible: Initial, then double
 // that with each receive, up to Max.
 type Redelivery struct {
-	Initial time.Duration `yaml:"initial"`
-	Max     time.Duration `yaml:"max"`
+	// Initial is how long after the first receive: 1s to 12h.
+	Initial time.Duration `yaml:"initial" schema:"positive"`
+	// Max is how long at most: Initial to 12h.
+	Max time.Duration `yaml:"max" schema:"positive"`
 }
 
 // Limit is a count in a stretch of time.
 type Limit struct {
-	Count int           `yaml:"count"`
-	Per   time.Duration `yaml:"per"`
+	// Count is how many: 1 or more.
+	Count int `yaml:"count" schema:"min=1"`
+	// Per is the time in which they are counted: more than 0.
+	Per time.Duration `yaml:"per" schema:"positive"`
 }
 
 // Sinks are in the order of the file.
@@ -185,25 +198,28 @@ type Routes []Route
 
 // Route says which messages of which sources go to which sinks.
 type Route struct {
-	Name string `yaml:"name"`
-	// From names sources.
-	From Names `yaml:"from"`
+	// Name is for metrics and logs: up to 63 letters, digits, - and _, a letter or digit first.
+	Name string `yaml:"name" schema:"required,name"`
+	// From names the sources, one or several.
+	From Names `yaml:"from" schema:"required"`
 	// When is the condition, in CEL; empty: every message.
 	When string `yaml:"when"`
+	// To names the sinks, one or several.
+	To Targets `yaml:"to" schema:"required"`
 	// Match is When, compiled; nil: every message. Its error is a *relay.Failure.
 	Match func(*relay.Message) (bool, error) `yaml:"-"`
-	To    Targets                            `yaml:"to"`
 
 	path string // of what it was written as: "routes[0]", or "sources.NAME" for a `to`
 }
 
 // Target is one sink of a route.
 type Target struct {
-	Sink string `yaml:"sink"`
-	// Required sinks hold up the delete until they have confirmed.
+	// Sink is its name.
+	Sink string `yaml:"sink" schema:"required"`
+	// Required sinks hold up the delete until they have confirmed; others never do.
 	Required bool `yaml:"required"`
-	// With sets what the route sets otherwise for the sink, for its endpoint's Bind;
-	// nil: nothing. Bind has accepted it already.
+	// With is what the route sets otherwise for the sink. Its endpoint's Bind has accepted
+	// it already.
 	With relay.Overrides `yaml:"with"`
 }
 

@@ -185,7 +185,7 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string) {
 	}
 	_, isText := target.(encoding.TextUnmarshaler)
 	switch {
-	case v.Kind() == reflect.Struct && len(fields(v.Type())) > 0 && (n.Kind != yaml.ScalarNode || isNull(n) || !isText):
+	case v.Kind() == reflect.Struct && len(setting.Fields(v.Type())) > 0 && (n.Kind != yaml.ScalarNode || isNull(n) || !isText):
 		d.structure(n, v, path)
 	case n.Kind == yaml.ScalarNode && isText, v.Kind() != reflect.Slice && v.Kind() != reflect.Map:
 		d.scalar(n, v, path)
@@ -236,33 +236,10 @@ func kind(n *yaml.Node) string {
 	}
 }
 
-// field is one key of a struct.
-type field struct {
-	key   string
-	index []int
-}
-
-// fields are the keys of a struct, those of inlined structs included, in order.
-func fields(t reflect.Type) []field {
-	var all []field
-	for f := range t.Fields() {
-		name, options, _ := strings.Cut(f.Tag.Get("yaml"), ",")
-		switch {
-		case strings.Contains(options, "inline"):
-			for _, inner := range fields(f.Type) {
-				all = append(all, field{inner.key, append(slices.Clone(f.Index), inner.index...)})
-			}
-		case name != "" && name != "-":
-			all = append(all, field{name, f.Index})
-		}
-	}
-	return all
-}
-
-func keys(all []field) []string {
+func keys(all []setting.Field) []string {
 	keys := make([]string, len(all))
 	for i, f := range all {
-		keys[i] = f.key
+		keys[i] = f.Key
 	}
 	return keys
 }
@@ -270,7 +247,7 @@ func keys(all []field) []string {
 // structure decodes a mapping into a struct. The keys in besides are known, and read
 // by the caller.
 func (d *decoder) structure(n *yaml.Node, v reflect.Value, path string, besides ...string) {
-	known := slices.Concat(besides, keys(fields(v.Type())))
+	known := slices.Concat(besides, keys(setting.Fields(v.Type())))
 	d.members(n, v, path, func(key *yaml.Node) {
 		if !slices.Contains(known, key.Value) {
 			d.unknownKey(key, path, known)
@@ -284,7 +261,7 @@ func (d *decoder) members(n *yaml.Node, v reflect.Value, path string, other func
 	if isNull(n) {
 		return // a section of which every line is commented out
 	}
-	all := fields(v.Type())
+	all := setting.Fields(v.Type())
 	if isTemplate(n) {
 		d.problem(path, "%s", templateHint)
 		return
@@ -296,13 +273,13 @@ func (d *decoder) members(n *yaml.Node, v reflect.Value, path string, other func
 	for _, p := range d.pairs(n, path) {
 		key := p.key.Value
 		child := join(path, key)
-		i := slices.IndexFunc(all, func(f field) bool { return f.key == key })
+		i := slices.IndexFunc(all, func(f setting.Field) bool { return f.Key == key })
 		if i < 0 {
 			other(p.key)
 			continue
 		}
 		d.mark(child, p.key, p.value)
-		d.value(p.value, v.FieldByIndex(all[i].index), child)
+		d.value(p.value, v.FieldByIndex(all[i].Index), child)
 	}
 }
 
@@ -330,15 +307,15 @@ func list(words []string, last string) string {
 }
 
 // sample shows how a small struct is written, with the values it has.
-func sample(v reflect.Value, all []field) string {
+func sample(v reflect.Value, all []setting.Field) string {
 	var parts []string
 	for _, f := range all {
-		inner := v.FieldByIndex(f.index)
+		inner := v.FieldByIndex(f.Index)
 		text, isScalar := scalarText(inner)
 		if !isScalar || inner.IsZero() {
 			continue
 		}
-		parts = append(parts, f.key+": "+text)
+		parts = append(parts, f.Key+": "+text)
 	}
 	if len(parts) == 0 || len(parts) > 4 {
 		return " with the keys " + list(keys(all), "and")
@@ -586,9 +563,9 @@ func (d *decoder) shortForm(before, after reflect.Value, path string) {
 	if after.Kind() != reflect.Struct {
 		return
 	}
-	for _, f := range fields(after.Type()) {
-		if !reflect.DeepEqual(before.FieldByIndex(f.index).Interface(), after.FieldByIndex(f.index).Interface()) {
-			d.alike(path, join(path, f.key))
+	for _, f := range setting.Fields(after.Type()) {
+		if !reflect.DeepEqual(before.FieldByIndex(f.Index).Interface(), after.FieldByIndex(f.Index).Interface()) {
+			d.alike(path, join(path, f.Key))
 		}
 	}
 }

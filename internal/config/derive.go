@@ -1,6 +1,7 @@
 package config
 
 import (
+	"maps"
 	"slices"
 	"time"
 
@@ -34,7 +35,8 @@ func Defaults() *Config {
 	}
 }
 
-func defaultSource(name string) Source {
+// DefaultSource is what a source has that sets nothing.
+func DefaultSource(name string) Source {
 	return Source{
 		Name:            name,
 		Type:            sourceTypeMNS,
@@ -140,12 +142,5 @@ func (d *decoder) getenv(name string) string {
 	return value
 }
 
-// sinkTypes are the types of sink in order.
-func sinkTypes(table map[string]func() sink.Config) []string {
-	var names []string
-	for name := range table {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
-}
+// SinkTypes are the types of sink in order.
+func SinkTypes() []string { return slices.Sorted(maps.Keys(sink.Types())) }

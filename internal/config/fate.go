@@ -26,7 +26,7 @@ func (d *decoder) checkFate(c *Config, s *Source) {
 	d.checkDeadLetter(c, s, at("dead_letter"))
 	d.checkRounds(c, s)
 
-	limit := defaultSource("").DeadLetterLimit
+	limit := DefaultSource("").DeadLetterLimit
 	if s.DeadLetterLimit.Count < 1 {
 		d.checked(at("dead_letter_limit.count"), "must be at least 1, not %s", d.plain(at("dead_letter_limit.count"), s.DeadLetterLimit.Count))
 	}

@@ -117,9 +117,9 @@ func (f fingerprint) value(v reflect.Value, path string) {
 			f.value(v.Elem(), path)
 		}
 	case reflect.Struct:
-		for _, field := range fields(v.Type()) {
-			f.text(field.key)
-			f.value(v.FieldByIndex(field.index), join(path, field.key))
+		for _, field := range setting.Fields(v.Type()) {
+			f.text(field.Key)
+			f.value(v.FieldByIndex(field.Index), join(path, field.Key))
 		}
 	case reflect.Map:
 		keys := slices.Sorted(maps.Keys(stringKeys(v)))

@@ -173,7 +173,7 @@ func (d *decoder) syntaxError(err error, data []byte) {
 // decodeNode reads the sources in the order of the file.
 func (s *Sources) decodeNode(d *decoder, n *yaml.Node, path string) {
 	d.named(n, path, func(name string, p pair, child string) {
-		source := defaultSource(name)
+		source := DefaultSource(name)
 		d.value(p.value, reflect.ValueOf(&source).Elem(), child)
 		*s = append(*s, source)
 	})

@@ -8,6 +8,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
 )
 
 // override tries what stands under a target's `with` on the sink: it is bound as it
@@ -61,8 +62,8 @@ func (d *decoder) overrides(n *yaml.Node, settings any, path string, sink *Sink)
 		return
 	}
 	defer leave()
-	own := keys(fields(reflect.TypeOf(settings).Elem()))
-	shared := slices.DeleteFunc(keys(fields(reflect.TypeOf(sink.Settings).Elem())), func(key string) bool { return slices.Contains(own, key) })
+	own := keys(setting.Fields(reflect.TypeOf(settings).Elem()))
+	shared := slices.DeleteFunc(keys(setting.Fields(reflect.TypeOf(sink.Settings).Elem())), func(key string) bool { return slices.Contains(own, key) })
 	d.members(n, reflect.ValueOf(settings).Elem(), path, func(key *yaml.Node) {
 		switch at := join(path, key.Value); {
 		case key.Value == sinkTypeKey, slices.Contains(shared, key.Value):

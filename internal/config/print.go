@@ -103,19 +103,19 @@ func (t *tree) add(key string, item *tree) {
 // only what is set is printed.
 func (c *Config) structure(v reflect.Value, path string, optional bool) *tree {
 	t := &tree{isMap: true, origin: c.origin(path)}
-	for _, f := range fields(v.Type()) {
-		inner := v.FieldByIndex(f.index)
-		child := join(path, f.key)
+	for _, f := range setting.Fields(v.Type()) {
+		inner := v.FieldByIndex(f.Index)
+		child := join(path, f.Key)
 		_, known := c.origins[child]
 		switch {
 		case inner.Type() == reflect.TypeFor[relay.Overrides]():
 			if settings, found := c.settings[child]; found {
-				t.add(f.key, c.value(reflect.ValueOf(settings).Elem(), child).written())
+				t.add(f.Key, c.value(reflect.ValueOf(settings).Elem(), child).written())
 			}
 		case inner.Kind() == reflect.Pointer && inner.IsNil():
 		case optional && !known && inner.IsZero():
 		default:
-			t.add(f.key, c.value(inner, child))
+			t.add(f.Key, c.value(inner, child))
 		}
 	}
 	return t
@@ -200,7 +200,7 @@ func scalarText(v reflect.Value) (text string, isScalar bool) {
 	if v.CanInterface() {
 		switch value := v.Interface().(type) {
 		case time.Duration:
-			return durationText(value), true
+			return DurationText(value), true
 		case encoding.TextMarshaler:
 			text, err := value.MarshalText()
 			return string(text), err == nil
@@ -222,8 +222,8 @@ func scalarText(v reflect.Value) (text string, isScalar bool) {
 	}
 }
 
-// durationText leaves out what is zero: 24h, not 24h0m0s.
-func durationText(d time.Duration) string {
+// DurationText writes a duration without what is zero: 24h, not 24h0m0s.
+func DurationText(d time.Duration) string {
 	s := d.String()
 	if strings.HasSuffix(s, "m0s") {
 		s = strings.TrimSuffix(s, "0s")

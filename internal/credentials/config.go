@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -19,15 +20,23 @@ import (
 // Type is a way to get keys.
 type Type string
 
-// The types. TypeDefault looks for keys in the usual places: see chain.
+// The types.
 const (
-	TypeStatic         Type = "static"
-	TypeMNSToken       Type = "mns_token"
-	TypeRAMRoleARN     Type = "ram_role_arn"
-	TypeOIDCRoleARN    Type = "oidc_role_arn"
-	TypeECSRAMRole     Type = "ecs_ram_role"
+	// TypeStatic has its keys written beside it.
+	TypeStatic Type = "static"
+	// TypeMNSToken asks for the token of an Alicom queue.
+	TypeMNSToken Type = "mns_token"
+	// TypeRAMRoleARN takes on a role, with keys.
+	TypeRAMRoleARN Type = "ram_role_arn"
+	// TypeOIDCRoleARN takes on a role, with the token of a pod (RRSA).
+	TypeOIDCRoleARN Type = "oidc_role_arn"
+	// TypeECSRAMRole is the role of an ECS instance.
+	TypeECSRAMRole Type = "ecs_ram_role"
+	// TypeCredentialsURI asks an address.
 	TypeCredentialsURI Type = "credentials_uri"
-	TypeDefault        Type = "default"
+	// TypeDefault looks for keys in the usual places: environment, RRSA, profile, ECS role,
+	// credentials URI.
+	TypeDefault Type = "default"
 )
 
 const (
@@ -51,48 +60,50 @@ const (
 
 // Config is the credentials block of a source.
 type Config struct {
+	// Type is where keys come from.
 	Type Type `yaml:"type"`
-	// MessageType is what kind of messages the queue of an mns_token holds: one of
-	// MessageTypes or a newer one.
-	MessageType string `yaml:"message_type"`
-	// AccessKeyID and the two below are the keys of type static and, for an mns_token or
-	// a ram_role_arn, a short form of a static base. From files they are read again.
-	AccessKeyID     setting.Secret `yaml:"access_key_id"`
-	AccessKeySecret setting.Secret `yaml:"access_key_secret"`
-	SecurityToken   setting.Secret `yaml:"security_token"`
+	// MessageType is what kind of messages the queue of an mns_token holds, the last part of
+	// its name: SmsReport, SmsUp and others.
+	MessageType string `yaml:"message_type" of:"mns_token"`
+	// AccessKeyID, AccessKeySecret and, of temporary keys, SecurityToken are the keys of type
+	// static and, for an mns_token or a ram_role_arn, a short form of a static base. From files
+	// they are read again.
+	AccessKeyID     setting.Secret `yaml:"access_key_id" of:"static,mns_token,ram_role_arn"`
+	AccessKeySecret setting.Secret `yaml:"access_key_secret" of:"static,mns_token,ram_role_arn"`
+	SecurityToken   setting.Secret `yaml:"security_token" of:"static,mns_token,ram_role_arn"`
 	// Region and Endpoint are where the keys come from: Dybaseapi for an mns_token, STS
 	// for a role, the metadata server for an ecs_ram_role. The endpoint is a URL of a host
 	// alone, https or http.
-	Region   string      `yaml:"region"`
-	Endpoint setting.URL `yaml:"endpoint"`
+	Region   string      `yaml:"region" of:"mns_token,ram_role_arn,oidc_role_arn"`
+	Endpoint setting.URL `yaml:"endpoint" of:"mns_token,ecs_ram_role,ram_role_arn,oidc_role_arn"`
 	// OwnerID is the account that a partner's mns_token is asked for; 0: the
 	// caller's own.
-	OwnerID int64 `yaml:"owner_id"`
+	OwnerID int64 `yaml:"owner_id" of:"mns_token" schema:"min=0"`
 	// RoleARN is the role that a ram_role_arn or oidc_role_arn takes on.
-	RoleARN string `yaml:"role_arn"`
+	RoleARN string `yaml:"role_arn" of:"ram_role_arn,oidc_role_arn"`
 	// SessionName names its sessions in the logs of RAM: 2 to 64 of A-Z a-z 0-9 . @ - _.
-	SessionName string `yaml:"session_name"`
+	SessionName string `yaml:"session_name" of:"ram_role_arn,oidc_role_arn"`
 	// ExternalID is what the role's trust policy may ask for.
-	ExternalID string `yaml:"external_id"`
+	ExternalID string `yaml:"external_id" of:"ram_role_arn"`
 	// Policy is a RAM policy, as JSON, that narrows what the session may do.
-	Policy string `yaml:"policy"`
+	Policy string `yaml:"policy" of:"ram_role_arn,oidc_role_arn"`
 	// Duration is how long a session lasts, 15m to 12h and no longer than the role allows;
 	// 0: as long as STS gives, an hour.
-	Duration time.Duration `yaml:"duration"`
+	Duration time.Duration `yaml:"duration" of:"ram_role_arn,oidc_role_arn"`
 	// OIDCProviderARN and OIDCTokenFile are the identity provider of the cluster and the
 	// projected token of the pod.
-	OIDCProviderARN string `yaml:"oidc_provider_arn"`
-	OIDCTokenFile   string `yaml:"oidc_token_file"`
+	OIDCProviderARN string `yaml:"oidc_provider_arn" of:"oidc_role_arn"`
+	OIDCTokenFile   string `yaml:"oidc_token_file" of:"oidc_role_arn"`
 	// RoleName is the role of the instance; empty: the one that it has.
-	RoleName string `yaml:"role_name"`
+	RoleName string `yaml:"role_name" of:"ecs_ram_role"`
 	// URI is what a credentials_uri asks.
-	URI setting.URL `yaml:"uri"`
+	URI setting.URL `yaml:"uri" of:"credentials_uri"`
 	// RefreshBefore is how long before their end temporary keys are replaced, at
 	// most a third of their life.
-	RefreshBefore time.Duration `yaml:"refresh_before"`
-	// Base gets the keys with which an mns_token or a ram_role_arn is asked for. Nil, and
-	// no keys above: the default chain.
-	Base *Config `yaml:"base"`
+	RefreshBefore time.Duration `yaml:"refresh_before" of:"mns_token,ecs_ram_role,credentials_uri,default,ram_role_arn,oidc_role_arn"`
+	// Base gets the keys with which an mns_token or a ram_role_arn is asked for, where there
+	// are none beside it. Unset: the default chain.
+	Base *Config `yaml:"base" of:"mns_token,ram_role_arn"`
 }
 
 // Derived is a value that Defaults has set, and where it came from.
@@ -332,44 +343,43 @@ func isKey(text string) bool {
 	return !strings.ContainsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) })
 }
 
-// foreignProblems refuses what has no meaning for the type.
+// foreignProblems refuses what has no meaning for the type, by the tag of.
 func (c *Config) foreignProblems() (problems []error) {
-	type types []Type
-	keys := types{TypeStatic, TypeMNSToken, TypeRAMRoleARN}
-	roles := types{TypeRAMRoleARN, TypeOIDCRoleARN}
-	for _, s := range []struct {
-		path string
-		set  bool
-		of   types
-	}{
-		{"message_type", c.MessageType != "", types{TypeMNSToken}},
-		{"access_key_id", !c.AccessKeyID.IsZero(), keys},
-		{"access_key_secret", !c.AccessKeySecret.IsZero(), keys},
-		{"security_token", !c.SecurityToken.IsZero(), keys},
-		{"region", c.Region != "", append(types{TypeMNSToken}, roles...)},
-		{"endpoint", !c.Endpoint.IsZero(), append(types{TypeMNSToken, TypeECSRAMRole}, roles...)},
-		{"owner_id", c.OwnerID != 0, types{TypeMNSToken}},
-		{"role_arn", c.RoleARN != "", roles},
-		{"session_name", c.SessionName != "", roles},
-		{"external_id", c.ExternalID != "", types{TypeRAMRoleARN}},
-		{"policy", c.Policy != "", roles},
-		{"duration", c.Duration != 0, roles},
-		{"oidc_provider_arn", c.OIDCProviderARN != "", types{TypeOIDCRoleARN}},
-		{"oidc_token_file", c.OIDCTokenFile != "", types{TypeOIDCRoleARN}},
-		{"role_name", c.RoleName != "", types{TypeECSRAMRole}},
-		{"uri", !c.URI.IsZero(), types{TypeCredentialsURI}},
-		{"refresh_before", c.RefreshBefore != 0, append(types{TypeMNSToken, TypeECSRAMRole, TypeCredentialsURI, TypeDefault}, roles...)},
-		{"base", c.Base != nil, types{TypeMNSToken, TypeRAMRoleARN}},
-	} {
-		if s.set && !slices.Contains(s.of, c.Type) {
-			names := make([]string, len(s.of))
-			for i, t := range s.of {
+	v := reflect.ValueOf(c).Elem()
+	for _, f := range setting.Fields(v.Type()) {
+		of := TypesOf(v.Type().FieldByIndex(f.Index))
+		value := v.FieldByIndex(f.Index)
+		isZero := value.IsZero()
+		if zeroer, is := value.Interface().(interface{ IsZero() bool }); is {
+			isZero = zeroer.IsZero()
+		}
+		if !isZero && !slices.Contains(of, c.Type) {
+			names := make([]string, len(of))
+			for i, t := range of {
 				names[i] = string(t)
 			}
-			problems = append(problems, setting.Problemf(s.path, "has no meaning for type %s: remove it, or write type: %s", c.Type, strings.Join(names, " or ")))
+			problems = append(problems, setting.Problemf(f.Key, "has no meaning for type %s: remove it, or write type: %s", c.Type, strings.Join(names, " or ")))
 		}
 	}
 	return problems
+}
+
+// Types are all types.
+func Types() []Type {
+	return []Type{TypeStatic, TypeMNSToken, TypeRAMRoleARN, TypeOIDCRoleARN, TypeECSRAMRole, TypeCredentialsURI, TypeDefault}
+}
+
+// TypesOf gives the types for which a field of Config has a meaning.
+func TypesOf(field reflect.StructField) []Type {
+	of, limited := field.Tag.Lookup("of")
+	if !limited {
+		return Types()
+	}
+	var types []Type
+	for name := range strings.SplitSeq(of, ",") {
+		types = append(types, Type(name))
+	}
+	return types
 }
 
 func isWord(s string) bool { return regexp.MustCompile(`^[A-Za-z0-9_-]+$`).MatchString(s) }

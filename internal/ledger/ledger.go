@@ -66,13 +66,13 @@ const (
 type Config struct {
 	// Type is TypeMemory, of this process and gone with it, or TypeRedis, which
 	// replicas share and which survives them.
-	Type string `yaml:"type"`
+	Type string `yaml:"type" schema:"enum=memory|redis"`
 	// TTL is how long a confirm is remembered: 1s to 168h, the longest that MNS
 	// keeps a message. It should outlast the longest pause between two deliveries
 	// of a message, so the sources' redelivery.max.
-	TTL time.Duration `yaml:"ttl"`
+	TTL time.Duration `yaml:"ttl" schema:"positive"`
 	// URL is where Redis is: redis:// or rediss:// (TLS),
-	// [user[:password]@]host[:port][/database]. For TypeRedis only.
+	// [user[:password]@]host[:port][/database]. For type TypeRedis only.
 	URL setting.URL `yaml:"url"`
 	// MaxEntries bounds a ledger in memory: 1 to 100,000,000 confirms, of 190 bytes
 	// each (measured with the ids of MNS, which are 32 bytes long). The default of

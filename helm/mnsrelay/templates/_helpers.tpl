@@ -222,3 +222,28 @@ labels:
 {{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{- /* The busiest source decides. How busy: the part of a batch that is filled, over keda.batchFill; 0 for a
+       source that has received nothing of late, as its last batch says nothing. That is the most that pods are
+       added or taken by. But pods are added only if messages are old at their receive as well, over
+       keda.ageSeconds: full batches of fresh messages are no backlog, and old messages in batches that are not
+       full are those that come again. And none is added while no pod reaches a sink that a delete waits for. */ -}}
+{{- define "mnsrelay.scalingQuery" -}}
+{{- $selector := include "mnsrelay.metricsSelector" . -}}
+{{- $sinks := (include "mnsrelay.requiredSinks" . | fromJson).sinks -}}
+{{- $names := list -}}
+{{- range $sinks -}}{{- $names = append $names (regexQuoteMeta .) -}}{{- end -}}
+{{- $busy := printf `avg by (source) (mnsrelay_batch_fill_ratio{%s} * (rate(mnsrelay_messages_received_total{%s}[5m]) > bool 0)) / %v` $selector $selector .Values.keda.batchFill -}}
+{{- $late := printf `clamp_max(
+  clamp_min(max by (source) (mnsrelay_oldest_message_age_seconds{%s}) / %v, 1),
+  scalar(1 + 1e9 * (min(max by (sink) (mnsrelay_sink_up{%s, sink=~%q})) or vector(0)))
+)` $selector .Values.keda.ageSeconds $selector (join "|" $names) -}}
+max(
+  ({{ $busy | nindent 4 }}
+  ) < ({{ $late | nindent 4 }}
+  )
+  or
+  ({{ $late | nindent 4 }}
+  )
+)
+{{- end -}}

@@ -26,8 +26,8 @@ const maxShortString = 255
 type Config struct {
 	// URL is the broker, as amqp[s]://[user:password@]host[:port][/vhost]; a vhost
 	// with special characters is percent-encoded, %2F is the vhost "/", which is
-	// also the default. The query may hold heartbeat=SECONDS. Set URL or URLs.
-	URL setting.URL `yaml:"url"`
+	// also the default. The query may hold heartbeat=SECONDS. Set url or urls.
+	URL setting.URL `yaml:"url" schema:"or=urls"`
 	// URLs are the nodes of one cluster, tried in turn from a random one on.
 	URLs []setting.URL `yaml:"urls"`
 	// Vhost is for all URLs, and sent as it is; a URL may hold one instead.
@@ -46,11 +46,11 @@ type Config struct {
 	ConnectionName string `yaml:"connection_name"`
 	// Heartbeat is asked of the broker: whole seconds, 1s to 5m. A peer that is silent
 	// for 1.5 times as long is taken for dead.
-	Heartbeat time.Duration `yaml:"heartbeat"`
+	Heartbeat time.Duration `yaml:"heartbeat" schema:"positive"`
 	// DialTimeout bounds the name lookup and the TCP connection to one host, over all its
 	// addresses, and ConnectTimeout all of it, from DNS through TCP and TLS to the opened vhost: more than 0, at most 2m.
-	DialTimeout    time.Duration `yaml:"dial_timeout"`
-	ConnectTimeout time.Duration `yaml:"connect_timeout"`
+	DialTimeout    time.Duration `yaml:"dial_timeout" schema:"positive"`
+	ConnectTimeout time.Duration `yaml:"connect_timeout" schema:"positive"`
 	// Queues are made, with their bindings, on each connect.
 	Queues []Queue `yaml:"queues"`
 
@@ -60,7 +60,7 @@ type Config struct {
 // Settings are those that a route may set otherwise.
 type Settings struct {
 	// Exchange is where messages are published to; its name is required.
-	Exchange Exchange `yaml:"exchange"`
+	Exchange Exchange `yaml:"exchange" schema:"required"`
 	// RoutingKey is at most 255 bytes and may hold {{ }} templates; a message whose key
 	// gets longer is rejected.
 	RoutingKey string `yaml:"routing_key"`
@@ -90,7 +90,7 @@ type Settings struct {
 	Reply Reply `yaml:"reply"`
 	// Timeout is how long the messages that are handed over together may take
 	// until the last of them is confirmed: more than 0, at most 10m.
-	Timeout time.Duration `yaml:"timeout"`
+	Timeout time.Duration `yaml:"timeout" schema:"positive"`
 }
 
 // Unroutable is what becomes of a message that no queue would get.

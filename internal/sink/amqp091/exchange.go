@@ -26,12 +26,14 @@ const DefaultExchange = "amq.default"
 // is its name.
 type Exchange struct {
 	// Name is at most 255 bytes; DefaultExchange is the one without a name.
-	Name string `yaml:"name"`
+	Name string `yaml:"name" schema:"required"`
 	// Type is topic, direct, fanout, headers or the name of a plugin's type, such as
 	// x-consistent-hash.
-	Type       string `yaml:"type"`
-	Durable    bool   `yaml:"durable"`
-	AutoDelete bool   `yaml:"auto_delete"`
+	Type string `yaml:"type" schema:"nonempty"`
+	// Durable exchanges outlive a restart of the broker.
+	Durable bool `yaml:"durable"`
+	// AutoDelete exchanges go with the last queue that was bound to them.
+	AutoDelete bool `yaml:"auto_delete"`
 	// Arguments are those of the declaration, such as alternate-exchange.
 	Arguments map[string]setting.Value `yaml:"arguments"`
 	Declare   Declare                  `yaml:"declare"`

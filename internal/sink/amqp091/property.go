@@ -19,17 +19,21 @@ import (
 type Properties struct {
 	// ContentType is by default what the body is: application/json, text/plain or
 	// application/octet-stream. An event as JSON has that of events whatever this says.
-	ContentType     string `yaml:"content_type"`
+	ContentType string `yaml:"content_type"`
+	// ContentEncoding is how the body is encoded, such as gzip.
 	ContentEncoding string `yaml:"content_encoding"`
 	// Priority is a whole number, 0 to 255.
 	Priority string `yaml:"priority"`
 	// Expiration is after what time in a queue the broker drops the message: a duration,
 	// or a whole number of milliseconds; at most 4294967295 ms.
 	Expiration string `yaml:"expiration"`
-	Type       string `yaml:"type"`
-	AppID      string `yaml:"app_id"`
+	// Type is what kind of message it is.
+	Type string `yaml:"type"`
+	// AppID names the program that sends.
+	AppID string `yaml:"app_id"`
 	// UserID has to be the user that the relay logs in as: RabbitMQ refuses any other.
-	UserID        string `yaml:"user_id"`
+	UserID string `yaml:"user_id"`
+	// CorrelationID says what the message belongs to. With acknowledge: reply the relay sets it.
 	CorrelationID string `yaml:"correlation_id"`
 }
 

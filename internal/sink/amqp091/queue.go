@@ -20,7 +20,7 @@ import (
 // sink is down and says so.
 type Queue struct {
 	// Name is 1 to 255 bytes long.
-	Name string `yaml:"name"`
+	Name string `yaml:"name" schema:"required"`
 	// Type is what the queue is made of.
 	Type QueueType `yaml:"type"`
 	// Durable queues outlive a restart of the broker; a quorum queue or stream has to be.
@@ -33,7 +33,7 @@ type Queue struct {
 	Expires    time.Duration `yaml:"expires"`
 	// MaxLength is how many messages, MaxLengthBytes how many bytes of bodies fit; 0: no
 	// limit. Overflow is what happens to more.
-	MaxLength      int64        `yaml:"max_length"`
+	MaxLength      int64        `yaml:"max_length" schema:"min=0"`
 	MaxLengthBytes setting.Size `yaml:"max_length_bytes"`
 	Overflow       Overflow     `yaml:"overflow"`
 	// DeadLetterExchange takes what the queue drops, under DeadLetterRoutingKey or the
@@ -42,7 +42,7 @@ type Queue struct {
 	DeadLetterRoutingKey string `yaml:"dead_letter_routing_key"`
 	// DeliveryLimit is after how many returns a quorum queue drops a message; 0: the
 	// broker's own.
-	DeliveryLimit int64 `yaml:"delivery_limit"`
+	DeliveryLimit int64 `yaml:"delivery_limit" schema:"min=0"`
 	// Arguments are others, such as x-max-priority.
 	Arguments map[string]setting.Value `yaml:"arguments"`
 	// Bindings say which messages of which exchanges come to the queue.

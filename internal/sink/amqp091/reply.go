@@ -26,9 +26,9 @@ const directReplyTo = "amq.rabbitmq.reply-to"
 type Reply struct {
 	// Timeout is how long a consumer may take, from the publish on: more than 0, at
 	// most 12h.
-	Timeout time.Duration `yaml:"timeout"`
+	Timeout time.Duration `yaml:"timeout" schema:"positive"`
 	// InFlight is how many messages may wait for an answer at once: 1 to 65535.
-	InFlight int `yaml:"in_flight"`
+	InFlight int `yaml:"in_flight" schema:"min=1,max=65535"`
 }
 
 const (

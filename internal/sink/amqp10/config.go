@@ -18,8 +18,8 @@ import (
 // Config holds the settings of one sink of type amqp10. Settings may be set otherwise by
 // a route; the rest belongs to the connection that all routes share.
 type Config struct {
-	// URL is the broker, as amqp[s]://[user:password@]host[:port]. Set URL or URLs.
-	URL setting.URL `yaml:"url"`
+	// URL is the broker, as amqp[s]://[user:password@]host[:port]. Set url or urls.
+	URL setting.URL `yaml:"url" schema:"or=urls"`
 	// URLs are the hosts of one broker, tried in turn from a random one on.
 	URLs []setting.URL `yaml:"urls"`
 	// Username and Password are sent as they are, so that special characters need no
@@ -39,12 +39,12 @@ type Config struct {
 	// the name of a virtual host: RabbitMQ for one that begins with "vhost:".
 	Hostname string `yaml:"hostname"`
 	// IdleTimeout is how long the broker may be silent: 1s to 10m.
-	IdleTimeout time.Duration `yaml:"idle_timeout"`
+	IdleTimeout time.Duration `yaml:"idle_timeout" schema:"positive"`
 	// DialTimeout bounds the name lookup and the TCP connection to one host, over all its
 	// addresses, and ConnectTimeout all of it, from DNS through TCP, TLS and SASL to the opened connection: more than 0, at
 	// most 2m.
-	DialTimeout    time.Duration `yaml:"dial_timeout"`
-	ConnectTimeout time.Duration `yaml:"connect_timeout"`
+	DialTimeout    time.Duration `yaml:"dial_timeout" schema:"positive"`
+	ConnectTimeout time.Duration `yaml:"connect_timeout" schema:"positive"`
 
 	Settings `yaml:",inline"`
 }
@@ -53,7 +53,7 @@ type Config struct {
 type Settings struct {
 	// Address is the target that messages are sent to, as the broker names its queues
 	// and topics. It may hold {{ }} templates.
-	Address string `yaml:"address"`
+	Address string `yaml:"address" schema:"required"`
 	// Durable asks the broker to keep messages over a restart (AMQP 1.0: 3.2.1).
 	Durable bool `yaml:"durable"`
 	// Settle says what counts as delivered.
@@ -74,7 +74,7 @@ type Settings struct {
 	Properties Properties `yaml:"properties"`
 	// Timeout is how long the messages that are handed over together may take until the
 	// last of them is settled: more than 0, at most 10m.
-	Timeout time.Duration `yaml:"timeout"`
+	Timeout time.Duration `yaml:"timeout" schema:"positive"`
 }
 
 // SASL is how the broker learns who we are.
@@ -82,8 +82,11 @@ type SASL string
 
 // The values of SASL.
 const (
-	SASLPlain     SASL = "plain"
-	SASLExternal  SASL = "external" // by the client certificate
+	// SASLPlain sends user name and password.
+	SASLPlain SASL = "plain"
+	// SASLExternal leaves it to the client certificate.
+	SASLExternal SASL = "external"
+	// SASLAnonymous says nothing.
 	SASLAnonymous SASL = "anonymous"
 )
 

@@ -26,14 +26,19 @@ const maxProperties = 64 << 10
 // Properties are those of the message (AMQP 1.0: 3.2.4) and of its header (3.2.1) beside id
 // and time. Each may hold {{ }} templates and is left out where it comes to nothing.
 type Properties struct {
+	// Subject says what the message is about; Azure Service Bus calls it label.
 	Subject string `yaml:"subject"`
-	To      string `yaml:"to"`
+	// To is where the message goes to, for brokers and receivers that look at it.
+	To string `yaml:"to"`
+	// ReplyTo is where an answer goes to.
 	ReplyTo string `yaml:"reply_to"`
 	// ContentType is by default what the body is: application/json, text/plain or
 	// application/octet-stream. An event as JSON has that of events whatever this says.
-	ContentType     string `yaml:"content_type"`
+	ContentType string `yaml:"content_type"`
+	// ContentEncoding is how the body is encoded, such as gzip; ASCII.
 	ContentEncoding string `yaml:"content_encoding"`
-	CorrelationID   string `yaml:"correlation_id"`
+	// CorrelationID says what the message belongs to.
+	CorrelationID string `yaml:"correlation_id"`
 	// GroupID keeps messages together, as a session of Azure Service Bus does.
 	GroupID string `yaml:"group_id"`
 	// UserID is who sends, which some brokers check.

@@ -19,7 +19,7 @@ type Config struct {
 	// its folder is not. Stdout is standard output. The file's name, not its folder's, may
 	// hold {{ }} templates; what their values have that could lead elsewhere is
 	// percent-encoded.
-	Path string `yaml:"path"`
+	Path string `yaml:"path" schema:"required"`
 }
 
 // Defaults gives the settings that apply where the configuration is silent.

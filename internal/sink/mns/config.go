@@ -24,11 +24,11 @@ const (
 // Config holds the settings of a queue as a sink. Start from Defaults.
 type Config struct {
 	// Endpoint is the URL of the MNS server.
-	Endpoint setting.URL `yaml:"endpoint"`
+	Endpoint setting.URL `yaml:"endpoint" schema:"required"`
 	// Queue is the queue's name. It must exist.
-	Queue string `yaml:"queue"`
+	Queue string `yaml:"queue" schema:"required"`
 	// Credentials say whose keys sign the requests. They must be allowed to send.
-	Credentials credentials.Config `yaml:"credentials"`
+	Credentials credentials.Config `yaml:"credentials" schema:"required"`
 	// Settings are those that a route may set otherwise.
 	Settings `yaml:",inline"`
 }
@@ -41,7 +41,7 @@ type Settings struct {
 	// queue, base64, or raw, which rejects what XML cannot carry.
 	Body mns.BodyEncoding `yaml:"body"`
 	// Timeout bounds a delivery of up to 16 messages: more than 0, at most 10 minutes.
-	Timeout time.Duration `yaml:"timeout"`
+	Timeout time.Duration `yaml:"timeout" schema:"positive"`
 }
 
 const maxTimeout = 10 * time.Minute

@@ -27,7 +27,7 @@ type Config struct {
 	// its host is this machine. User info in it is sent as basic authorization. Path and
 	// query may hold {{ }} templates, whose values are percent-encoded: none begins
 	// another segment or parameter.
-	URL setting.URL `yaml:"url"`
+	URL setting.URL `yaml:"url" schema:"required"`
 	// Settings are those that a route may set otherwise.
 	Settings `yaml:",inline"`
 	// Username and Password are sent as basic authorization; BearerToken as a bearer's.
@@ -43,7 +43,7 @@ type Config struct {
 	Signing Signing `yaml:"signing"`
 	// Concurrency is how many requests may be under way at once, over all routes
 	// that lead here: 1 to 4096.
-	Concurrency int `yaml:"concurrency"`
+	Concurrency int `yaml:"concurrency" schema:"min=1,max=4096"`
 	// RateLimit bounds how often a request begins, over all routes that lead here.
 	RateLimit RateLimit `yaml:"rate_limit"`
 	// Network says which addresses may be connected to.
@@ -53,19 +53,19 @@ type Config struct {
 // Settings are the settings of a webhook that a route may set otherwise.
 type Settings struct {
 	// Method is POST, PUT or PATCH.
-	Method string `yaml:"method"`
+	Method string `yaml:"method" schema:"enum=POST|PUT|PATCH"`
 	// Config says what of a message is sent.
 	format.Config `yaml:",inline"`
 	// Batch says how messages share requests.
 	Batch Batch `yaml:"batch"`
 	// Compression of the body is none or gzip, which is sent as the content encoding.
-	Compression string `yaml:"compression"`
+	Compression string `yaml:"compression" schema:"enum=none|gzip"`
 	// Headers are sent with every request, beside those of the relay itself. A
 	// route's own are added to the sink's. Values may hold {{ }} templates.
 	Headers map[string]setting.Secret `yaml:"headers"`
 	// Timeout bounds a whole exchange, from the connection to the last byte of the
 	// answer: more than 0, at most 10 minutes.
-	Timeout time.Duration `yaml:"timeout"`
+	Timeout time.Duration `yaml:"timeout" schema:"positive"`
 	// Retry is how often a request is tried before its message goes back to the
 	// queue, as long as its lease lasts.
 	Retry Retry `yaml:"retry"`
@@ -75,7 +75,7 @@ type Settings struct {
 // the format makes of each.
 type Batch struct {
 	// MaxMessages is how many a request holds at most: 1, which is no batch, to 256.
-	MaxMessages int `yaml:"max_messages"`
+	MaxMessages int `yaml:"max_messages" schema:"min=1,max=256"`
 	// MaxBytes is how long their bodies may be together, as they came; a longer one goes
 	// alone. 1 KiB to 64 MiB.
 	MaxBytes setting.Size `yaml:"max_bytes"`
@@ -83,29 +83,30 @@ type Batch struct {
 	Linger time.Duration `yaml:"linger"`
 }
 
-// Signing holds the secrets of the Standard Webhooks signature: each whsec_ and 24 to 64
-// bytes in base64. More than one while they are rotated: each signs.
+// Signing holds the secrets of the Standard Webhooks signature.
 type Signing struct {
+	// Secrets are each whsec_ and 24 to 64 bytes in base64. More than one while they are
+	// rotated: each signs.
 	Secrets []setting.Secret `yaml:"secrets"`
 }
 
 // Retry says how tries of one request follow each other.
 type Retry struct {
 	// MaxAttempts counts the first try too: 1 to 20; 1 is no retry.
-	MaxAttempts int `yaml:"max_attempts"`
+	MaxAttempts int `yaml:"max_attempts" schema:"min=1,max=20"`
 	// Initial is the longest pause after the first try, from 1 ms; it doubles up to Max,
 	// which is at most 5 minutes. Pauses are random below that.
-	Initial time.Duration `yaml:"initial"`
-	Max     time.Duration `yaml:"max"`
+	Initial time.Duration `yaml:"initial" schema:"positive"`
+	Max     time.Duration `yaml:"max" schema:"positive"`
 }
 
 // RateLimit is a token bucket.
 type RateLimit struct {
 	// PerSecond is how many requests may begin in a second, 0.01 to 1000000; 0: no limit.
-	PerSecond float64 `yaml:"per_second"`
+	PerSecond float64 `yaml:"per_second" schema:"min=0,max=1000000"`
 	// Burst is how many may begin at once after a pause, 1 to 1000000; 0: as many as a
 	// second allows, one at least.
-	Burst int `yaml:"burst"`
+	Burst int `yaml:"burst" schema:"min=0,max=1000000"`
 }
 
 func (r RateLimit) limit() rate.Limit {
