@@ -7,6 +7,7 @@ package cluster
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -31,7 +32,14 @@ type Cluster struct {
 	servers   []*server // in the order of their start
 	etcd, api int       // ports
 	token     string
+	accounts  crypto.PublicKey
 }
+
+// Issuer is who makes the tokens of service accounts.
+const Issuer = "https://kubernetes.default.svc"
+
+// AccountKey verifies the tokens of service accounts.
+func (c *Cluster) AccountKey() crypto.PublicKey { return c.accounts }
 
 type server struct {
 	name    string
@@ -92,6 +100,7 @@ func (c *Cluster) configure() error {
 	if err != nil {
 		return err
 	}
+	c.accounts = key.Public()
 	der, err := x509.MarshalECPrivateKey(key)
 	if err != nil {
 		return err
@@ -138,7 +147,7 @@ func (c *Cluster) startAPIServer(ctx context.Context) error {
 		"--authorization-mode=Node,RBAC",
 		"--admission-control-config-file="+c.path("admission.yaml"),
 		"--service-cluster-ip-range=10.96.0.0/24",
-		"--service-account-issuer=https://kubernetes.default.svc",
+		"--service-account-issuer="+Issuer,
 		"--service-account-key-file="+c.path("accounts.key"),
 		"--service-account-signing-key-file="+c.path("accounts.key"),
 		// Nobody reaches it by its service.
