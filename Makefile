@@ -88,7 +88,7 @@ chart: $(K8S)/helm3 $(K8S)/helm4 ## Write what is generated of the chart: schema
 
 .PHONY: test-k8s
 test-k8s: $(addprefix $(K8S)/,kube-apiserver helm3 helm4 kube-score) ## Install the chart on a real Kubernetes API, with Helm 3 and 4.
-	./test/setup etcd:etcd-server
+	./test/setup etcd:etcd-server promtool:prometheus
 	go test -C test/k8s -count=1 -timeout 20m $(TESTFLAGS) $(or $(PKG),./chart ./cluster ./install)
 
 .PHONY: chaos

@@ -239,10 +239,13 @@ labels:
 {{- $names := list -}}
 {{- range $sinks -}}{{- $names = append $names (regexQuoteMeta .) -}}{{- end -}}
 {{- $busy := printf `avg by (source) (mnsrelay_batch_fill_ratio{%s} * (rate(mnsrelay_messages_received_total{%s}[5m]) > bool 0)) / %v` $selector $selector .Values.keda.batchFill -}}
-{{- $late := printf `clamp_max(
-  clamp_min(max by (source) (mnsrelay_oldest_message_age_seconds{%s}) / %v, 1),
+{{- $late := printf `clamp_min(max by (source) (mnsrelay_oldest_message_age_seconds{%s}) / %v, 1)` $selector .Values.keda.ageSeconds -}}
+{{- if $names -}}
+{{- $late = printf `clamp_max(
+  %s,
   scalar(1 + 1e9 * (min(max by (sink) (mnsrelay_sink_up{%s, sink=~%q})) or vector(0)))
-)` $selector .Values.keda.ageSeconds $selector (join "|" $names) -}}
+)` $late $selector (join "|" $names) -}}
+{{- end -}}
 max(
   ({{ $busy | nindent 4 }}
   ) < ({{ $late | nindent 4 }}
