@@ -252,6 +252,7 @@ max(
   )
   or
   ({{ $late | nindent 4 }}
+  ) <= ({{ $busy | nindent 4 }}
   )
 )
 {{- end -}}
