@@ -17,6 +17,7 @@ K8S        := $(BIN)/k8s
 KUBERNETES := $(shell sed -n 's/^\tk8s\.io\/kubernetes //p' test/k8s/kubernetes/go.mod)
 HELM3      := helm.sh/helm/v3/cmd/helm@v3.22.0
 HELM4      := helm.sh/helm/v4/cmd/helm@v4.3.1
+KUBE_SCORE := github.com/zegl/kube-score/cmd/kube-score@v1.20.0
 
 # What `make test` passes on to go test: PKG=./internal/mns TESTFLAGS='-run Lease -count=50'
 PKG       ?=
@@ -77,9 +78,17 @@ $(K8S)/helm3 $(K8S)/helm4: Makefile
 	rmdir $(K8S)/$(@F).new
 	touch $@
 
+$(K8S)/kube-score: Makefile
+	CGO_ENABLED=0 GOBIN=$(K8S) go install -trimpath -ldflags '-s -w' $(KUBE_SCORE)
+	touch $@
+
+.PHONY: chart
+chart: $(K8S)/helm3 $(K8S)/helm4 ## Write what is generated of the chart: schema, README, plain manifests, golden renders.
+	go test -C test/k8s -count=1 ./chart -run '^Test(GeneratedIsCurrent|Golden)$$' -update
+
 .PHONY: test-k8s
-test-k8s: $(addprefix $(K8S)/,kube-apiserver helm3 helm4) ## Install the chart on a real Kubernetes API, with Helm 3 and 4.
-	./test/setup etcd:etcd-server
+test-k8s: $(addprefix $(K8S)/,kube-apiserver helm3 helm4 kube-score) ## Install the chart on a real Kubernetes API, with Helm 3 and 4.
+	./test/setup etcd:etcd-server promtool:prometheus
 	go test -C test/k8s -count=1 -timeout 20m $(TESTFLAGS) $(or $(PKG),./chart ./cluster ./install)
 
 .PHONY: chaos

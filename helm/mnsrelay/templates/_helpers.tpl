@@ -76,7 +76,7 @@ labels:
 
 {{- /* The port that mnsrelay listens on. */ -}}
 {{- define "mnsrelay.port" -}}
-{{- $listen := dig "server" "listen" ":8080" .Values.config -}}
+{{- $listen := get (.Values.config.server | default dict) "listen" | default ":8080" -}}
 {{- if not (regexMatch `^(0\.0\.0\.0|\[::\])?:[1-9][0-9]*$` $listen) -}}
 {{- fail (printf "config.server.listen is %q: the kubelet's probes have to reach it, so write a colon and a port, \":8080\"" $listen) -}}
 {{- end -}}
@@ -119,7 +119,7 @@ labels:
 
 {{- /* What new pods are needed for: all of the file, or what a reload refuses where mnsrelay reloads by itself. */ -}}
 {{- define "mnsrelay.checksum" -}}
-{{- if dig "reload" "watch" false .Values.config -}}
+{{- if get (.Values.config.reload | default dict) "watch" -}}
 {{- pick .Values.config "server" "ledger" "tracing" "reload" | toYaml | sha256sum -}}
 {{- else -}}
 {{- include "mnsrelay.config" . | sha256sum -}}
@@ -155,16 +155,21 @@ labels:
 {{- fail "config.sources and config.sinks are empty: write the configuration under config, in the shape of its file; README.md has an example" -}}
 {{- end -}}
 
-{{- $drain := dig "drain_timeout" "45s" $config -}}
+{{- $drain := $config.drain_timeout | default "45s" -}}
 {{- $milliseconds := include "mnsrelay.milliseconds" (list "config.drain_timeout" $drain) | int64 -}}
 {{- $needed := add .Values.preStopSleepSeconds (ceil (divf $milliseconds 1000) | int64) 10 -}}
 {{- if lt (int64 .Values.terminationGracePeriodSeconds) $needed -}}
 {{- fail (printf "terminationGracePeriodSeconds is %d, and %d are needed: preStopSleepSeconds (%d), config.drain_timeout (%s) and 10 to settle and close. A pod that is killed before has its messages delivered twice: raise it, or lower config.drain_timeout" (int64 .Values.terminationGracePeriodSeconds) $needed (int64 .Values.preStopSleepSeconds) $drain) -}}
 {{- end -}}
 
+{{- $watch := get ($config.reload | default dict) "watch" | default false -}}
+{{- if not (kindIs "bool" $watch) -}}
+{{- fail (printf "config.reload.watch is %q: the chart decides by it whether pods are replaced, so write true or false" $watch) -}}
+{{- end -}}
+
 {{- $limit := dig "limits" "memory" "" .Values.resources -}}
 {{- if $limit -}}
-{{- $room := dig "in_flight" "bytes" "256MiB" $config -}}
+{{- $room := get ($config.in_flight | default dict) "bytes" | default "256MiB" -}}
 {{- if gt (add (include "mnsrelay.bytes" (list "config.in_flight.bytes" $room) | int64) 67108864) (include "mnsrelay.bytes" (list "resources.limits.memory" $limit) | int64) -}}
 {{- fail (printf "resources.limits.memory is %v, and config.in_flight.bytes lets %v of messages into it beside the 64Mi of the process: raise the one, or lower the other" $limit $room) -}}
 {{- end -}}
@@ -234,16 +239,20 @@ labels:
 {{- $names := list -}}
 {{- range $sinks -}}{{- $names = append $names (regexQuoteMeta .) -}}{{- end -}}
 {{- $busy := printf `avg by (source) (mnsrelay_batch_fill_ratio{%s} * (rate(mnsrelay_messages_received_total{%s}[5m]) > bool 0)) / %v` $selector $selector .Values.keda.batchFill -}}
-{{- $late := printf `clamp_max(
-  clamp_min(max by (source) (mnsrelay_oldest_message_age_seconds{%s}) / %v, 1),
+{{- $late := printf `clamp_min(max by (source) (mnsrelay_oldest_message_age_seconds{%s}) / %v, 1)` $selector .Values.keda.ageSeconds -}}
+{{- if $names -}}
+{{- $late = printf `clamp_max(
+  %s,
   scalar(1 + 1e9 * (min(max by (sink) (mnsrelay_sink_up{%s, sink=~%q})) or vector(0)))
-)` $selector .Values.keda.ageSeconds $selector (join "|" $names) -}}
+)` $late $selector (join "|" $names) -}}
+{{- end -}}
 max(
   ({{ $busy | nindent 4 }}
   ) < ({{ $late | nindent 4 }}
   )
   or
   ({{ $late | nindent 4 }}
+  ) <= ({{ $busy | nindent 4 }}
   )
 )
 {{- end -}}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/santhosh-tekuri/jsonschema/v6"
 	"sigs.k8s.io/yaml"
 
 	"mnsrelay/test/k8s/cluster"
@@ -60,6 +61,7 @@ func Schema(ctx context.Context) ([]byte, error) {
 	if err := kubernetes.embed(own, defs); err != nil {
 		return nil, err
 	}
+	patterns(own)
 	var out bytes.Buffer
 	enc := json.NewEncoder(&out)
 	enc.SetEscapeHTML(false)
@@ -138,9 +140,35 @@ func references(node any, change func(string) string) {
 	}
 }
 
+// patterns writes a pattern of the names of properties as patternProperties, which means the
+// same: of a name that does not match it, Helm's validator tells a wrong path.
+func patterns(node any) {
+	switch n := node.(type) {
+	case object:
+		if names, ok := n["propertyNames"].(object); ok && len(names) == 1 {
+			if pattern, ok := names["pattern"].(string); ok {
+				n["patternProperties"] = object{pattern: n["additionalProperties"]}
+				n["additionalProperties"] = false
+				delete(n, "propertyNames")
+			}
+		}
+		for _, child := range n {
+			patterns(child)
+		}
+	case []any:
+		for _, child := range n {
+			patterns(child)
+		}
+	}
+}
+
 // API is what Kubernetes says of its types: a JSON Schema for each, by its full name
 // (io.k8s.api.core.v1.Pod), in which a mapping refuses what it does not name.
-type API struct{ definitions object }
+type API struct {
+	definitions object
+	kinds       map[string]string // the name of a type by "apiVersion kind"
+	compiler    *jsonschema.Compiler
+}
 
 // Kubernetes reads the description of the Kubernetes that the tests run.
 func Kubernetes(ctx context.Context) (*API, error) {
@@ -168,10 +196,105 @@ func Kubernetes(ctx context.Context) (*API, error) {
 	if err := json.Unmarshal(text, &swagger); err != nil {
 		return nil, fmt.Errorf("read Kubernetes' API: %w", err)
 	}
-	for _, definition := range swagger.Definitions {
+	a := &API{swagger.Definitions, map[string]string{}, nil}
+	for name, definition := range a.definitions {
+		a.name(name, definition)
 		harden(definition)
 	}
-	return &API{swagger.Definitions}, nil
+	if quantity, ok := a.definitions[quantity].(object); ok {
+		quantity["type"] = []any{"string", "number"}
+	}
+	return a, nil
+}
+
+// name notes which kinds of object a type is of.
+func (a *API) name(name string, definition any) {
+	d, _ := definition.(object)
+	kinds, _ := d["x-kubernetes-group-version-kind"].([]any)
+	if len(kinds) != 1 {
+		return // a type of every group, such as DeleteOptions
+	}
+	kind, _ := kinds[0].(object)
+	version := fmt.Sprint(kind["version"])
+	if group, _ := kind["group"].(string); group != "" {
+		version = group + "/" + version
+	}
+	a.kinds[version+" "+fmt.Sprint(kind["kind"])] = name
+}
+
+const objectMeta = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
+
+// Define adds the custom resources of the files of CustomResourceDefinitions.
+func (a *API) Define(paths []string) error {
+	for _, path := range paths {
+		text, err := os.ReadFile(path) //nolint:gosec // A file of a module.
+		if err != nil {
+			return fmt.Errorf("read a definition: %w", err)
+		}
+		var definition struct {
+			Spec struct {
+				Group    string
+				Names    struct{ Kind string }
+				Versions []struct {
+					Name   string
+					Schema struct{ OpenAPIV3Schema object }
+				}
+			}
+		}
+		if err := yaml.Unmarshal(text, &definition); err != nil {
+			return fmt.Errorf("read %s: %w", path, err)
+		}
+		spec := definition.Spec
+		for _, version := range spec.Versions {
+			schema := version.Schema.OpenAPIV3Schema
+			harden(schema)
+			properties, ok := schema["properties"].(object)
+			if !ok {
+				return fmt.Errorf("read %s: version %s has no properties", path, version.Name)
+			}
+			properties["metadata"] = object{"$ref": apiPrefix + objectMeta}
+			kind := spec.Group + "/" + version.Name + " " + spec.Names.Kind
+			a.definitions[kind] = schema
+			a.kinds[kind] = kind
+		}
+	}
+	return nil
+}
+
+// Check tells whether an object is one of its kind: no field is unknown, none that is
+// required is missing, each has its type. What Define adds has to be added before.
+func (a *API) Check(manifest []byte) error {
+	var head struct{ APIVersion, Kind string }
+	if err := yaml.Unmarshal(manifest, &head); err != nil {
+		return fmt.Errorf("read an object: %w", err)
+	}
+	kind := head.APIVersion + " " + head.Kind
+	name, ok := a.kinds[kind]
+	if !ok {
+		return fmt.Errorf("there is no kind %q", kind)
+	}
+	strict, err := yaml.YAMLToJSONStrict(manifest)
+	if err != nil {
+		return fmt.Errorf("read the %s: %w", head.Kind, err)
+	}
+	instance, err := jsonschema.UnmarshalJSON(bytes.NewReader(strict))
+	if err != nil {
+		return fmt.Errorf("read the %s: %w", head.Kind, err)
+	}
+	if a.compiler == nil {
+		a.compiler = jsonschema.NewCompiler()
+		if err := a.compiler.AddResource("kubernetes.json", object{"definitions": a.definitions}); err != nil {
+			return fmt.Errorf("read Kubernetes' types: %w", err)
+		}
+	}
+	schema, err := a.compiler.Compile("kubernetes.json" + apiPrefix + strings.NewReplacer("/", "~1", " ", "%20").Replace(name))
+	if err != nil {
+		return fmt.Errorf("read the type %s: %w", name, err)
+	}
+	if err := schema.Validate(instance); err != nil {
+		return fmt.Errorf("check the %s: %w", head.Kind, err)
+	}
+	return nil
 }
 
 // keywords are those of OpenAPI that JSON Schema has too, and that say what is valid.
@@ -246,9 +369,6 @@ func (a *API) embed(schema, defs object) error {
 		if !ok {
 			faults = append(faults, fmt.Errorf("kubernetes has no type %s", full))
 			continue
-		}
-		if full == quantity {
-			definition["type"] = []any{"string", "number"}
 		}
 		references(definition, func(ref string) string {
 			if full, ok := strings.CutPrefix(ref, apiPrefix); ok {
