@@ -150,6 +150,8 @@ func (c *Cluster) startAPIServer(ctx context.Context) error {
 		"--service-account-issuer="+Issuer,
 		"--service-account-key-file="+c.path("accounts.key"),
 		"--service-account-signing-key-file="+c.path("accounts.key"),
+		// Names of nodes resolve nowhere.
+		"--kubelet-preferred-address-types=InternalIP",
 		// Nobody reaches it by its service.
 		"--endpoint-reconciler-type=none",
 	)

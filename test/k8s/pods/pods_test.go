@@ -114,36 +114,46 @@ func TestNoMessageIsLost(t *testing.T) {
 		w.rolledOut()
 	})
 
-	run("configuration that is refused", func(t *testing.T) {
-		w := w.with(t)
-		before := w.pods()
-		least := w.leastReady()
-		require.Zero(t, w.underLoad(soon, func() {
-			// The schema of the chart takes it for a template; only the program knows better.
-			w.upgrade(`config.sinks.events.routing_key=\{\{ body.kind + \}\}`)
-			var refused corev1.Pod
-			eventually(t, patience, "the new pod is refused", func() bool {
-				for name, pod := range w.pods() {
-					if _, old := before[name]; !old && failed(pod) {
-						refused = pod
-						return true
-					}
+	// By the init container, and by the container itself where there is none.
+	for container, validated := range map[string]string{"validate": "true", release: "false"} {
+		run("configuration that "+container+" refuses", func(t *testing.T) {
+			w := w.with(t)
+			before := w.pods()
+			least := w.leastReady()
+			require.Zero(t, w.underLoad(soon, func() {
+				// The chart does not read expressions; the program does.
+				w.upgrade("validate.enabled="+validated, `config.sinks.events.routing_key=\{\{ body.kind + \}\}`)
+				refused := w.awaitRefused(before)
+				require.Contains(t, w.kubectl("logs", refused, "--container="+container), "sinks.events.routing_key")
+				_, err := w.cluster.Kubectl(t.Context(), "--namespace", namespace, "rollout", "status", "deployment/"+release, "--timeout=5s")
+				require.Error(t, err, "the rollout stops")
+				now := w.pods()
+				for name := range before {
+					require.True(t, ready(now[name]), "%s goes on", name)
 				}
-				return false
-			})
-			log := w.kubectl("logs", refused.Name, "--all-containers")
-			require.Contains(t, log, "sinks.events.routing_key")
-			_, err := w.cluster.Kubectl(t.Context(), "--namespace", namespace, "rollout", "status", "deployment/"+release, "--timeout=5s")
-			require.Error(t, err, "the rollout stops")
-			for name, pod := range before {
-				require.True(t, ready(w.pods()[name]), "%s on %s goes on", name, pod.Spec.NodeName)
+				w.rollback()
+				w.rolledOut()
+			}))
+			require.Equal(t, 2, least())
+			require.Equal(t, names(before), names(w.pods()), "the pods before it have noticed nothing")
+		})
+	}
+}
+
+// awaitRefused waits until a container of a new pod has ended with an error, and gives the
+// name of the pod.
+func (w *world) awaitRefused(before map[string]corev1.Pod) (refused string) {
+	w.t.Helper()
+	eventually(w.t, patience, "a new pod is refused", func() bool {
+		for name, pod := range w.pods() {
+			if _, old := before[name]; !old && failed(pod) {
+				refused = name
+				return true
 			}
-			w.rollback()
-			w.rolledOut()
-		}))
-		require.Equal(t, 2, least())
-		require.Equal(t, names(before), names(w.pods()), "the pods before it never noticed")
+		}
+		return false
 	})
+	return refused
 }
 
 func names(pods map[string]corev1.Pod) []string { return slices.Sorted(maps.Keys(pods)) }
