@@ -62,7 +62,7 @@ func render(t *testing.T, version, set string) string {
 // documents are the objects of a render, each as its text.
 func documents(text string) []string {
 	var out []string
-	for _, document := range strings.SplitSeq("\n"+text, "\n---\n") {
+	for document := range strings.SplitSeq("\n"+text, "\n---\n") {
 		if document = strings.TrimSpace(document); document != "" {
 			out = append(out, document)
 		}
