@@ -13,7 +13,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # What the chart is tested with, as released; test/k8s/kubernetes/go.mod pins Kubernetes.
-K8S        := $(abspath $(BIN))/k8s
+K8S        := $(BIN)/k8s
 KUBERNETES := $(shell sed -n 's/^\tk8s\.io\/kubernetes //p' test/k8s/kubernetes/go.mod)
 HELM3      := helm.sh/helm/v3/cmd/helm@v3.22.0
 HELM4      := helm.sh/helm/v4/cmd/helm@v4.3.1
@@ -59,7 +59,7 @@ test: ## Run every test with -race against a private RabbitMQ; MNSRELAY_TEST_AMQ
 # The wrapper cleans up after Ctrl-C too; the test starts its own broker, so that it needs no address.
 # Built once, and again when a version changes: minutes on two cores.
 K8S_BUILD = CGO_ENABLED=0 go build -C test/k8s/kubernetes -buildvcs=false -trimpath \
-	-ldflags '-s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)' -o $(K8S)/
+	-ldflags '-s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)' -o $(abspath $(K8S))/
 
 $(K8S)/kube-apiserver: test/k8s/kubernetes/go.mod
 	mkdir -p $(K8S)
@@ -73,7 +73,7 @@ $(K8S)/kubelet: test/k8s/kubernetes/go.mod
 
 $(K8S)/helm3 $(K8S)/helm4: Makefile
 	mkdir -p $(K8S)/$(@F).new
-	CGO_ENABLED=0 GOBIN=$(K8S)/$(@F).new go install -trimpath -ldflags '-s -w' $(if $(filter %3,$@),$(HELM3),$(HELM4))
+	CGO_ENABLED=0 GOBIN=$(abspath $(K8S))/$(@F).new go install -trimpath -ldflags '-s -w' $(if $(filter %3,$@),$(HELM3),$(HELM4))
 	mv $(K8S)/$(@F).new/helm $@
 	rmdir $(K8S)/$(@F).new
 	touch $@

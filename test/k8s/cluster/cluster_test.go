@@ -29,7 +29,7 @@ func TestPodsAreMadeOnlyWhereTheyAreRestricted(t *testing.T) {
 	t.Cleanup(func() { require.NoError(t, c.Close()) })
 
 	for name, security := range map[string]string{
-		"loose": `securityContext: {privileged: true}`,
+		"loose": `securityContext: {runAsNonRoot: false}`,
 		"tight": `securityContext: {runAsNonRoot: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}}`,
 	} {
 		apply := c.Command(t.Context(), "kubectl", "apply", "-f-")

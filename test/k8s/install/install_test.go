@@ -257,12 +257,13 @@ func (r *release) objects() []object {
 // with dead letters on it.
 func (o object) kept() bool { return o.Annotations["helm.sh/resource-policy"] == "keep" }
 
-// owned names the objects that Helm made for the release, but for those that are kept.
+// owned names the objects that Helm made for the release, but for those that are kept. A
+// ReplicaSet has the annotations of its Deployment, and belongs to that.
 func (r *release) owned() []string {
 	r.t.Helper()
 	var names []string
 	for _, o := range r.objects() {
-		if o.Annotations["meta.helm.sh/release-name"] == r.name && !o.kept() {
+		if o.Annotations["meta.helm.sh/release-name"] == r.name && len(o.OwnerReferences) == 0 && !o.kept() {
 			names = append(names, o.Kind+"/"+o.Name)
 		}
 	}
