@@ -62,7 +62,7 @@ func render(t *testing.T, version, set string) string {
 // documents are the objects of a render, each as its text.
 func documents(text string) []string {
 	var out []string
-	for _, document := range strings.Split("\n"+text, "\n---\n") {
+	for document := range strings.SplitSeq("\n"+text, "\n---\n") {
 		if document = strings.TrimSpace(document); document != "" {
 			out = append(out, document)
 		}
@@ -131,7 +131,7 @@ func relayProgram(t *testing.T) string {
 	root, err := cluster.Root()
 	require.NoError(t, err)
 	path := filepath.Join(t.TempDir(), "mnsrelay")
-	_, err = cluster.Output(exec.CommandContext(t.Context(), "go", "build", "-C", root, "-o", path, "./cmd/mnsrelay")) //nolint:gosec // Our own program.
+	_, err = cluster.Output(exec.CommandContext(t.Context(), "go", "build", "-C", root, "-o", path, "./cmd/mnsrelay"))
 	require.NoError(t, err)
 	return path
 }

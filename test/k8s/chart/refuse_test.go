@@ -170,11 +170,12 @@ func TestSubchart(t *testing.T) {
 		"apiVersion: v2\nname: parent\nversion: 0.1.0\ndependencies: [{name: mnsrelay, version: 0.1.0, condition: mnsrelay.enabled}]\n"), 0o600))
 	own, err := os.ReadFile(valueSets(t)["default"])
 	require.NoError(t, err)
-	text := "global: {region: cn-hangzhou}\nmnsrelay:\n  enabled: true\n"
+	var text strings.Builder
+	text.WriteString("global: {region: cn-hangzhou}\nmnsrelay:\n  enabled: true\n")
 	for line := range strings.Lines(string(own)) {
-		text += "  " + line
+		text.WriteString("  " + line)
 	}
-	require.NoError(t, os.WriteFile(filepath.Join(parent, "values.yaml"), []byte(text), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(parent, "values.yaml"), []byte(text.String()), 0o600))
 	for _, version := range chart.Versions() {
 		cmd, err := chart.Helm(t.Context(), version, "template", release, parent, "--kube-version", chart.Kube)
 		require.NoError(t, err)

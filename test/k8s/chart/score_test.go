@@ -37,7 +37,7 @@ func TestScore(t *testing.T) {
 	used := map[string]bool{}
 	for set, path := range valueSets(t) {
 		var stdout, stderr bytes.Buffer
-		cmd := exec.CommandContext(t.Context(), filepath.Join(bin, "kube-score"), "score", "--kubernetes-version", "v1.36", //nolint:gosec // A program that make has built.
+		cmd := exec.CommandContext(t.Context(), filepath.Join(bin, "kube-score"), "score", "--kubernetes-version", "v1.36",
 			"--ignore-container-cpu-limit", "--output-format", "json", "-")
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(render(t, chart.Versions()[0], path)), &stdout, &stderr
 		err := cmd.Run()

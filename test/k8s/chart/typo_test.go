@@ -1,6 +1,7 @@
 package chart_test
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"os"
@@ -59,15 +60,14 @@ func typos(t *testing.T, values map[string]any) (out []typo) {
 	walk = func(node any, path []any) {
 		switch n := node.(type) {
 		case map[string]any:
+			pointer, last := "", ""
 			var dotted []string
-			pointer := ""
 			for _, step := range path {
-				dotted = append(dotted, fmt.Sprint(step))
-				pointer += "/" + fmt.Sprint(step)
+				last = fmt.Sprint(step)
+				dotted = append(dotted, last)
 			}
-			last := ""
 			if len(dotted) > 0 {
-				last = dotted[len(dotted)-1]
+				pointer = "/" + strings.Join(dotted, "/")
 			}
 			for _, key := range slices.Sorted(maps.Keys(n)) {
 				walk(n[key], append(slices.Clone(path), key))
@@ -91,10 +91,9 @@ func typos(t *testing.T, values map[string]any) (out []typo) {
 
 func schemaOf(t *testing.T) *jsonschema.Schema {
 	t.Helper()
-	file, err := os.Open(filepath.Join(folder(t), "values.schema.json"))
+	text, err := os.ReadFile(filepath.Join(folder(t), "values.schema.json"))
 	require.NoError(t, err)
-	defer file.Close()
-	document, err := jsonschema.UnmarshalJSON(file)
+	document, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
 	require.NoError(t, err)
 	compiler := jsonschema.NewCompiler()
 	require.NoError(t, compiler.AddResource("values.json", document))
