@@ -8,6 +8,7 @@ package main
 import (
 	"context"
 	"os"
+	_ "time/tzdata" // conditions name time zones, and an image from scratch has no list of them
 )
 
 func main() {
