@@ -70,7 +70,6 @@ test: ## Run every test with -race against a private RabbitMQ; MNSRELAY_TEST_AMQ
 	go build -o $(BIN)/withbroker ./test/withbroker
 	exec $(BIN)/withbroker -- $(if $(PKG),go test -race -p 1 $(TESTFLAGS) $(PKG),./test/all $(TESTFLAGS))
 
-# The wrapper cleans up after Ctrl-C too; the test starts its own broker, so that it needs no address.
 # Built once, and again when a version changes: minutes on two cores.
 K8S_BUILD = CGO_ENABLED=0 go build -C test/k8s/kubernetes -buildvcs=false -trimpath \
 	-ldflags '-s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)' -o $(abspath $(K8S))/
@@ -93,7 +92,7 @@ $(K8S)/helm3 $(K8S)/helm4: Makefile
 	touch $@
 
 $(K8S)/kube-score: Makefile
-	CGO_ENABLED=0 GOBIN=$(K8S) go install -trimpath -ldflags '-s -w' $(KUBE_SCORE)
+	CGO_ENABLED=0 GOBIN=$(abspath $(K8S)) go install -trimpath -ldflags '-s -w' $(KUBE_SCORE)
 	touch $@
 
 .PHONY: chart
@@ -103,8 +102,19 @@ chart: $(K8S)/helm3 $(K8S)/helm4 ## Write what is generated of the chart: schema
 .PHONY: test-k8s
 test-k8s: $(addprefix $(K8S)/,kube-apiserver helm3 helm4 kube-score) ## Install the chart on a real Kubernetes API, with Helm 3 and 4.
 	./test/setup etcd:etcd-server promtool:prometheus
-	go test -C test/k8s -count=1 -timeout 20m $(TESTFLAGS) $(or $(PKG),./chart ./cluster ./install)
+	go build -o $(BIN)/withbroker ./test/withbroker
+	exec env MNSRELAY_TEST_AMQP_URL=none $(BIN)/withbroker -- go test -C test/k8s -count=1 -timeout 20m $(TESTFLAGS) $(or $(PKG),./chart ./cluster ./install)
 
+$(K8S)/pause: test/k8s/pods/pause/main.go
+	CGO_ENABLED=0 go build -C test/k8s -buildvcs=false -trimpath -ldflags '-s -w' -o $(abspath $@) ./pods/pause
+
+.PHONY: test-k8s-pods
+test-k8s-pods: image $(addprefix $(K8S)/,kube-apiserver kubelet helm4 pause) ## Run the relay as pods on two nodes, as root, and take away pods and nodes.
+	./test/setup etcd:etcd-server containerd runc ip:iproute2 /usr/lib/cni/ptp:containernetworking-plugins /usr/lib/rabbitmq/bin/rabbitmq-server:rabbitmq-server
+	go build -o $(BIN)/withbroker ./test/withbroker
+	exec env MNSRELAY_TEST_AMQP_URL=none $(BIN)/withbroker -- go test -C test/k8s -count=1 -timeout 20m -v -exec '$(abspath test/k8s/pods/sandbox)' $(TESTFLAGS) ./pods
+
+# The wrapper cleans up after Ctrl-C too; the test starts its own broker, so that it needs no address.
 .PHONY: chaos
 chaos: ## Run the relay through faults at random for MINUTES (5); SEED replays a schedule.
 	./test/setup

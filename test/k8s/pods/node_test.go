@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -139,6 +140,20 @@ func (n *node) start(program string, args ...string) {
 			n.t.Logf("%s on %s wrote last:\n%s", filepath.Base(program), n.name, output.Tail())
 		}
 	})
+}
+
+// tag gives the tag of the one image of a repository that was imported.
+func (n *node) tag(repository string) string {
+	n.t.Helper()
+	names, err := cluster.Output(n.ctr(n.t.Context(), "images", "list", "--quiet"))
+	require.NoError(n.t, err)
+	for name := range strings.Lines(names) {
+		if tag, found := strings.CutPrefix(strings.TrimSpace(name), repository+":"); found {
+			return tag
+		}
+	}
+	require.Failf(n.t, "the image is not there", "%s has only\n%s", n.name, names)
+	return ""
 }
 
 // await asks until there is no error.

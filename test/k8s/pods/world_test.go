@@ -93,7 +93,7 @@ func newWorld(t *testing.T) *world {
 	pause := filepath.Join(t.TempDir(), "pause.tar")
 	writePauseImage(t, pause, filepath.Join(bin, "pause"))
 	for number := range 2 {
-		w.nodes = append(w.nodes, startNode(t, w.cluster, number+1, pause, filepath.Join(root, "bin", "image.tar")))
+		w.nodes = append(w.nodes, startNode(t, w.cluster, number+1, pause, filepath.Join(root, "bin", "mnsrelay-image.tar")))
 	}
 	w.inbox = newInbox(t)
 	w.kubectl("wait", "--for=create", "--timeout=60s", "node/node-1", "node/node-2")
@@ -122,7 +122,7 @@ func (w *world) install(url string) {
 	w.kubectl("create", "secret", "generic", "rabbitmq", "--from-literal=password="+password)
 	values := filepath.Join(w.t.TempDir(), "values.yaml")
 	require.NoError(w.t, os.WriteFile(values, fmt.Appendf(nil, `
-image: {repository: localhost/mnsrelay, tag: test, pullPolicy: Never}
+image: {tag: %q, pullPolicy: Never}
 terminationGracePeriodSeconds: 40
 preStopSleepSeconds: 2
 secretFiles: [{secretName: rabbitmq}]
@@ -134,7 +134,7 @@ config:
     reports:
       queue: %s
       endpoint: %s
-      credentials: {type: oidc_role_arn, endpoint: %[4]s}
+      credentials: {type: oidc_role_arn, endpoint: %[5]s}
       to: events
   sinks:
     events:
@@ -144,7 +144,7 @@ config:
       password: ${file:/run/secrets/rabbitmq/password}
       exchange: %s
       routing_key: 'reports.{{ body.kind }}'
-`, w.server.RoleARN("relay"), w.server.OIDCProviderARN(), w.queue, url, w.inbox.address, user, exchange), 0o600))
+`, w.nodes[0].tag("docker.io/library/mnsrelay"), w.server.RoleARN("relay"), w.server.OIDCProviderARN(), w.queue, url, w.inbox.address, user, exchange), 0o600))
 	w.helm("install", "--values", values)
 	w.rolledOut()
 }
