@@ -26,6 +26,7 @@ import (
 var (
 	shared *cluster.Cluster
 	chart  string
+	kinds  string // all that can be in a namespace, as kubectl get takes them
 )
 
 func TestMain(m *testing.M) {
@@ -55,6 +56,11 @@ func startAndRun(m *testing.M) (code int, err error) {
 	if err := shared.Define(ctx); err != nil {
 		return 0, err
 	}
+	names, err := shared.Kubectl(ctx, "api-resources", "--namespaced", "--verbs=list,delete", "--output=name")
+	if err != nil {
+		return 0, err
+	}
+	kinds = strings.Join(strings.Fields(names), ",")
 	return m.Run(), nil
 }
 
@@ -94,22 +100,22 @@ func TestValueSets(t *testing.T) {
 				there := r.manifest()
 				r.apply("upgrade", set)
 				require.Equal(t, there, r.manifest(), "the same values twice make the same objects")
-				r.diff()
+				r.diff(there)
 				r.apply("upgrade", base)
 				require.Equal(t, before, r.manifest())
-				r.diff()
+				r.diff(before)
 				require.Equal(t, objects, r.owned(), "only the objects of %s are left", base)
 				// The third revision is the one that was applied twice.
 				r.helm("rollback", r.name, "3")
 				r.awaitPods()
 				require.Equal(t, there, r.manifest())
-				r.diff()
+				r.diff(there)
 				r.uninstall()
 
 				// Where an earlier release has left what it keeps.
 				r.apply("install", set)
 				require.Equal(t, there, r.manifest())
-				r.diff()
+				r.diff(there)
 				r.uninstall()
 			})
 		}
@@ -132,6 +138,9 @@ func newRelease(t *testing.T, version string) *release {
 	return r
 }
 
+// known begins what Helm 4 warns of at each rollback to a volume that was kept meanwhile.
+const known = `level=WARN msg="resource exists on cluster but not in original release`
+
 // helm runs Helm, which must not warn: of a field that is deprecated or unknown, or of a
 // pod that would not be let in.
 func (r *release) helm(args ...string) string {
@@ -141,7 +150,9 @@ func (r *release) helm(args ...string) string {
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
 	require.NoError(r.t, err, "%s %s:\n%s", r.version, strings.Join(args, " "), &stderr)
-	require.Empty(r.t, stderr.String(), "%s %s", r.version, strings.Join(args, " "))
+	for line := range strings.Lines(stderr.String()) {
+		require.True(r.t, strings.HasPrefix(line, known), "%s %s warns: %s", r.version, strings.Join(args, " "), line)
+	}
 	return stdout.String()
 }
 
@@ -164,10 +175,10 @@ func (r *release) manifest() string {
 	return r.helm("get", "manifest", r.name)
 }
 
-// diff requires that the API server holds what the chart says, field by field.
-func (r *release) diff() {
+// diff requires that the API server holds what a manifest says, field by field.
+func (r *release) diff(manifest string) {
 	r.t.Helper()
-	out, err := r.kubectl(r.manifest(), "diff", "-f-")
+	out, err := r.kubectl(manifest, "diff", "-f-")
 	require.NoError(r.t, err, "%s", out)
 }
 
@@ -234,10 +245,8 @@ type object struct {
 // objects are all of the namespace but those that Kubernetes itself puts into each.
 func (r *release) objects() []object {
 	r.t.Helper()
-	kinds, err := shared.Kubectl(r.t.Context(), "api-resources", "--namespaced", "--verbs=list,delete", "--output=name")
-	require.NoError(r.t, err)
 	var list struct{ Items []object }
-	out, err := r.kubectl("", "get", strings.Join(strings.Fields(kinds), ","), "--output=json")
+	out, err := r.kubectl("", "get", kinds, "--output=json")
 	require.NoError(r.t, err)
 	require.NoError(r.t, json.Unmarshal([]byte(out), &list))
 	return slices.DeleteFunc(list.Items, func(o object) bool {
