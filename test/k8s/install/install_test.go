@@ -122,6 +122,24 @@ func TestValueSets(t *testing.T) {
 	}
 }
 
+// What those take who do not use Helm.
+func TestPlainManifests(t *testing.T) {
+	t.Parallel()
+	r := &release{t: t, namespace: "mnsrelay"}
+	_, err := shared.Kubectl(t.Context(), "create", "namespace", r.namespace)
+	require.NoError(t, err)
+	path := filepath.Join(chart, "..", "..", "configs", "kubernetes", "mnsrelay.yaml")
+	_, err = r.kubectl("", "apply", "--filename="+path)
+	require.NoError(t, err)
+	r.awaitPods()
+	manifest, err := os.ReadFile(path)
+	require.NoError(t, err)
+	r.diff(string(manifest))
+	_, err = r.kubectl("", "delete", "--filename="+path)
+	require.NoError(t, err)
+	r.requireNothingLeft("kubectl delete")
+}
+
 // release is the chart installed in a namespace of its own.
 type release struct {
 	t         *testing.T
@@ -285,6 +303,11 @@ func (r *release) owned() []string {
 func (r *release) uninstall() {
 	r.t.Helper()
 	r.helm("uninstall", r.name)
+	r.requireNothingLeft("helm uninstall")
+}
+
+func (r *release) requireNothingLeft(by string) {
+	r.t.Helper()
 	r.eventually(func() string {
 		var left []string
 		for _, o := range r.objects() {
@@ -293,7 +316,7 @@ func (r *release) uninstall() {
 			}
 		}
 		if len(left) > 0 {
-			return "uninstall leaves " + strings.Join(left, ", ")
+			return by + " leaves " + strings.Join(left, ", ")
 		}
 		return ""
 	})
