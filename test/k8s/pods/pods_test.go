@@ -20,93 +20,88 @@ const soon = visibility / 2
 // One cluster for all of it: what is taken away is given back before the next.
 func TestNoMessageIsLost(t *testing.T) {
 	w := newWorld(t)
-	run := func(name string, do func(t *testing.T)) {
-		if !t.Run(name, do) {
+	run := func(name string, do func(w *world)) {
+		if !t.Run(name, func(t *testing.T) { do(w.with(t)) }) {
 			t.FailNow()
 		}
 	}
 
-	run("as a pod, restricted", func(t *testing.T) {
-		w := w.with(t)
+	run("as a pod, restricted", func(w *world) {
 		pods := w.pods()
-		require.Len(t, pods, 2)
+		require.Len(w.t, pods, 2)
 		nodes := make(map[string]bool)
 		for _, pod := range pods {
 			nodes[pod.Spec.NodeName] = true
-			require.Zero(t, pod.Status.ContainerStatuses[0].RestartCount)
+			require.Zero(w.t, pod.Status.ContainerStatuses[0].RestartCount)
 		}
-		require.Len(t, nodes, 2, "the pods are spread")
-		require.Zero(t, w.underLoad(soon, func() {}))
+		require.Len(w.t, nodes, 2, "the pods are spread")
+		require.Zero(w.t, w.underLoad(soon, func() {}))
 	})
 
-	run("rolling update", func(t *testing.T) {
-		w := w.with(t)
+	run("rolling update", func(w *world) {
 		old := names(w.pods())
 		least := w.leastReady()
-		require.Zero(t, w.underLoad(soon, func() {
+		require.Zero(w.t, w.underLoad(soon, func() {
 			w.upgrade("podAnnotations.round=two")
 			w.rolledOut()
 		}))
-		require.Equal(t, 2, least(), "no pod is missed")
-		require.Len(t, w.pods(), 2)
+		require.Equal(w.t, 2, least(), "no pod is missed")
+		require.Len(w.t, w.pods(), 2)
 		for _, name := range names(w.pods()) {
-			require.NotContains(t, old, name)
+			require.NotContains(w.t, old, name)
 		}
 	})
 
-	run("drain of the node that has both pods", func(t *testing.T) {
-		w := w.with(t)
+	run("drain of the node that has both pods", func(w *world) {
 		w.kubectl("cordon", "node-2")
 		w.upgrade("podAnnotations.round=three")
 		w.rolledOut()
 		w.kubectl("uncordon", "node-2")
 		for name, pod := range w.pods() {
-			require.Equal(t, "node-1", pod.Spec.NodeName, name)
+			require.Equal(w.t, "node-1", pod.Spec.NodeName, name)
 		}
 		least := w.leastReady()
-		require.Zero(t, w.underLoad(soon, func() {
+		require.Zero(w.t, w.underLoad(soon, func() {
 			w.kubectl("drain", "node-1", "--timeout="+patience.String())
 			w.rolledOut()
 		}))
-		require.Equal(t, 1, least(), "the disruption budget lets one go at a time")
-		require.Len(t, w.pods(), 2)
+		require.Equal(w.t, 1, least(), "the disruption budget lets one go at a time")
+		require.Len(w.t, w.pods(), 2)
 		for name, pod := range w.pods() {
-			require.Equal(t, "node-2", pod.Spec.NodeName, name)
+			require.Equal(w.t, "node-2", pod.Spec.NodeName, name)
 		}
 		w.kubectl("uncordon", "node-1")
 	})
 
-	run("pod killed without grace", func(t *testing.T) {
-		w := w.with(t)
+	run("pod killed without grace", func(w *world) {
 		victim := names(w.pods())[0]
-		// What it held comes back when its leases end.
+		// The kubelet gives it two seconds still. What it has not settled then comes back when its
+		// leases end.
 		w.underLoad(visibility+soon, func() {
 			w.kubectl("delete", "pod", victim, "--grace-period=0", "--force")
 			w.rolledOut()
 		})
-		require.NotContains(t, names(w.pods()), victim)
+		require.NotContains(w.t, names(w.pods()), victim)
 	})
 
-	run("process killed", func(t *testing.T) {
-		w := w.with(t)
+	run("process killed", func(w *world) {
 		victim := w.pods()[names(w.pods())[0]]
 		w.underLoad(visibility+soon, func() {
 			w.kill(victim)
-			eventually(t, patience, "it runs again", func() bool {
+			eventually(w.t, patience, "it runs again", func() bool {
 				now := w.pods()[victim.Name]
 				return now.Status.ContainerStatuses[0].RestartCount == 1 && ready(now)
 			})
 		})
 	})
 
-	run("scale in", func(t *testing.T) {
-		w := w.with(t)
-		require.Zero(t, w.underLoad(soon, func() {
+	run("scale in", func(w *world) {
+		require.Zero(w.t, w.underLoad(soon, func() {
 			w.upgrade("replicas=1")
 			w.kubectl("wait", "deployment/"+release, "--for=jsonpath={.status.replicas}=1", "--timeout="+patience.String())
-			eventually(t, patience, "one pod has ended", func() bool {
+			eventually(w.t, patience, "one pod has ended", func() bool {
 				var list corev1.PodList
-				require.NoError(t, json.Unmarshal([]byte(w.kubectl("get", "pods", "--output=json", "--selector=app.kubernetes.io/component=relay")), &list))
+				require.NoError(w.t, json.Unmarshal([]byte(w.kubectl("get", "pods", "--output=json", "--selector=app.kubernetes.io/component=relay")), &list))
 				return len(list.Items) == 1
 			})
 		}))
@@ -116,26 +111,25 @@ func TestNoMessageIsLost(t *testing.T) {
 
 	// By the init container, and by the container itself where there is none.
 	for container, validated := range map[string]string{"validate": "true", release: "false"} {
-		run("configuration that "+container+" refuses", func(t *testing.T) {
-			w := w.with(t)
+		run("configuration that "+container+" refuses", func(w *world) {
 			before := w.pods()
 			least := w.leastReady()
-			require.Zero(t, w.underLoad(soon, func() {
+			require.Zero(w.t, w.underLoad(soon, func() {
 				// The chart does not read expressions; the program does.
 				w.upgrade("validate.enabled="+validated, `config.sinks.events.routing_key=\{\{ body.kind + \}\}`)
 				refused := w.awaitRefused(before)
-				require.Contains(t, w.kubectl("logs", refused, "--container="+container), "sinks.events.routing_key")
-				_, err := w.cluster.Kubectl(t.Context(), "--namespace", namespace, "rollout", "status", "deployment/"+release, "--timeout=5s")
-				require.Error(t, err, "the rollout stops")
+				require.Contains(w.t, w.kubectl("logs", refused, "--container="+container), "sinks.events.routing_key")
+				_, err := w.cluster.Kubectl(w.t.Context(), "--namespace", namespace, "rollout", "status", "deployment/"+release, "--timeout=5s")
+				require.Error(w.t, err, "the rollout stops")
 				now := w.pods()
 				for name := range before {
-					require.True(t, ready(now[name]), "%s goes on", name)
+					require.True(w.t, ready(now[name]), "%s goes on", name)
 				}
 				w.rollback()
 				w.rolledOut()
 			}))
-			require.Equal(t, 2, least())
-			require.Equal(t, names(before), names(w.pods()), "the pods before it have noticed nothing")
+			require.Equal(w.t, 2, least())
+			require.Equal(w.t, names(before), names(w.pods()), "the pods before it have noticed nothing")
 		})
 	}
 }
