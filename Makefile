@@ -149,6 +149,10 @@ lint: ## Check formatting, lint, go.mod and the shell scripts.
 fmt: ## Format the Go files.
 	go run $(GOLANGCI_LINT) fmt
 
+.PHONY: generate
+generate: ## Make the configuration's JSON Schema, configs/mnsrelay.schema.json, of the source.
+	go generate ./configs
+
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (60s).
 	go list -f '{{.Dir}}' ./... | while read -r dir; do \

@@ -64,6 +64,9 @@ func parse(t *testing.T, text string, env config.Environment, expected ...string
 	t.Helper()
 	c, warnings, err := config.Parse("relay.yaml", []byte(text), env)
 	require.NoError(t, err)
+	if value, is := document(text); is {
+		require.Empty(t, refused(value), "the schema accepts what the decoder does")
+	}
 	if len(expected) == 0 {
 		require.Empty(t, warnings)
 	}
@@ -110,6 +113,7 @@ func TestEveryExampleLoads(t *testing.T) {
 			t.Parallel()
 			text, err := os.ReadFile(path)
 			require.NoError(t, err)
+			require.True(t, strings.HasPrefix(string(text), "# yaml-language-server: $schema=mnsrelay.schema.json\n"), "editors find the schema")
 			c := parse(t, string(text), usual())
 			printed := parse(t, string(c.YAML()), usual(), "is shorter than 16 characters") // as *** is
 			require.Equal(t, withoutComments(c.YAML()), withoutComments(printed.YAML()), "what is printed loads as the same")

@@ -20,6 +20,7 @@ func problems(t *testing.T, text string, env config.Environment) []string {
 	var invalid *config.Error
 	require.ErrorAs(t, err, &invalid)
 	require.True(t, slices.IsSortedFunc(invalid.Problems, func(a, b config.Problem) int { return a.Line - b.Line }))
+	sameInSchema(t, text, invalid.Problems)
 	lines := strings.Split(err.Error(), "\n")
 	require.Len(t, lines, len(invalid.Problems))
 	for i, line := range lines {

@@ -350,7 +350,7 @@ func (c *Config) foreignProblems() (problems []error) {
 		of := TypesOf(v.Type().FieldByIndex(f.Index))
 		value := v.FieldByIndex(f.Index)
 		isZero := value.IsZero()
-		if zeroer, is := value.Interface().(interface{ IsZero() bool }); is {
+		if zeroer, is := reflect.TypeAssert[interface{ IsZero() bool }](value); is {
 			isZero = zeroer.IsZero()
 		}
 		if !isZero && !slices.Contains(of, c.Type) {

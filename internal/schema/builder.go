@@ -27,18 +27,22 @@ type builder struct {
 
 func (b *builder) root() *node {
 	b.defs = values()
-	whole := b.structure(reflect.ValueOf(config.Defaults()).Elem()).notNull()
+	whole := b.structure(reflect.ValueOf(config.Defaults()).Elem())
 	whole.Schema = "https://json-schema.org/draft/2020-12/schema"
 	whole.Title = "The configuration of mnsrelay"
 	whole.Defs = b.defs
 	return whole
 }
 
-// structure is the schema of a struct. A section of which every line is commented out is null.
+// structure is the schema of a struct. A section of which every line is commented out is null,
+// and is good where nothing in it is required.
 func (b *builder) structure(v reflect.Value) *node {
 	n := &node{Type: []string{"object", "null"}, AdditionalProperties: false}
 	for _, f := range setting.Fields(v.Type()) {
 		b.field(n, v, f)
+	}
+	if len(n.Required) > 0 {
+		n.notNull()
 	}
 	return n
 }
@@ -97,7 +101,7 @@ func (n *node) restrict(options map[string]string) {
 		case "required":
 			n.notNull()
 			switch {
-			case n.PropertyNames != nil:
+			case n.PatternProperties != nil:
 				n.MinProperties = 1
 			case n.Ref != "" || n.has("string"):
 				n.MinLength = 1
@@ -153,13 +157,13 @@ func (b *builder) value(v reflect.Value) *node {
 	switch value := v.Interface().(type) {
 	case config.Sources:
 		source := config.DefaultSource("")
-		b.defs["source"] = b.structure(reflect.ValueOf(source)).notNull()
+		b.defs["source"] = b.structure(reflect.ValueOf(source))
 		return named("source")
 	case config.Sinks:
 		b.defs["sink"] = b.sink()
 		return named("sink")
 	case config.Routes:
-		b.defs["route"] = b.structure(reflect.ValueOf(config.Route{})).notNull()
+		b.defs["route"] = b.structure(reflect.ValueOf(config.Route{}))
 		return &node{Type: []string{"array", "null"}, Items: ref("route")}
 	case config.Names:
 		return oneOrMore(defText, scalars()...)
@@ -198,7 +202,7 @@ func (b *builder) value(v reflect.Value) *node {
 		if d, has := reflect.TypeAssert[interface{ SetDefaults() }](item); has {
 			d.SetDefaults()
 		}
-		return &node{Type: []string{"array", "null"}, Items: b.value(item.Elem()).notNull()}
+		return &node{Type: []string{"array", "null"}, Items: b.value(item.Elem())}
 	case reflect.Map:
 		return &node{Type: []string{"object", "null"}, AdditionalProperties: b.value(reflect.New(v.Type().Elem()).Elem())}
 	case reflect.String:
@@ -234,14 +238,15 @@ func unlessEmpty(text string) any {
 	return text
 }
 
-// named is a mapping whose keys are names of ours.
+// named is a mapping whose keys are names of ours. With propertyNames the validator that Helm
+// has (santhosh-tekuri/jsonschema v6.0.3) gives a problem the path of another.
 func named(def string) *node {
-	return &node{Type: []string{"object", "null"}, PropertyNames: &node{Pattern: namePattern}, AdditionalProperties: ref(def)}
+	return &node{Type: []string{"object", "null"}, PatternProperties: map[string]*node{namePattern: ref(def)}, AdditionalProperties: false}
 }
 
 // target is a sink of a route, or its name alone.
 func (b *builder) target() *node {
-	n := b.structure(reflect.ValueOf(config.Target{Required: true})).notNull()
+	n := b.structure(reflect.ValueOf(config.Target{Required: true}))
 	n.Type = append(scalars(), n.types()...)
 	return n
 }
@@ -258,7 +263,7 @@ func byType[S ~string](types []S, prefix, description string) *node {
 	}
 	for _, name := range types {
 		n.AllOf = append(n.AllOf, &node{
-			If:   &node{Properties: properties{{typeKey, &node{Const: name}}}, Required: []string{typeKey}},
+			If:   &node{Type: "object", Properties: properties{{typeKey, &node{Const: name}}}, Required: []string{typeKey}},
 			Then: ref(prefix + string(name)),
 		})
 	}
@@ -355,7 +360,7 @@ func (b *builder) credentials(owner string) *node {
 	b.defs[owner] = n
 	for _, t := range types {
 		if name := prefix + string(t); b.defs[name] == nil {
-			b.defs[name] = &node{} // a base may have a base
+			b.defs[name] = &node{} // under way: a base may have a base
 			b.defs[name] = b.credentialsOf(t, owner == ofBase)
 		}
 	}

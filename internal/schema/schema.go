@@ -63,7 +63,6 @@ type node struct {
 	Properties           properties       `json:"properties,omitempty"`
 	PatternProperties    map[string]*node `json:"patternProperties,omitempty"`
 	AdditionalProperties any              `json:"additionalProperties,omitempty"`
-	PropertyNames        *node            `json:"propertyNames,omitempty"`
 	MinProperties        int              `json:"minProperties,omitempty"`
 	Items                *node            `json:"items,omitempty"`
 	MinItems             int              `json:"minItems,omitempty"`
@@ -141,7 +140,7 @@ func values() map[string]*node {
 		defPositive:  {Type: "string", Pattern: orReference(duration), AllOf: []*node{{Pattern: `[1-9]|` + reference}}},
 		defSize:      {Type: []string{"integer", "string"}, Pattern: orReference(`\s*\+?[0-9]+\s*(KiB|MiB|GiB)?`), Minimum: &zero},
 		defTyped:     {Type: []string{"string", "number", "boolean", "array", "object"}, Items: ref(defTyped), AdditionalProperties: ref(defTyped)},
-		defName:      {Type: []string{"string", "integer"}, Pattern: namePattern + "|" + reference},
+		defName:      {Type: []string{"string", "integer", "boolean"}, Pattern: namePattern + "|" + reference, Minimum: &zero},
 		defReference: {Type: "string", Pattern: reference},
 		defUnset:     {AnyOf: []*node{{Enum: []any{"", 0, "0", "0s"}}, ref(defReference)}},
 	}

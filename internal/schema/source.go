@@ -153,15 +153,15 @@ func (s *source) describe(t reflect.Type, index []int) string {
 	if text == "" {
 		s.problems = append(s.problems, fmt.Errorf("%s.%s has no comment: write one, which is the description of the setting", t, f.Name))
 	}
-	text = p.asWritten(text, t)
+	lines := []string{p.asWritten(text, t)}
 	if isOurs && kind.Kind() == reflect.String {
 		for _, c := range s.of(kind.PkgPath()).values {
 			if c.kind == kind.Name() && c.comment != "" {
-				text += "\n- " + c.value + ": " + s.of(kind.PkgPath()).asWritten(strings.TrimPrefix(c.comment, c.name+" "), t)
+				lines = append(lines, "- "+c.value+": "+s.of(kind.PkgPath()).asWritten(strings.TrimPrefix(c.comment, c.name+" "), t))
 			}
 		}
 	}
-	return text
+	return strings.Join(lines, "\n")
 }
 
 func (p *goPackage) fieldComment(structure, name string) string {

@@ -201,7 +201,7 @@ func (s *Settings) Validate() error {
 	_, err = s.compileHeaders()
 	problems = append(problems, err)
 	_, err = s.Properties.compile()
-	problems = append(problems, err, s.CheckContentType("properties.content_type", s.Properties.ContentType))
+	problems = append(problems, err, s.CheckContentType("properties.content_type", s.Properties.ContentType), s.Reply.validate())
 
 	switch s.Unroutable {
 	case UnroutableRetry, UnroutableDrop:
@@ -215,7 +215,6 @@ func (s *Settings) Validate() error {
 	switch s.Acknowledge {
 	case AcknowledgeConfirm, AcknowledgeTransaction:
 	case AcknowledgeReply:
-		problems = append(problems, s.Reply.validate())
 		if s.Properties.CorrelationID != "" {
 			problem("properties.correlation_id", "acknowledge: reply sets it itself, to tell the answers apart: remove it")
 		}

@@ -1,0 +1,125 @@
+package schema_test
+
+import (
+	"encoding/json"
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+
+	"mnsrelay/configs"
+	"mnsrelay/internal/config"
+	"mnsrelay/internal/relay"
+	"mnsrelay/internal/schema"
+	"mnsrelay/internal/setting"
+)
+
+func TestTheSchemaIsThatOfTheSource(t *testing.T) {
+	t.Parallel()
+	want, err := schema.Generate("../..")
+	require.NoError(t, err)
+	require.Equal(t, string(want), string(configs.Schema), "configs/mnsrelay.schema.json is stale: run go generate ./configs")
+}
+
+// Whoever puts the schema into another one moves its definitions along.
+func TestTheSchemaRefersToItsDefinitionsOnly(t *testing.T) {
+	t.Parallel()
+	var root map[string]any
+	require.NoError(t, json.Unmarshal(configs.Schema, &root))
+	definitions, _ := root["$defs"].(map[string]any)
+	used := map[string]bool{}
+	var walk func(value any, isRoot bool)
+	walk = func(value any, isRoot bool) {
+		switch value := value.(type) {
+		case map[string]any:
+			for key, member := range value {
+				if target, is := member.(string); is && key == "$ref" {
+					name, found := strings.CutPrefix(target, "#/$defs/")
+					require.True(t, found, target)
+					require.Contains(t, definitions, name)
+					used[name] = true
+				}
+				require.NotContains(t, []string{"$id", "$anchor", "$dynamicRef", "$dynamicAnchor"}, key)
+				require.True(t, isRoot || key != "$defs" && key != "$schema", key)
+				walk(member, false)
+			}
+		case []any:
+			for _, item := range value {
+				walk(item, false)
+			}
+		}
+	}
+	walk(root, true)
+	require.Len(t, used, len(definitions), "every definition is used")
+}
+
+// As a part of the values of a chart the schema says the same, by the path there.
+func TestTheSchemaCanBeAPartOfAnother(t *testing.T) {
+	t.Parallel()
+	moved := strings.ReplaceAll(string(configs.Schema), `"#/$defs/`, `"#/properties/config/$defs/`)
+	document, err := jsonschema.UnmarshalJSON(strings.NewReader(`{"properties": {"config": ` + moved + `}}`))
+	require.NoError(t, err)
+	compiler := jsonschema.NewCompiler()
+	require.NoError(t, compiler.AddResource("values.schema.json", document))
+	compiled, err := compiler.Compile("values.schema.json")
+	require.NoError(t, err)
+
+	values := func(sink string) any {
+		value, err := jsonschema.UnmarshalJSON(strings.NewReader(`{"config": {
+			"sources": {"sms": {"queue": "Alicom-Queue-1-SmsUp", "to": "events"}},
+			"sinks": {"events": {"type": "amqp091", "url": "amqps://host", "exchange": "e"` + sink + `}}}}`))
+		require.NoError(t, err)
+		return value
+	}
+	require.NoError(t, compiled.Validate(values("")))
+	for sink, want := range map[string]string{
+		`, "rotuing_key": "a"`:               `- at '/config/sinks/events': additional properties 'rotuing_key' not allowed`,
+		`, "timeout": 30`:                    `- at '/config/sinks/events/timeout': got number, want string`,
+		`, "unroutable": "lose"`:             `- at '/config/sinks/events/unroutable': value must be one of 'retry', 'dead_letter', 'drop'`,
+		`, "reply": {"in_flight": 0}`:        `- at '/config/sinks/events/reply/in_flight': minimum: got 0, want 1`,
+		`, "queues": [{"name": "q", "x":1}]`: `- at '/config/sinks/events/queues/0': additional properties 'x' not allowed`,
+	} {
+		err := compiled.Validate(values(sink))
+		require.Error(t, err)
+		t.Log(err)
+		require.Contains(t, err.Error(), want)
+	}
+}
+
+// What a route may set otherwise is what the sink's endpoint binds.
+func TestEverySinkBindsItsSettings(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../configs/everything.yaml")
+	require.NoError(t, err)
+	c, _, err := config.Parse("everything.yaml", text, config.Environment{
+		Lookup:   func(name string) (string, bool) { return "value-of-" + name, true },
+		ReadFile: func(string) ([]byte, error) { return []byte("0123456789abcdef"), nil },
+	})
+	require.NoError(t, err)
+	types := map[string]bool{}
+	for _, s := range c.Sinks {
+		endpoint, err := s.Settings.Open(relay.SinkDeps{Name: s.Name, Log: zap.NewNop()})
+		require.NoError(t, err)
+		var bound []setting.Field
+		_, err = endpoint.Bind(func(settings any) error {
+			bound = setting.Fields(reflect.TypeOf(settings).Elem())
+			return nil
+		})
+		require.NoError(t, err)
+		require.Equal(t, keys(bound), keys(schema.Overridable(s.Settings)), s.Type)
+		types[s.Type] = true
+	}
+	require.Len(t, types, len(config.SinkTypes()), "everything.yaml has a sink of each type")
+}
+
+func keys(fields []setting.Field) []string {
+	keys := []string{}
+	for _, f := range fields {
+		keys = append(keys, f.Key)
+	}
+	return keys
+}
