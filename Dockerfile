@@ -4,16 +4,15 @@ ARG GO_VERSION=1.26.8
 
 FROM --platform=$BUILDPLATFORM golang:${GO_VERSION}-bookworm AS build
 WORKDIR /src
-COPY go.mod go.sum ./
-COPY image/go.mod image/go.sum image/
-RUN go mod download
 COPY . .
-RUN mkdir -p /image/etc/ssl/certs \
+RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
+    mkdir -p /image/etc/ssl/certs \
     && go -C image run ./certificates/print >/image/etc/ssl/certs/ca-certificates.crt
 ARG TARGETOS
 ARG TARGETARCH
 ARG VERSION=dev
-RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
+RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
+    CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
     go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$VERSION" \
     -o /image/usr/local/bin/mnsrelay ./cmd/mnsrelay
 

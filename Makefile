@@ -114,6 +114,12 @@ test-k8s-pods: image $(addprefix $(K8S)/,kube-apiserver kubelet helm4 pause) ## 
 	go build -o $(BIN)/withbroker ./test/withbroker
 	exec env MNSRELAY_TEST_AMQP_URL=none $(BIN)/withbroker -- go test -C test/k8s -count=1 -timeout 20m -v -exec '$(abspath test/k8s/pods/sandbox)' $(TESTFLAGS) ./pods
 
+# As root: the image's files become the root of its programs, as a container runtime does it.
+.PHONY: test-image
+test-image: image ## Check the image, run it, build the Dockerfile with buildah, run docker-compose.yaml.
+	./test/setup buildah debootstrap rabbitmq-server
+	go -C image test -count=1 $(TESTFLAGS) ./...
+
 # The wrapper cleans up after Ctrl-C too; the test starts its own broker, so that it needs no address.
 .PHONY: chaos
 chaos: ## Run the relay through faults at random for MINUTES (5); SEED replays a schedule.
@@ -143,6 +149,7 @@ lint: ## Check formatting, lint, go.mod and the shell scripts.
 	go mod tidy -diff
 	cd test/k8s && go run $(GOLANGCI_LINT) fmt --diff && go run $(GOLANGCI_LINT) run && go mod tidy -diff
 	go mod tidy -C test/k8s/kubernetes -diff
+	cd image && go run $(GOLANGCI_LINT) run && go mod tidy -diff
 	git grep -lzE '^#!.*[/ ](ba|da)?sh( |$$)' -- ':!*.go' ':!*.md' | xargs -0r shellcheck
 
 .PHONY: fmt

@@ -7,12 +7,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"time"
 )
 
 func main() {
-	if err := run(os.Args[1:]); err != nil {
+	if err := run(os.Args[1:], os.Stdout); err != nil {
 		if !errors.Is(err, flag.ErrHelp) {
 			fmt.Fprintln(os.Stderr, "image:", err)
 		}
@@ -20,7 +21,7 @@ func main() {
 	}
 }
 
-func run(args []string) error {
+func run(args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("image", flag.ContinueOnError)
 	binaries := flags.String("binaries", "", "the `FOLDER` that holds linux/ARCHITECTURE/mnsrelay")
 	out := flags.String("o", "", "the `FILE` to write, a tar archive of an OCI layout")
@@ -49,6 +50,6 @@ func run(args []string) error {
 	if err != nil {
 		return fmt.Errorf("compute the digest: %w", err)
 	}
-	fmt.Printf("%s: %s, %s\n", *out, name(b.version), digest)
-	return nil
+	_, err = fmt.Fprintf(stdout, "%s: %s, %s\n", *out, name(b.version), digest)
+	return err
 }

@@ -106,7 +106,7 @@ func TestEveryExampleLoads(t *testing.T) {
 	}
 	require.Subset(t, names, []string{ // those that the documentation points at
 		"sms-reports.yaml", "sms-reports-webhook.yaml", "oss-events.yaml", "routing.yaml", "dead-letters.yaml", "everything.yaml",
-		"amqp091-cluster.yaml", "amqp091-apsaramq.yaml", "amqp10.yaml", "azure-service-bus.yaml",
+		"amqp091-cluster.yaml", "amqp091-apsaramq.yaml", "amqp10.yaml", "azure-service-bus.yaml", "compose.yaml",
 	})
 	for _, path := range examples {
 		t.Run(filepath.Base(path), func(t *testing.T) {
