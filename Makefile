@@ -175,4 +175,4 @@ clean: ## Remove what was built.
 
 .PHONY: help
 help: ## List the targets.
-	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
