@@ -87,7 +87,13 @@ func TestNoMessageIsLost(t *testing.T) {
 	run("process killed", func(w *world) {
 		victim := w.pods()[names(w.pods())[0]]
 		w.underLoad(visibility+soon, func() {
+			// RabbitMQ confirms nothing for a while, so that the pod has much in hand.
+			require.NoError(w.t, w.inbox.node.Pause())
+			eventually(w.t, patience, "much is in flight", func() bool {
+				return w.status(victim).Sources[0].Balance.InFlight >= 100
+			})
 			w.kill(victim)
+			require.NoError(w.t, w.inbox.node.Resume())
 			eventually(w.t, patience, "it runs again", func() bool {
 				now := w.pods()[victim.Name]
 				return now.Status.ContainerStatuses[0].RestartCount == 1 && ready(now)

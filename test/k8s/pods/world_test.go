@@ -335,6 +335,7 @@ const (
 // inbox is a queue of RabbitMQ, and what came out of it.
 type inbox struct {
 	address string // as pods reach RabbitMQ
+	node    *broker.Node
 
 	mu    sync.Mutex
 	ids   map[string]bool
@@ -347,6 +348,7 @@ func newInbox(t *testing.T) *inbox {
 	b := &inbox{address: outside + ":5672", ids: make(map[string]bool)}
 	node, err := broker.Start(t.Context(), broker.Config{Conf: "listeners.tcp.2 = " + b.address + "\n"})
 	require.NoError(t, err)
+	b.node = node
 	t.Cleanup(func() { require.NoError(t, node.Close()) })
 	for _, args := range [][]string{{"add_user", user, password}, {"set_permissions", user, "", ".*", ""}} {
 		_, err := node.Ctl(t.Context(), args...)
