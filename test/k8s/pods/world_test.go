@@ -50,9 +50,8 @@ const (
 	patience = 2 * time.Minute
 )
 
-// eventually waits until check is true.
-func eventually(t *testing.T, within time.Duration, what string, check func() bool) {
-	t.Helper()
+// becomes waits until check is true, and tells whether it became so in time.
+func becomes(within time.Duration, check func() bool) bool {
 	deadline := time.NewTimer(within)
 	defer deadline.Stop()
 	tick := time.NewTicker(200 * time.Millisecond)
@@ -61,9 +60,16 @@ func eventually(t *testing.T, within time.Duration, what string, check func() bo
 		select {
 		case <-tick.C:
 		case <-deadline.C:
-			require.Failf(t, "not within "+within.String(), "%s", what)
+			return false
 		}
 	}
+	return true
+}
+
+// eventually requires that check becomes true.
+func eventually(t *testing.T, within time.Duration, what string, check func() bool) {
+	t.Helper()
+	require.True(t, becomes(within, check), "not within %v: %s", within, what)
 }
 
 // world is a cluster with two nodes, MNS and RabbitMQ beside it, and the chart installed.
@@ -279,11 +285,8 @@ func (w *world) send(ctx context.Context) {
 // that each pod accounts for all that it received.
 func (w *world) requireAll(within time.Duration) {
 	w.t.Helper()
-	missing := 0
-	eventually(w.t, within, "every message arrives", func() bool {
-		missing = w.inbox.missing(w.sent)
-		return missing == 0
-	})
+	require.True(w.t, becomes(within, func() bool { return w.inbox.missing(w.sent) == 0 }),
+		"%d of %d messages have not come within %v", w.inbox.missing(w.sent), len(w.sent), within)
 	eventually(w.t, visibility+patience, "the queue is empty", func() bool {
 		stats, found := w.server.QueueStats(w.queue)
 		return found && stats.Active+stats.Inactive+stats.Delayed == 0
