@@ -12,6 +12,13 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
+# What the chart is tested with, as released; test/k8s/kubernetes/go.mod pins Kubernetes.
+K8S        := $(BIN)/k8s
+KUBERNETES := $(shell sed -n 's/^\tk8s\.io\/kubernetes \(v[^ ]*\).*/\1/p' test/k8s/kubernetes/go.mod)
+HELM3      := helm.sh/helm/v3/cmd/helm@v3.22.0
+HELM4      := helm.sh/helm/v4/cmd/helm@v4.3.1
+KUBE_SCORE := github.com/zegl/kube-score/cmd/kube-score@v1.20.0
+
 # What `make test` passes on to go test: PKG=./internal/mns TESTFLAGS='-run Lease -count=50'
 PKG       ?=
 TESTFLAGS ?=
@@ -63,6 +70,50 @@ test: ## Run every test with -race against a private RabbitMQ; MNSRELAY_TEST_AMQ
 	go build -o $(BIN)/withbroker ./test/withbroker
 	exec $(BIN)/withbroker -- $(if $(PKG),go test -race -p 1 $(TESTFLAGS) $(PKG),./test/all $(TESTFLAGS))
 
+# Built once, and again when a version changes: minutes on two cores.
+K8S_BUILD = CGO_ENABLED=0 go build -C test/k8s/kubernetes -buildvcs=false -trimpath \
+	-ldflags '-s -w -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)' -o $(abspath $(K8S))/
+
+$(K8S)/kube-apiserver: test/k8s/kubernetes/go.mod
+	mkdir -p $(K8S)
+	$(K8S_BUILD) $(addprefix k8s.io/kubernetes/cmd/,kube-apiserver kube-controller-manager kube-scheduler kubectl)
+	touch $@
+
+$(K8S)/kubelet: test/k8s/kubernetes/go.mod
+	mkdir -p $(K8S)
+	$(K8S_BUILD) k8s.io/kubernetes/cmd/kubelet
+	touch $@
+
+$(K8S)/helm3 $(K8S)/helm4: Makefile
+	mkdir -p $(K8S)/$(@F).new
+	CGO_ENABLED=0 GOBIN=$(abspath $(K8S))/$(@F).new go install -trimpath -ldflags '-s -w' $(if $(filter %3,$@),$(HELM3),$(HELM4))
+	mv $(K8S)/$(@F).new/helm $@
+	rmdir $(K8S)/$(@F).new
+	touch $@
+
+$(K8S)/kube-score: Makefile
+	CGO_ENABLED=0 GOBIN=$(abspath $(K8S)) go install -trimpath -ldflags '-s -w' $(KUBE_SCORE)
+	touch $@
+
+.PHONY: chart
+chart: $(K8S)/helm3 $(K8S)/helm4 ## Write what is generated of the chart: schema, README, plain manifests, golden renders.
+	go test -C test/k8s -count=1 ./chart -run '^Test(GeneratedIsCurrent|Golden)$$' -update
+
+.PHONY: test-k8s
+test-k8s: $(addprefix $(K8S)/,kube-apiserver helm3 helm4 kube-score) ## Install the chart on a real Kubernetes API, with Helm 3 and 4.
+	./test/setup etcd:etcd-server promtool:prometheus
+	go build -o $(BIN)/withbroker ./test/withbroker
+	exec env MNSRELAY_TEST_AMQP_URL=none $(BIN)/withbroker -- go test -C test/k8s -count=1 -timeout 20m $(TESTFLAGS) $(or $(PKG),./chart ./cluster ./install)
+
+$(K8S)/pause: test/k8s/pods/pause/main.go
+	CGO_ENABLED=0 go build -C test/k8s -buildvcs=false -trimpath -ldflags '-s -w' -o $(abspath $@) ./pods/pause
+
+.PHONY: test-k8s-pods
+test-k8s-pods: image $(addprefix $(K8S)/,kube-apiserver kubelet helm4 pause) ## Run the relay as pods on two nodes, as root, and take away pods and nodes.
+	./test/setup etcd:etcd-server containerd runc ip:iproute2 /usr/lib/cni/ptp:containernetworking-plugins /usr/lib/rabbitmq/bin/rabbitmq-server:rabbitmq-server
+	go build -o $(BIN)/withbroker ./test/withbroker
+	exec env MNSRELAY_TEST_AMQP_URL=none $(BIN)/withbroker -- go test -C test/k8s -count=1 -timeout 20m -v -exec '$(abspath test/k8s/pods/sandbox)' $(TESTFLAGS) ./pods
+
 # As root: the image's files become the root of its programs, as a container runtime does it.
 .PHONY: test-image
 test-image: image ## Check the image, run it, build the Dockerfile with buildah, run docker-compose.yaml.
@@ -96,6 +147,8 @@ lint: ## Check formatting, lint, go.mod and the shell scripts.
 	go run $(GOLANGCI_LINT) fmt --diff
 	go run $(GOLANGCI_LINT) run
 	go mod tidy -diff
+	cd test/k8s && go run $(GOLANGCI_LINT) fmt --diff && go run $(GOLANGCI_LINT) run && go mod tidy -diff
+	go mod tidy -C test/k8s/kubernetes -diff
 	cd image && go run $(GOLANGCI_LINT) run && go mod tidy -diff
 	git grep -lzE '^#!.*[/ ](ba|da)?sh( |$$)' -- ':!*.go' ':!*.md' | xargs -0r shellcheck
 
@@ -122,4 +175,4 @@ clean: ## Remove what was built.
 
 .PHONY: help
 help: ## List the targets.
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
