@@ -605,6 +605,9 @@ type SetLogLevelJSONRequestBody = LogLevelChange
 
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
+	// Page The status page.
+	// (GET /)
+	Page(w http.ResponseWriter, r *http.Request)
 	// Config The configuration in force, with every default and without secrets.
 	// (GET /api/v1/config)
 	Config(w http.ResponseWriter, r *http.Request)
@@ -650,6 +653,9 @@ type ServerInterface interface {
 	// Status The state of everything, with what became of every message.
 	// (GET /api/v1/status)
 	Status(w http.ResponseWriter, r *http.Request)
+	// Asset A part of the status page.
+	// (GET /assets/{file})
+	Asset(w http.ResponseWriter, r *http.Request, file string)
 	// Pprof A profile of the process, for go tool pprof.
 	// (GET /debug/pprof/{profile})
 	Pprof(w http.ResponseWriter, r *http.Request, profile string, params PprofParams)
@@ -673,6 +679,12 @@ type ServerInterface interface {
 // Unimplemented server implementation that returns http.StatusNotImplemented for each endpoint.
 
 type Unimplemented struct{}
+
+// Page The status page.
+// (GET /)
+func (_ Unimplemented) Page(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
 
 // Config The configuration in force, with every default and without secrets.
 // (GET /api/v1/config)
@@ -764,6 +776,12 @@ func (_ Unimplemented) Status(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNotImplemented)
 }
 
+// Asset A part of the status page.
+// (GET /assets/{file})
+func (_ Unimplemented) Asset(w http.ResponseWriter, r *http.Request, file string) {
+	w.WriteHeader(http.StatusNotImplemented)
+}
+
 // Pprof A profile of the process, for go tool pprof.
 // (GET /debug/pprof/{profile})
 func (_ Unimplemented) Pprof(w http.ResponseWriter, r *http.Request, profile string, params PprofParams) {
@@ -808,6 +826,20 @@ type ServerInterfaceWrapper struct {
 }
 
 type MiddlewareFunc func(http.Handler) http.Handler
+
+// Page operation middleware
+func (siw *ServerInterfaceWrapper) Page(w http.ResponseWriter, r *http.Request) {
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.Page(w, r)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
 
 // Config operation middleware
 func (siw *ServerInterfaceWrapper) Config(w http.ResponseWriter, r *http.Request) {
@@ -1111,6 +1143,32 @@ func (siw *ServerInterfaceWrapper) Status(w http.ResponseWriter, r *http.Request
 	handler.ServeHTTP(w, r)
 }
 
+// Asset operation middleware
+func (siw *ServerInterfaceWrapper) Asset(w http.ResponseWriter, r *http.Request) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "file" -------------
+	var file string
+
+	err = runtime.BindStyledParameterWithOptions("simple", "file", chi.URLParam(r, "file"), &file, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: r.URL.RawPath == ""})
+	if err != nil {
+		siw.ErrorHandlerFunc(w, r, &InvalidParamFormatError{ParamName: "file", Err: err})
+		return
+	}
+
+	handler := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		siw.Handler.Asset(w, r, file)
+	}))
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		handler = middleware(handler)
+	}
+
+	handler.ServeHTTP(w, r)
+}
+
 // Pprof operation middleware
 func (siw *ServerInterfaceWrapper) Pprof(w http.ResponseWriter, r *http.Request) {
 
@@ -1349,6 +1407,12 @@ func HandlerWithOptions(si ServerInterface, options ChiServerOptions) http.Handl
 		ErrorHandlerFunc:   options.ErrorHandlerFunc,
 	}
 
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/", wrapper.Page)
+	})
+	r.Group(func(r chi.Router) {
+		r.Get(options.BaseURL+"/assets/{file}", wrapper.Asset)
+	})
 	r.Group(func(r chi.Router) {
 		r.Get(options.BaseURL+"/livez", wrapper.Livez)
 	})

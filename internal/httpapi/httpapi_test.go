@@ -325,7 +325,7 @@ func TestAnswers(t *testing.T) {
 }
 
 // parametersOf fills in the parameters of a path.
-var parametersOf = strings.NewReplacer("/sources/{name}", "/sources/sms", "/sinks/{name}", "/sinks/events", "{id}", "A-1", "{profile}", "goroutine")
+var parametersOf = strings.NewReplacer("/sources/{name}", "/sources/sms", "/sinks/{name}", "/sinks/events", "{id}", "A-1", "{profile}", "goroutine", "{file}", "page.js")
 
 func TestEveryDescribedPathAnswersGETAndHEAD(t *testing.T) {
 	base := serveWith(t, httpapi.Config{AdminToken: setting.NewSecret(adminToken)}, &fakeRelay{status: full}, prometheus.NewRegistry(), zap.NewNop())
