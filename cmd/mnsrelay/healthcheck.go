@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"mnsrelay/api"
 	"mnsrelay/internal/httpapi"
 )
 
@@ -95,7 +96,7 @@ func askProbe(ctx context.Context, address string, out io.Writer) error {
 		_, err = fmt.Fprintf(out, "ok: %s\n", res.Header.Get(httpapi.HeaderInstance))
 		return err
 	}
-	var problem httpapi.Problem
+	var problem api.Problem
 	if err := json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&problem); err != nil || problem.Detail == "" {
 		return fmt.Errorf("ask %s: the answer is %s", address, res.Status)
 	}

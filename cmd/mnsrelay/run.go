@@ -47,7 +47,7 @@ Exit codes: 0 drained, 1 the drain was cut short or the relay could not start, 2
 			defer release()
 			relay, err := app.New(cfg, app.Deps{
 				Version: buildVersion(), Instance: instance(),
-				Registry: telemetry.NewRegistry(buildVersion()), Log: log, Level: &level,
+				Registry: telemetry.NewRegistry(buildVersion()), Log: log, Level: level,
 				Load: func() (*config.Config, error) { return reloadConfig(path, log) },
 			})
 			if err != nil {

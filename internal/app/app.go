@@ -44,8 +44,8 @@ type Deps struct {
 	// Registry takes the metrics. Each App needs one of its own.
 	Registry *prometheus.Registry
 	Log      *zap.Logger
-	// Level is that of Log, for a reload to change; nil: it stays.
-	Level *zap.AtomicLevel
+	// Level is that of Log, for an operator and for a reload to change.
+	Level zap.AtomicLevel
 	// Load reads the configuration again, for a reload; nil: there is none.
 	Load func() (*config.Config, error)
 }
@@ -61,6 +61,7 @@ type App struct {
 	// credentials are those of all sources.
 	credentials *credentials.Pool
 	api         *httpapi.Server
+	meters      meters
 	addr        atomic.Pointer[net.TCPAddr]
 
 	ready    atomic.Bool
@@ -114,7 +115,7 @@ func New(cfg *config.Config, deps Deps) (*App, error) {
 	a.parts = p.parts
 	deps.Registry.MustRegister(&collector{app: a})
 	a.api = httpapi.New(httpapi.Config{Listen: cfg.Server.Listen, AdminToken: cfg.Server.AdminToken}, httpapi.Deps{
-		Instance: deps.Instance, Relay: a, Metrics: deps.Registry, Log: deps.Log.Named("api"),
+		Instance: deps.Instance, Relay: a, Metrics: deps.Registry, Log: deps.Log.Named("api"), Level: deps.Level,
 	})
 	return a, nil
 }
@@ -141,6 +142,7 @@ func (a *App) Run(ctx, cut context.Context) (err error) {
 
 	var api sync.WaitGroup
 	api.Go(func() { a.supervise("the API", a.api.Run(serving)) })
+	api.Go(func() { a.sampleMeters(serving) })
 	now := a.present()
 	for _, s := range now.sinks {
 		s.start(connected, a.supervise)

@@ -10,8 +10,8 @@ import (
 
 	"go.uber.org/zap"
 
+	"mnsrelay/api"
 	"mnsrelay/internal/config"
-	"mnsrelay/internal/httpapi"
 	"mnsrelay/internal/relay"
 )
 
@@ -26,14 +26,14 @@ type loaded struct {
 }
 
 // configuration is loaded as the API shows it.
-func (a *App) configuration() httpapi.Configuration {
+func (a *App) configuration() api.Configuration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	out := httpapi.Configuration{
+	out := api.Configuration{
 		Generation: a.loaded.generation, Digest: a.loaded.digest, Loaded: a.loaded.at.UTC(), LastReload: a.loaded.tried.UTC(),
 	}
 	if a.loaded.err != nil {
-		out.LastError = &httpapi.Error{Text: a.loaded.err.Error(), Time: a.loaded.tried.UTC()}
+		out.LastError = &api.Error{Text: a.loaded.err.Error(), Time: a.loaded.tried.UTC()}
 	}
 	return out
 }
@@ -41,7 +41,7 @@ func (a *App) configuration() httpapi.Configuration {
 // Reload reads the configuration again and puts it in force. It returns when the new
 // configuration was found to be good and the change has begun, or with the reason why
 // the old one stays in force; draining what is changed takes its time after that.
-func (a *App) Reload(ctx context.Context) (httpapi.Configuration, error) {
+func (a *App) Reload(ctx context.Context) (api.Configuration, error) {
 	a.reloading.Lock()
 	defer a.reloading.Unlock()
 	cfg, err := a.change(ctx)
@@ -121,7 +121,7 @@ func (a *App) plan(cfg *config.Config) (*plan, error) {
 		s := find(now.sinks, func(s *sink) bool { return s.name == c.Name && s.fingerprint == fingerprint })
 		if s == nil {
 			var err error
-			if s, err = newSink(c, a.deps, a.metrics); err != nil {
+			if s, err = newSink(c, a.deps, a.metrics, &a.meters); err != nil {
 				return nil, fmt.Errorf("open sink %q: %w", c.Name, err)
 			}
 			s.fingerprint = fingerprint
@@ -197,9 +197,7 @@ func (a *App) apply(receive, work, connected context.Context, p *plan) {
 	for _, s := range p.stopSinks {
 		<-s.ended
 	}
-	if a.deps.Level != nil {
-		_ = a.deps.Level.UnmarshalText([]byte(p.cfg.Log.Level)) // it has been checked
-	}
+	_ = a.deps.Level.UnmarshalText([]byte(p.cfg.Log.Level)) // it has been checked
 	a.shared.SetBounds(p.cfg.InFlight.Messages, int64(p.cfg.InFlight.Bytes))
 	for _, s := range p.startSinks {
 		s.start(connected, a.supervise)

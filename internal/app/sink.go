@@ -25,7 +25,7 @@ type sink struct {
 	ended chan struct{}
 }
 
-func newSink(c config.Sink, deps Deps, m *metrics) (*sink, error) {
+func newSink(c config.Sink, deps Deps, m *metrics, meters *meters) (*sink, error) {
 	endpoint, err := c.Settings.Open(relay.SinkDeps{
 		Name:     c.Name,
 		Instance: fmt.Sprintf("mnsrelay/%s (%s)", deps.Version, deps.Instance),
@@ -35,9 +35,13 @@ func newSink(c config.Sink, deps Deps, m *metrics) (*sink, error) {
 		return nil, err
 	}
 	duration := m.deliveryDuration.WithLabelValues(c.Name)
+	latency := &meters.of(meterName{sink: c.Name}).latency
 	return &sink{
 		name: c.Name, kind: c.Type, endpoint: endpoint, stats: relay.NewSinkStats(),
-		took:  func(d time.Duration) { duration.Observe(d.Seconds()) },
+		took: func(d time.Duration) {
+			duration.Observe(d.Seconds())
+			latency.observe(d)
+		},
 		ended: make(chan struct{}),
 	}, nil
 }

@@ -56,12 +56,16 @@ func (a *App) newSource(c config.Source, routes config.Routes, sinks map[string]
 	if err != nil {
 		return nil, err
 	}
-	latency := a.metrics.endToEnd.WithLabelValues(c.Name)
+	duration := a.metrics.endToEnd.WithLabelValues(c.Name)
+	latency := &a.meters.of(meterName{source: c.Name}).latency
 	deps := relay.Deps{
 		Source: s.queue, Decode: c.Decoder().Decode, Routes: bound, Ledger: a.ledger,
 		Room: relay.NewRoom(c.InFlight.Messages, int64(c.InFlight.Bytes)), Shared: a.shared,
 		Stats: s.stats, Log: a.deps.Log,
-		Confirmed: func(d time.Duration) { latency.Observe(max(d.Seconds(), 0)) },
+		Confirmed: func(d time.Duration) {
+			duration.Observe(max(d.Seconds(), 0))
+			latency.observe(d)
+		},
 	}
 	if c.DeadLetter != "" {
 		dead, err := sinks[c.DeadLetter].target("", nil)

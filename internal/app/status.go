@@ -1,10 +1,13 @@
 package app
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
+	"mnsrelay/api"
 	"mnsrelay/internal/httpapi"
 	"mnsrelay/internal/relay"
 )
@@ -12,78 +15,160 @@ import (
 var _ httpapi.Relay = (*App)(nil)
 
 // Status is part of httpapi.Relay.
-func (a *App) Status() httpapi.Status {
+func (a *App) Status() api.Status {
 	a.Ready() // which finds out whether everything has worked once
-	status := httpapi.Status{Version: a.deps.Version, Started: a.started.UTC(), State: httpapi.Starting}
+	status := api.Status{Version: a.deps.Version, Started: a.started.UTC(), State: api.StatusStateStarting}
 	switch {
 	case a.draining.Load():
-		status.State = httpapi.Draining
+		status.State = api.StatusStateDraining
 	case a.ready.Load():
-		status.State = httpapi.Running
+		status.State = api.StatusStateRunning
 	}
-	now := a.present()
+	present := a.present()
 	status.Configuration = a.configuration()
-	for _, s := range now.sources {
-		status.Sources = append(status.Sources, s.status())
+	now := time.Now()
+	delivered := make(map[relay.TargetName]uint64)
+	for _, s := range present.sources {
+		counts := s.stats.Counts()
+		for target, n := range counts.Delivered {
+			delivered[target] += n
+		}
+		out := s.status(&counts)
+		out.ReceivedPerSecond, out.Latency = a.meters.of(meterName{source: s.cfg.Name}).status(now, counts.Received)
+		status.Sources = append(status.Sources, out)
 	}
-	for _, s := range now.sinks {
-		status.Sinks = append(status.Sinks, s.status())
+	for _, s := range present.sinks {
+		out := s.status()
+		out.DeliveredPerSecond, out.Latency = a.meters.of(meterName{sink: s.name}).status(now, out.Delivered)
+		status.Sinks = append(status.Sinks, out)
 	}
-	slices.SortFunc(status.Sources, func(x, y httpapi.Source) int { return strings.Compare(x.Name, y.Name) })
-	slices.SortFunc(status.Sinks, func(x, y httpapi.Sink) int { return strings.Compare(x.Name, y.Name) })
-	for _, r := range now.cfg.Routes {
-		route := httpapi.Route{Name: r.Name, From: r.From}
+	slices.SortFunc(status.Sources, func(x, y api.Source) int { return strings.Compare(x.Name, y.Name) })
+	slices.SortFunc(status.Sinks, func(x, y api.Sink) int { return strings.Compare(x.Name, y.Name) })
+	for _, r := range present.cfg.Routes {
+		route := api.Route{Name: r.Name, From: r.From}
 		for _, to := range r.To {
-			route.To = append(route.To, httpapi.Target{Sink: to.Sink, Required: to.Required})
+			target := api.Target{Sink: to.Sink, Required: to.Required, Delivered: delivered[relay.TargetName{Route: r.Name, Sink: to.Sink}]}
+			target.DeliveredPerSecond, _ = a.meters.of(meterName{route: r.Name, sink: to.Sink}).status(now, target.Delivered)
+			route.To = append(route.To, target)
 		}
 		status.Routes = append(status.Routes, route)
 	}
 	return status
 }
 
-func (s *source) status() httpapi.Source {
-	counts := s.stats.Counts()
-	state, reason := s.state()
-	var returned uint64
-	for _, n := range counts.Returned {
-		returned += n
+// status tells the rate and the latencies of the last minute; nil: there are none.
+func (m *meter) status(now time.Time, count uint64) (rate float64, latency *api.Latency) {
+	rate, p50, p99, measured := m.minute(now, count)
+	if measured {
+		latency = &api.Latency{P50Seconds: p50.Seconds(), P99Seconds: p99.Seconds()}
 	}
-	out := httpapi.Source{
-		Name: s.cfg.Name, Queue: s.cfg.Queue, State: state, Reason: reason,
-		Pollers: int64(counts.Pollers), Returned: counts.Returned, Retried: counts.Retried,
+	return rate, latency
+}
+
+// balance accounts for every message that was received.
+func balance(counts *relay.Counts) api.Balance {
+	b := api.Balance{
+		Received: counts.Received, Deleted: counts.Deleted, LostLeases: counts.LostLeases, InFlight: counts.InFlight,
+		Exact: counts.Balanced(),
+	}
+	for _, n := range counts.Returned {
+		b.Returned += n
+	}
+	return b
+}
+
+func (s *source) status(counts *relay.Counts) api.Source {
+	state, reason := s.state()
+	out := api.Source{
+		Name: s.cfg.Name, Queue: s.cfg.Queue, State: api.SourceState(state), Reason: reason,
+		Pollers: counts.Pollers, Returned: counts.Returned, Retried: counts.Retried,
 		DeadLettered: counts.DeadLettered, GivenUp: counts.GivenUp,
-		Balance:     httpapi.NewBalance(counts.Received, counts.Deleted, returned, counts.LostLeases, int64(counts.InFlight)), //nolint:gosec // bounded by the room
+		Balance:     balance(counts),
 		LastReceive: counts.LastReceive.UTC(),
-		Credential:  s.credential(),
+		BatchFill:   counts.Fill, OldestMessageAgeSeconds: max(counts.OldestAge.Seconds(), 0),
+		Credential: s.credential(),
 	}
 	if e := counts.LastError; e != nil {
-		out.LastError = &httpapi.Error{Text: e.Text, Time: e.Since.UTC(), Class: e.Class.String()}
+		out.LastError = &api.Error{Text: e.Text, Time: e.Since.UTC(), Class: api.ErrorClass(e.Class.String())}
 	}
 	if depth := s.depth.Load(); depth != nil {
-		out.QueueMessages = &httpapi.QueueMessages{Active: &depth.Active, Inactive: &depth.Inactive, Delayed: &depth.Delayed}
+		out.QueueMessages = &api.QueueMessages{Active: &depth.Active, Inactive: &depth.Inactive, Delayed: &depth.Delayed}
 	}
 	return out
 }
 
-func (s *source) credential() *httpapi.Credential {
+func (s *source) credential() *api.Credential {
 	c := s.refresher.Status()
-	out := &httpapi.Credential{Type: string(c.Type), Expires: c.Expires, LastRefresh: c.LastRefresh}
+	out := &api.Credential{Type: string(c.Type), Expires: c.Expires, LastRefresh: c.LastRefresh}
 	switch {
 	case c.LastError != "":
-		out.LastError = &httpapi.Error{Text: c.LastError, Time: c.FailingSince}
+		out.LastError = &api.Error{Text: c.LastError, Time: c.FailingSince}
 	case !c.RefusedSince.IsZero():
-		out.LastError = &httpapi.Error{Text: "MNS refuses these keys", Time: c.RefusedSince, Class: relay.ClassAuth.String()}
+		out.LastError = &api.Error{Text: "MNS refuses these keys", Time: c.RefusedSince, Class: api.Auth}
 	}
 	return out
 }
 
-func (s *sink) status() httpapi.Sink {
+func (s *sink) status() api.Sink {
 	health, _ := s.endpoint.Health()
 	delivered, failed := s.stats.Counts()
-	return httpapi.Sink{
-		Name: s.name, Type: s.kind, State: health.State.String(), Reason: health.Reason,
+	return api.Sink{
+		Name: s.name, Type: s.kind, State: api.SinkState(health.State.String()), Reason: health.Reason,
 		Since: health.Since.UTC(), Delivered: delivered, Failed: failed,
 	}
+}
+
+// Failures is part of httpapi.Relay.
+func (a *App) Failures(source string) (all []api.Failure) {
+	for _, s := range a.present().sources {
+		if source != "" && s.cfg.Name != source {
+			continue
+		}
+		for _, f := range s.stats.Failures() {
+			all = append(all, api.Failure{
+				Time: f.Time.UTC(), Source: s.cfg.Name, Route: f.Target.Route, Sink: f.Target.Sink, MessageId: f.Message,
+				Attempt: f.Attempt, Outcome: api.FailureOutcome(f.Outcome.String()), Reason: f.Reason, Text: f.Text,
+			})
+		}
+	}
+	slices.SortStableFunc(all, func(x, y api.Failure) int { return y.Time.Compare(x.Time) })
+	return all
+}
+
+// Message is part of httpapi.Relay.
+func (a *App) Message(ctx context.Context, id string) (api.MessageState, error) {
+	state := api.MessageState{Id: id}
+	for _, f := range a.Failures("") {
+		if f.MessageId == id {
+			state.Failures = append(state.Failures, f)
+		}
+	}
+	var keys []relay.LedgerKey
+	for _, r := range a.present().cfg.Routes {
+		for _, source := range r.From {
+			for _, to := range r.To {
+				keys = append(keys, relay.LedgerKey{Source: source, Message: id, Route: r.Name, Sink: to.Sink})
+			}
+		}
+	}
+	known, err := a.ledger.Confirmed(ctx, keys)
+	if err != nil {
+		return state, fmt.Errorf("ask the ledger: %w", err)
+	}
+	for i, is := range known {
+		if is {
+			state.Confirmed = append(state.Confirmed, api.Confirmation{Source: keys[i].Source, Route: keys[i].Route, Sink: keys[i].Sink})
+		}
+	}
+	if len(state.Confirmed) == 0 && len(state.Failures) == 0 {
+		return state, fmt.Errorf("message %q: %w", id, httpapi.ErrNotFound)
+	}
+	return state, nil
+}
+
+// Configuration is part of httpapi.Relay.
+func (a *App) Configuration() (api.Configuration, string) {
+	return a.configuration(), string(a.present().cfg.YAML())
 }
 
 // Ready is part of httpapi.Relay.

@@ -136,7 +136,7 @@ func (d *demo) start(ctx context.Context, logs io.Writer) error {
 	}
 	d.relay, err = app.New(parsed, app.Deps{
 		Version: d.cfg.Version, Instance: "demo",
-		Registry: telemetry.NewRegistry(d.cfg.Version), Log: log,
+		Registry: telemetry.NewRegistry(d.cfg.Version), Log: log, Level: zap.NewAtomicLevel(),
 	})
 	return err
 }

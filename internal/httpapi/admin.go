@@ -4,93 +4,133 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/json"
 	"errors"
 	"net/http"
+	"net/http/pprof"
+	runtimepprof "runtime/pprof"
 	"strings"
 	"time"
 
-	"github.com/go-chi/chi/v5"
+	"go.uber.org/zap/zapcore"
+
+	"mnsrelay/api"
 )
-
-// ErrNotFound is what a Relay wraps where it has nothing of the name it was given.
-var ErrNotFound = errors.New("not found")
-
-// Configuration is which configuration is in force.
-type Configuration struct {
-	// Generation counts the configurations that were in force; the first is 1.
-	Generation int `json:"generation"`
-	// Digest is the SHA-256 of the file in hex.
-	Digest string `json:"digest"`
-	// Loaded is when it came into force.
-	Loaded time.Time `json:"loaded"`
-	// LastReload is when a reload was last asked for.
-	LastReload time.Time `json:"last_reload,omitzero"`
-	// LastError is why the last reload was refused.
-	LastError *Error `json:"last_error,omitempty"`
-}
-
-// Done is the answer of a change that was made.
-type Done struct {
-	Instance      string         `json:"instance"`
-	Status        string         `json:"status"`
-	Configuration *Configuration `json:"configuration,omitempty"`
-}
 
 // reloadTimeout bounds the wait for a reload that is under way.
 const reloadTimeout = 10 * time.Second
 
-// admin adds the endpoints that change something. A browser on another site cannot
-// reach them, and nobody without the token.
-func (h *handler) admin(r chi.Router) {
-	r.Use(http.NewCrossOriginProtection().Handler, h.authorized)
-	r.Post("/api/v1/sources/{name}/pause", h.steer(func(name string) error { return h.Relay.Pause(name) }))
-	r.Post("/api/v1/sources/{name}/resume", h.steer(func(name string) error { return h.Relay.Resume(name) }))
-	r.Post("/api/v1/reload", h.reload)
+// authorized tells whether the admin token is shown, and answers where it is not: 403 where
+// none is configured, 401 without the right one.
+func (h *handler) authorized(w http.ResponseWriter, r *http.Request) bool {
+	if h.adminToken.IsZero() {
+		h.problem(w, api.Problem{Status: http.StatusForbidden, Detail: "server.admin_token is not set, so this is closed"})
+		return false
+	}
+	shown, found := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	// Sums of one length: the comparison tells nothing about the token's.
+	got, want := sha256.Sum256([]byte(shown)), sha256.Sum256([]byte(h.adminToken.Reveal()))
+	if !found || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="mnsrelay"`)
+		h.problem(w, api.Problem{Status: http.StatusUnauthorized, Detail: "send the admin token: Authorization: Bearer TOKEN"})
+		return false
+	}
+	return true
 }
 
-// authorized lets those pass who show the admin token: 403 where none is configured,
-// 401 without the right one.
-func (h *handler) authorized(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if h.adminToken.IsZero() {
-			h.problem(w, Problem{Status: http.StatusForbidden, Detail: "server.admin_token is not set, so nothing can be changed here"})
-			return
-		}
-		shown, found := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		// Sums of one length: the comparison tells nothing about the token's.
-		got, want := sha256.Sum256([]byte(shown)), sha256.Sum256([]byte(h.adminToken.Reveal()))
-		if !found || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
-			w.Header().Set("WWW-Authenticate", `Bearer realm="mnsrelay"`)
-			h.problem(w, Problem{Status: http.StatusUnauthorized, Detail: "send the admin token: Authorization: Bearer TOKEN"})
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
+// PauseSource is POST /api/v1/sources/{name}/pause.
+func (h *handler) PauseSource(w http.ResponseWriter, r *http.Request, name api.Name) {
+	h.steer(w, r, func() error { return h.Relay.Pause(name) })
 }
 
-func (h *handler) steer(do func(source string) error) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		switch err := do(chi.URLParam(r, "name")); {
-		case errors.Is(err, ErrNotFound):
-			h.problem(w, Problem{Status: http.StatusNotFound, Detail: err.Error()})
-		case err != nil:
-			h.problem(w, Problem{Status: http.StatusInternalServerError, Detail: err.Error()})
-		default:
-			h.json(w, http.StatusOK, "application/json", Done{Instance: h.Instance, Status: "ok"})
-		}
+// ResumeSource is POST /api/v1/sources/{name}/resume.
+func (h *handler) ResumeSource(w http.ResponseWriter, r *http.Request, name api.Name) {
+	h.steer(w, r, func() error { return h.Relay.Resume(name) })
+}
+
+func (h *handler) steer(w http.ResponseWriter, r *http.Request, do func() error) {
+	if !h.authorized(w, r) {
+		return
+	}
+	switch err := do(); {
+	case errors.Is(err, ErrNotFound):
+		h.problem(w, api.Problem{Status: http.StatusNotFound, Detail: err.Error()})
+	case err != nil:
+		h.problem(w, api.Problem{Status: http.StatusInternalServerError, Detail: err.Error()})
+	default:
+		h.ok(w, api.Done{Instance: h.Instance, Status: api.DoneStatusOk})
 	}
 }
 
-func (h *handler) reload(w http.ResponseWriter, r *http.Request) {
+// Reload is POST /api/v1/reload.
+func (h *handler) Reload(w http.ResponseWriter, r *http.Request) {
+	if !h.authorized(w, r) {
+		return
+	}
 	ctx, cancel := context.WithTimeout(r.Context(), reloadTimeout)
 	defer cancel()
 	configuration, err := h.Relay.Reload(ctx)
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		h.problem(w, Problem{Status: http.StatusConflict, Detail: "the last reload is still draining; try again"})
+		h.problem(w, api.Problem{Status: http.StatusConflict, Detail: "the last reload is still draining; try again"})
 	case err != nil:
-		h.problem(w, Problem{Status: http.StatusUnprocessableEntity, Detail: err.Error()})
+		h.problem(w, api.Problem{Status: http.StatusUnprocessableEntity, Detail: err.Error()})
 	default:
-		h.json(w, http.StatusOK, "application/json", Done{Instance: h.Instance, Status: "ok", Configuration: &configuration})
+		h.ok(w, api.Done{Instance: h.Instance, Status: api.DoneStatusOk, Configuration: &configuration})
+	}
+}
+
+// LogLevel is GET /api/v1/log-level.
+func (h *handler) LogLevel(w http.ResponseWriter, r *http.Request) {
+	if h.authorized(w, r) {
+		h.ok(w, api.LogLevel{Instance: h.Instance, Level: api.Level(h.Level.String())})
+	}
+}
+
+// maxChange is the most that is read of a change, in bytes.
+const maxChange = 64 << 10
+
+// SetLogLevel is PUT /api/v1/log-level.
+func (h *handler) SetLogLevel(w http.ResponseWriter, r *http.Request) {
+	if !h.authorized(w, r) {
+		return
+	}
+	var change api.LogLevelChange
+	body := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxChange))
+	body.DisallowUnknownFields()
+	level := zapcore.InvalidLevel
+	if err := body.Decode(&change); err == nil && change.Level.Valid() {
+		level, _ = zapcore.ParseLevel(string(change.Level))
+	}
+	if level == zapcore.InvalidLevel {
+		h.problem(w, api.Problem{Status: http.StatusBadRequest, Detail: `send {"level": "debug"}, or info, warn or error`})
+		return
+	}
+	h.Level.SetLevel(level)
+	h.ok(w, api.LogLevel{Instance: h.Instance, Level: api.Level(h.Level.String())})
+}
+
+// Pprof is GET /debug/pprof/{profile}.
+func (h *handler) Pprof(w http.ResponseWriter, r *http.Request, profile string, params api.PprofParams) {
+	const most = 25 // seconds, within the time that an answer may take
+	switch {
+	case !h.authorized(w, r):
+	case params.Seconds < 0 || params.Seconds > most:
+		h.problem(w, api.Problem{Status: http.StatusBadRequest, Detail: "seconds: write 1 to 25"})
+	case profile == "profile" || profile == "trace":
+		query := r.URL.Query()
+		if params.Seconds == 0 {
+			query.Set("seconds", "10")
+			r.URL.RawQuery = query.Encode()
+		}
+		if profile == "trace" {
+			pprof.Trace(w, r)
+			return
+		}
+		pprof.Profile(w, r)
+	case runtimepprof.Lookup(profile) == nil:
+		h.problem(w, api.Problem{Status: http.StatusNotFound, Detail: "there is no such profile"})
+	default:
+		pprof.Handler(profile).ServeHTTP(w, r)
 	}
 }

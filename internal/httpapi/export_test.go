@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"net/http"
+	"slices"
 
 	"github.com/go-chi/chi/v5"
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,7 +14,9 @@ func Paths() []string {
 	var out []string
 	router := newHandler(Config{}, Deps{Metrics: prometheus.NewRegistry(), Log: zap.NewNop()}).(chi.Router)
 	_ = chi.Walk(router, func(_, route string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
-		out = append(out, route)
+		if !slices.Contains(out, route) {
+			out = append(out, route)
+		}
 		return nil
 	})
 	return out

@@ -2,11 +2,15 @@ package httpapi
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/go-chi/chi/v5"
 	"github.com/go-chi/chi/v5/middleware"
@@ -20,85 +24,177 @@ import (
 // HeaderInstance is the header of every answer that names the process.
 const HeaderInstance = "X-Mnsrelay-Instance"
 
-// Probe is the answer of a probe that passes; one that does not is a Problem.
-type Probe struct {
-	Instance string `json:"instance"`
-	Status   string `json:"status"`
-}
-
-// Problem is a problem document, RFC 9457. Its type is always about:blank, so the
-// title is the phrase of the status code.
-type Problem struct {
-	Type   string `json:"type"`
-	Title  string `json:"title"`
-	Status int    `json:"status"`
-	Detail string `json:"detail,omitempty"`
-	// ServedBy names the process. RFC 9457 gives the member "instance" another
-	// meaning: this occurrence of the problem.
-	ServedBy string `json:"served_by"`
-	// Waiting lists, in the answer of /readyz, what has not worked yet.
-	Waiting []string `json:"waiting,omitempty"`
-}
-
 type handler struct {
 	Deps
 	adminToken setting.Secret
 	router     *chi.Mux
+	metrics    http.Handler
 }
+
+var _ api.ServerInterface = (*handler)(nil)
 
 func newHandler(cfg Config, deps Deps) http.Handler {
-	h := &handler{Deps: deps, adminToken: cfg.AdminToken, router: chi.NewRouter()}
+	h := &handler{
+		Deps: deps, adminToken: cfg.AdminToken, router: chi.NewRouter(),
+		metrics: promhttp.HandlerFor(deps.Metrics, promhttp.HandlerOpts{
+			ErrorLog: zap.NewStdLog(deps.Log),
+			// A collector that fails hides its own metrics, not those of the others.
+			ErrorHandling: promhttp.ContinueOnError,
+			// Exemplars are in this format only.
+			EnableOpenMetrics: true,
+		}),
+	}
 	r := h.router
-	r.Use(h.head, h.recover, middleware.GetHead)
+	// A browser on another site changes nothing here; probes by the address of a pod pass.
+	foreign := http.NewCrossOriginProtection()
+	foreign.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		h.problem(w, api.Problem{Status: http.StatusForbidden, Detail: "a page of another site may change nothing here"})
+	}))
+	r.Use(h.head, h.recover, foreign.Handler, middleware.GetHead)
 	r.NotFound(func(w http.ResponseWriter, _ *http.Request) {
-		h.problem(w, Problem{Status: http.StatusNotFound, Detail: "no such path; GET /openapi.yaml lists them"})
+		h.problem(w, api.Problem{Status: http.StatusNotFound, Detail: "no such path; GET /openapi.yaml lists them"})
 	})
 	r.MethodNotAllowed(h.methodNotAllowed)
-
-	r.Get("/livez", h.live)
-	r.Get("/healthz", h.live)
-	r.Get("/readyz", h.ready)
-	r.Method(http.MethodGet, "/metrics", promhttp.HandlerFor(deps.Metrics, promhttp.HandlerOpts{
-		ErrorLog: zap.NewStdLog(deps.Log),
-		// A collector that fails hides its own metrics, not those of the others.
-		ErrorHandling: promhttp.ContinueOnError,
-	}))
-	r.Get("/openapi.yaml", h.openAPI)
-	r.Get("/api/v1/status", h.status)
-	r.Group(h.admin)
-	return r
+	// The routes and the reading of parameters are generated from openapi.yaml.
+	return api.HandlerWithOptions(h, api.ChiServerOptions{
+		BaseRouter: r,
+		ErrorHandlerFunc: func(w http.ResponseWriter, _ *http.Request, err error) {
+			h.problem(w, api.Problem{Status: http.StatusBadRequest, Detail: err.Error()})
+		},
+	})
 }
 
-func (h *handler) live(w http.ResponseWriter, _ *http.Request) {
+// Livez is GET /livez.
+func (h *handler) Livez(w http.ResponseWriter, _ *http.Request) {
 	if err := h.Relay.Live(); err != nil {
-		h.problem(w, Problem{Status: http.StatusServiceUnavailable, Detail: err.Error()})
+		h.problem(w, api.Problem{Status: http.StatusServiceUnavailable, Detail: err.Error()})
 		return
 	}
-	h.json(w, http.StatusOK, "application/json", Probe{Instance: h.Instance, Status: "ok"})
+	h.ok(w, api.Probe{Instance: h.Instance, Status: api.ProbeStatusOk})
 }
 
-func (h *handler) ready(w http.ResponseWriter, _ *http.Request) {
+// Healthz is GET /healthz.
+func (h *handler) Healthz(w http.ResponseWriter, r *http.Request) { h.Livez(w, r) }
+
+// Readyz is GET /readyz.
+func (h *handler) Readyz(w http.ResponseWriter, _ *http.Request) {
 	ok, waiting := h.Relay.Ready()
 	if !ok {
-		h.problem(w, Problem{
+		h.problem(w, api.Problem{
 			Status:  http.StatusServiceUnavailable,
 			Detail:  "not ready: " + strings.Join(waiting, "; "),
 			Waiting: waiting,
 		})
 		return
 	}
-	h.json(w, http.StatusOK, "application/json", Probe{Instance: h.Instance, Status: "ok"})
+	h.ok(w, api.Probe{Instance: h.Instance, Status: api.ProbeStatusOk})
 }
 
-func (h *handler) status(w http.ResponseWriter, _ *http.Request) {
-	status := h.Relay.Status().whole()
-	status.Instance = h.Instance
-	h.json(w, http.StatusOK, "application/json", status)
-}
+// Metrics is GET /metrics.
+func (h *handler) Metrics(w http.ResponseWriter, r *http.Request) { h.metrics.ServeHTTP(w, r) }
 
-func (h *handler) openAPI(w http.ResponseWriter, _ *http.Request) {
+// Openapi is GET /openapi.yaml.
+func (h *handler) Openapi(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/yaml") // RFC 9512
 	_, _ = w.Write(api.OpenAPI)
+}
+
+// now is the present state.
+func (h *handler) now() api.Status {
+	status := whole(h.Relay.Status())
+	status.Instance = h.Instance
+	return status
+}
+
+// Status is GET /api/v1/status.
+func (h *handler) Status(w http.ResponseWriter, _ *http.Request) { h.ok(w, h.now()) }
+
+// Sources is GET /api/v1/sources.
+func (h *handler) Sources(w http.ResponseWriter, _ *http.Request) {
+	h.ok(w, api.Sources{Instance: h.Instance, Sources: h.now().Sources})
+}
+
+// Source is GET /api/v1/sources/{name}.
+func (h *handler) Source(w http.ResponseWriter, _ *http.Request, name api.Name) {
+	for _, s := range h.now().Sources {
+		if s.Name == name {
+			h.ok(w, api.OneSource{Instance: h.Instance, Source: s})
+			return
+		}
+	}
+	h.none(w, "source", name)
+}
+
+// Sinks is GET /api/v1/sinks.
+func (h *handler) Sinks(w http.ResponseWriter, _ *http.Request) {
+	h.ok(w, api.Sinks{Instance: h.Instance, Sinks: h.now().Sinks})
+}
+
+// Sink is GET /api/v1/sinks/{name}.
+func (h *handler) Sink(w http.ResponseWriter, _ *http.Request, name api.Name) {
+	for _, s := range h.now().Sinks {
+		if s.Name == name {
+			h.ok(w, api.OneSink{Instance: h.Instance, Sink: s})
+			return
+		}
+	}
+	h.none(w, "sink", name)
+}
+
+func (h *handler) none(w http.ResponseWriter, what, name string) {
+	h.problem(w, api.Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("there is no %s %q", what, name)})
+}
+
+// Routes is GET /api/v1/routes.
+func (h *handler) Routes(w http.ResponseWriter, _ *http.Request) {
+	h.ok(w, api.Routes{Instance: h.Instance, Routes: h.now().Routes})
+}
+
+// Config is GET /api/v1/config.
+func (h *handler) Config(w http.ResponseWriter, _ *http.Request) {
+	configuration, text := h.Relay.Configuration()
+	h.ok(w, api.EffectiveConfiguration{Instance: h.Instance, Configuration: configuration, Yaml: text})
+}
+
+// Errors is GET /api/v1/errors.
+func (h *handler) Errors(w http.ResponseWriter, _ *http.Request, params api.ErrorsParams) {
+	const usual, most = 100, 1000
+	limit := params.Limit
+	if limit == 0 {
+		limit = usual
+	}
+	if limit < 0 || limit > most {
+		h.problem(w, api.Problem{Status: http.StatusBadRequest, Detail: fmt.Sprintf("limit: write 1 to %d", most)})
+		return
+	}
+	failures := h.Relay.Failures(params.Source)
+	h.ok(w, api.Failures{Instance: h.Instance, Errors: list(failures[:min(len(failures), limit)])})
+}
+
+// History is GET /api/v1/history.
+func (h *handler) History(w http.ResponseWriter, _ *http.Request) {
+	history := h.Relay.History()
+	history.Instance = h.Instance
+	h.ok(w, history)
+}
+
+// ledgerTimeout bounds the wait for a ledger outside the process.
+const ledgerTimeout = 2 * time.Second
+
+// Message is GET /api/v1/messages/{id}.
+func (h *handler) Message(w http.ResponseWriter, r *http.Request, id string) {
+	ctx, cancel := context.WithTimeout(r.Context(), ledgerTimeout)
+	defer cancel()
+	state, err := h.Relay.Message(ctx, id)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		h.problem(w, api.Problem{Status: http.StatusNotFound, Detail: "nothing is known of this message here: it was delivered and deleted, has not come yet, or another process has it"})
+	case err != nil:
+		h.problem(w, api.Problem{Status: http.StatusBadGateway, Detail: err.Error()})
+	default:
+		state.Instance, state.Confirmed, state.Failures = h.Instance, list(state.Confirmed), list(state.Failures)
+		h.ok(w, state)
+	}
 }
 
 func (h *handler) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
@@ -112,7 +208,7 @@ func (h *handler) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 			w.Header().Add("Allow", method)
 		}
 	}
-	h.problem(w, Problem{Status: http.StatusMethodNotAllowed, Detail: r.Method + " is not for this path"})
+	h.problem(w, api.Problem{Status: http.StatusMethodNotAllowed, Detail: r.Method + " is not for this path"})
 }
 
 // head sets the headers that every answer has.
@@ -139,16 +235,19 @@ func (h *handler) recover(next http.Handler) http.Handler {
 			}
 			h.Log.Error("a handler of the API panicked",
 				zap.String("path", r.URL.Path), zap.Any("panic", cause), zap.ByteString("stack", debug.Stack()))
-			h.problem(w, Problem{Status: http.StatusInternalServerError, Detail: "a fault of mnsrelay; its log says more"})
+			h.problem(w, api.Problem{Status: http.StatusInternalServerError, Detail: "a fault of mnsrelay; its log says more"})
 		}()
 		next.ServeHTTP(w, r)
 	})
 }
 
-func (h *handler) problem(w http.ResponseWriter, p Problem) {
-	p.Type, p.Title, p.ServedBy = "about:blank", http.StatusText(p.Status), h.Instance
+func (h *handler) problem(w http.ResponseWriter, p api.Problem) {
+	p.Type, p.Title, p.ServedBy = api.AboutBlank, http.StatusText(p.Status), h.Instance
 	h.json(w, p.Status, "application/problem+json", p)
 }
+
+// ok answers with v.
+func (h *handler) ok(w http.ResponseWriter, v any) { h.json(w, http.StatusOK, "application/json", v) }
 
 // json encodes before it writes anything, so that an answer is whole or a problem.
 func (h *handler) json(w http.ResponseWriter, code int, contentType string, v any) {

@@ -5,9 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,14 +23,15 @@ import (
 
 	"mnsrelay/api"
 	"mnsrelay/internal/httpapi"
-	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
+	"mnsrelay/test/contract"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fakeRelay answers what a test sets.
 type fakeRelay struct {
-	status  func() httpapi.Status
+	status  func() api.Status
 	waiting []string
 	live    error
 	// steered records the calls that change something; refuse is what they give.
@@ -35,9 +39,9 @@ type fakeRelay struct {
 	refuse  error
 }
 
-func (f *fakeRelay) Status() httpapi.Status {
+func (f *fakeRelay) Status() api.Status {
 	if f.status == nil {
-		return httpapi.Status{}
+		return api.Status{}
 	}
 	return f.status()
 }
@@ -55,43 +59,78 @@ func (f *fakeRelay) Resume(source string) error {
 	return f.refuse
 }
 
-func (f *fakeRelay) Reload(context.Context) (httpapi.Configuration, error) {
+func (f *fakeRelay) Reload(context.Context) (api.Configuration, error) {
 	f.steered = append(f.steered, "reload")
 	return configuration, f.refuse
 }
 
-var configuration = httpapi.Configuration{
+func (f *fakeRelay) History() api.History {
+	return api.History{
+		End: epoch, IntervalSeconds: 10,
+		Sources: map[string]api.Points{"sms": {0, 1.5}}, Sinks: map[string]api.Points{"events": {}},
+	}
+}
+
+var failure = api.Failure{
+	Time: epoch, Source: "sms", Route: "sms", Sink: "events", MessageId: "A-1", Attempt: 2, Outcome: api.Rejected, Reason: "returned", Text: "no route",
+}
+
+func (f *fakeRelay) Failures(source string) []api.Failure {
+	if source != "" && source != "sms" {
+		return nil
+	}
+	return []api.Failure{failure, {Time: epoch, Source: "sms", MessageId: "A-2", Attempt: 1, Outcome: api.Retry, Reason: "decode", Text: "not base64"}}
+}
+
+func (f *fakeRelay) Message(_ context.Context, id string) (api.MessageState, error) {
+	switch id {
+	case "A-1":
+		return api.MessageState{Id: id, Failures: []api.Failure{failure}, Confirmed: []api.Confirmation{{Source: "sms", Route: "sms", Sink: "events"}}}, nil
+	case "A-2":
+		return api.MessageState{Id: id}, nil
+	case "slow":
+		return api.MessageState{}, errors.New("ask the ledger: timeout")
+	}
+	return api.MessageState{}, fmt.Errorf("message %q: %w", id, httpapi.ErrNotFound)
+}
+
+func (f *fakeRelay) Configuration() (api.Configuration, string) {
+	return configuration, "sources: {}\n"
+}
+
+var configuration = api.Configuration{
 	Generation: 2, Digest: "abc", Loaded: epoch, LastReload: epoch,
-	LastError: &httpapi.Error{Text: "mnsrelay.yaml:3:1: no such key", Time: epoch},
+	LastError: &api.Error{Text: "mnsrelay.yaml:3:1: no such key", Time: epoch},
 }
 
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 6e6, time.UTC)
 
 // full is a status in which no field is empty.
-func full() httpapi.Status {
+func full() api.Status {
 	n := int64(7)
-	trouble := &httpapi.Error{Text: "receive: 403 AccessDenied", Time: epoch, Class: relay.ClassAuth.String()}
-	return httpapi.Status{
+	trouble := &api.Error{Text: "receive: 403 AccessDenied", Time: epoch, Class: api.Auth}
+	return api.Status{
 		Version: "1.2.3",
 		Started: epoch,
-		State:   httpapi.Running, Configuration: configuration,
-		Sources: []httpapi.Source{{
-			Name: "sms", Queue: "Alicom-Queue-1-SmsReport", State: relay.SourceWaiting, Reason: "sink events is down",
-			Pollers:      2,
+		State:   api.StatusStateRunning, Configuration: configuration,
+		Sources: []api.Source{{
+			Name: "sms", Queue: "Alicom-Queue-1-SmsReport", State: api.SourceStateWaiting, Reason: "sink events is down",
+			Pollers: 2, ReceivedPerSecond: 1.5, BatchFill: 0.5, OldestMessageAgeSeconds: 3,
+			Latency:      &api.Latency{P50Seconds: 0.01, P99Seconds: 0.1},
 			Returned:     map[string]uint64{"sink_down": 2},
 			Retried:      map[string]uint64{"timeout": 3},
 			DeadLettered: map[string]uint64{"decode": 1}, GivenUp: map[string]uint64{"busy": 1},
-			Balance:     httpapi.NewBalance(10, 4, 2, 1, 3),
+			Balance:     api.Balance{Received: 10, Deleted: 4, Returned: 2, LostLeases: 1, InFlight: 3, Exact: true},
 			LastReceive: epoch, LastError: trouble,
-			Credential:    &httpapi.Credential{Type: "mns_token", Expires: epoch, LastRefresh: epoch, LastError: trouble},
-			QueueMessages: &httpapi.QueueMessages{Active: &n, Inactive: &n, Delayed: &n},
+			Credential:    &api.Credential{Type: "mns_token", Expires: epoch, LastRefresh: epoch, LastError: trouble},
+			QueueMessages: &api.QueueMessages{Active: &n, Inactive: &n, Delayed: &n},
 		}},
-		Sinks: []httpapi.Sink{{
-			Name: "events", Type: "amqp091", State: relay.Down.String(), Reason: "dial: refused", Since: epoch,
-			Delivered: 4, Failed: map[string]uint64{"timeout": 3},
+		Sinks: []api.Sink{{
+			Name: "events", Type: "amqp091", State: api.SinkStateDown, Reason: "dial: refused", Since: epoch,
+			Delivered: 4, DeliveredPerSecond: 0.5, Latency: &api.Latency{P50Seconds: 0.01, P99Seconds: 0.1}, Failed: map[string]uint64{"timeout": 3},
 		}},
-		Routes: []httpapi.Route{{
-			Name: "sms", From: []string{"sms"}, To: []httpapi.Target{{Sink: "events", Required: true}},
+		Routes: []api.Route{{
+			Name: "sms", From: []string{"sms"}, To: []api.Target{{Sink: "events", Required: true, Delivered: 4, DeliveredPerSecond: 0.5}},
 		}},
 	}
 }
@@ -106,7 +145,7 @@ func serveWith(t *testing.T, cfg httpapi.Config, r httpapi.Relay, metrics promet
 	t.Helper()
 	cfg.Listen = "127.0.0.1:0"
 	s := httpapi.New(cfg, httpapi.Deps{
-		Instance: "relay-0", Relay: r, Metrics: metrics, Log: log,
+		Instance: "relay-0", Relay: r, Metrics: metrics, Log: log, Level: zap.NewAtomicLevel(),
 	})
 	addr, err := s.Listen(t.Context())
 	require.NoError(t, err)
@@ -121,9 +160,25 @@ func serveWith(t *testing.T, cfg httpapi.Config, r httpapi.Relay, metrics promet
 }
 
 type answer struct {
-	code   int
-	header http.Header
-	body   []byte
+	method, path string
+	code         int
+	header       http.Header
+	body         []byte
+}
+
+// spec holds answers against openapi.yaml.
+type spec struct{ *contract.Contract }
+
+func newContract(t *testing.T) spec {
+	t.Helper()
+	c, err := contract.New()
+	require.NoError(t, err)
+	return spec{c}
+}
+
+func (s spec) require(t *testing.T, got answer) {
+	t.Helper()
+	require.NoError(t, s.Check(got.method, got.path, got.code, got.header, got.body))
 }
 
 func ask(t *testing.T, method, url string) answer {
@@ -138,13 +193,18 @@ func askWith(t *testing.T, method, url string, headers map[string]string) answer
 	for name, value := range headers {
 		req.Header.Set(name, value)
 	}
+	return send(t, req)
+}
+
+func send(t *testing.T, req *http.Request) answer {
+	t.Helper()
 	transport := &http.Transport{DisableKeepAlives: true}
 	res, err := transport.RoundTrip(req)
 	require.NoError(t, err)
 	defer func() { require.NoError(t, res.Body.Close()) }()
 	body, err := io.ReadAll(res.Body)
 	require.NoError(t, err)
-	return answer{code: res.StatusCode, header: res.Header, body: body}
+	return answer{method: req.Method, path: req.URL.RequestURI(), code: res.StatusCode, header: res.Header, body: body}
 }
 
 func decode[T any](t *testing.T, body []byte) T {
@@ -169,17 +229,17 @@ func TestAnswers(t *testing.T) {
 	}{
 		{name: "live", relay: working, path: "/livez", code: 200, check: func(t *testing.T, body []byte) {
 			t.Helper()
-			require.Equal(t, httpapi.Probe{Instance: "relay-0", Status: "ok"}, decode[httpapi.Probe](t, body))
+			require.Equal(t, api.Probe{Instance: "relay-0", Status: api.ProbeStatusOk}, decode[api.Probe](t, body))
 		}},
 		{name: "healthz is livez", relay: working, path: "/healthz", code: 200},
 		{
 			name: "not live", relay: &fakeRelay{live: errors.New("pipeline sms stands still")}, path: "/livez", code: 503,
 			check: func(t *testing.T, body []byte) {
 				t.Helper()
-				require.Equal(t, httpapi.Problem{
-					Type: "about:blank", Title: "Service Unavailable", Status: 503,
+				require.Equal(t, api.Problem{
+					Type: api.AboutBlank, Title: "Service Unavailable", Status: 503,
 					Detail: "pipeline sms stands still", ServedBy: "relay-0",
-				}, decode[httpapi.Problem](t, body))
+				}, decode[api.Problem](t, body))
 			},
 		},
 		{name: "not live by the other name", relay: &fakeRelay{live: errors.New("stands still")}, path: "/healthz", code: 503},
@@ -189,7 +249,7 @@ func TestAnswers(t *testing.T) {
 			relay: &fakeRelay{waiting: []string{"credential of source sms has not been fetched", "sink events has not connected"}},
 			check: func(t *testing.T, body []byte) {
 				t.Helper()
-				p := decode[httpapi.Problem](t, body)
+				p := decode[api.Problem](t, body)
 				require.Equal(t, []string{"credential of source sms has not been fetched", "sink events has not connected"}, p.Waiting)
 				require.Contains(t, p.Detail, "sink events has not connected")
 			},
@@ -199,14 +259,14 @@ func TestAnswers(t *testing.T) {
 			t.Helper()
 			want := full()
 			want.Instance = "relay-0"
-			require.Equal(t, want, decode[httpapi.Status](t, body))
+			require.Equal(t, want, decode[api.Status](t, body))
 		}},
 		{
 			name: "status of nothing", path: "/api/v1/status", code: 200,
-			relay: &fakeRelay{status: func() httpapi.Status {
-				return httpapi.Status{
-					State: httpapi.Starting, Sources: []httpapi.Source{{State: relay.SourceStarting}},
-					Sinks: []httpapi.Sink{{State: relay.Probe.String()}}, Routes: []httpapi.Route{{}},
+			relay: &fakeRelay{status: func() api.Status {
+				return api.Status{
+					State: api.StatusStateStarting, Sources: []api.Source{{State: api.SourceStateStarting}},
+					Sinks: []api.Sink{{State: api.SinkStateProbe}}, Routes: []api.Route{{}},
 				}
 			}},
 			check: func(t *testing.T, body []byte) {
@@ -229,7 +289,7 @@ func TestAnswers(t *testing.T) {
 		{name: "wrong method", relay: working, method: http.MethodPost, path: "/api/v1/status", code: 405},
 		{
 			name: "a handler panics", path: "/api/v1/status", code: 500,
-			relay: &fakeRelay{status: func() httpapi.Status { panic("secret cause") }},
+			relay: &fakeRelay{status: func() api.Status { panic("secret cause") }},
 			check: func(t *testing.T, body []byte) {
 				t.Helper()
 				require.NotContains(t, string(body), "secret cause")
@@ -251,9 +311,9 @@ func TestAnswers(t *testing.T) {
 			require.Equal(t, tt.code, got.code, "%s", got.body)
 			require.Equal(t, "relay-0", got.header.Get(httpapi.HeaderInstance))
 			require.Equal(t, "no-store", got.header.Get("Cache-Control"))
-			spec.require(t, tt.path, got)
+			spec.require(t, got)
 			if tt.code >= 400 {
-				p := decode[httpapi.Problem](t, got.body)
+				p := decode[api.Problem](t, got.body)
 				require.Equal(t, tt.code, p.Status)
 				require.NotEmpty(t, p.Detail)
 			}
@@ -264,16 +324,60 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
+// parametersOf fills in the parameters of a path.
+var parametersOf = strings.NewReplacer("/sources/{name}", "/sources/sms", "/sinks/{name}", "/sinks/events", "{id}", "A-1", "{profile}", "goroutine", "{file}", "page.js")
+
 func TestEveryDescribedPathAnswersGETAndHEAD(t *testing.T) {
-	base := serve(t, &fakeRelay{status: full}, prometheus.NewRegistry(), zap.NewNop())
+	base := serveWith(t, httpapi.Config{AdminToken: setting.NewSecret(adminToken)}, &fakeRelay{status: full}, prometheus.NewRegistry(), zap.NewNop())
 	spec := newContract(t)
-	require.ElementsMatch(t, httpapi.Paths(), spec.paths(false))
-	for _, path := range spec.paths(true) {
-		require.Equal(t, http.StatusOK, ask(t, http.MethodGet, base+path).code, path)
-		head := ask(t, http.MethodHead, base+path)
+	require.ElementsMatch(t, httpapi.Paths(), slices.Collect(maps.Keys(spec.Operations())))
+	operator := map[string]string{"Authorization": "Bearer " + adminToken}
+	for path, methods := range spec.Operations() {
+		if _, has := methods["get"]; !has {
+			continue
+		}
+		got := askWith(t, http.MethodGet, base+parametersOf.Replace(path), operator)
+		require.Equal(t, http.StatusOK, got.code, path)
+		spec.require(t, got)
+		head := askWith(t, http.MethodHead, base+parametersOf.Replace(path), operator)
 		require.Equal(t, http.StatusOK, head.code, path)
 		require.Empty(t, head.body)
 	}
+}
+
+func TestOneOfMany(t *testing.T) {
+	t.Parallel()
+	spec := newContract(t)
+	base := serve(t, &fakeRelay{status: full}, prometheus.NewRegistry(), zap.NewNop())
+	for path, test := range map[string]struct {
+		code int
+		want string // a part of the answer
+	}{
+		"/api/v1/sources/sms":                       {200, `"queue": "Alicom-Queue-1-SmsReport"`},
+		"/api/v1/sources/smz":                       {404, `there is no source \"smz\"`},
+		"/api/v1/sinks/events":                      {200, `"delivered": 4`},
+		"/api/v1/sinks/e%2Fv":                       {404, `there is no sink \"e/v\"`},
+		"/api/v1/messages/A-1":                      {200, `"reason": "returned"`},
+		"/api/v1/messages/A-2":                      {200, `"confirmed": []`},
+		"/api/v1/messages/B":                        {404, "nothing is known"},
+		"/api/v1/messages/slow":                     {502, "ask the ledger: timeout"},
+		"/api/v1/errors?limit=1":                    {200, `"message_id": "A-1"`},
+		"/api/v1/errors?source=other":               {200, `"errors": []`},
+		"/api/v1/errors?limit=1001":                 {400, "1 to 1000"},
+		"/api/v1/errors?limit=-1":                   {400, "1 to 1000"},
+		"/api/v1/errors?limit=many":                 {400, "limit"},
+		"/api/v1/errors?limit=1&limit=2":            {400, "limit"},
+		"/api/v1/errors?limit=99999999999999999999": {400, "limit"},
+	} {
+		t.Run(path, func(t *testing.T) {
+			got := ask(t, http.MethodGet, base+path)
+			require.Equal(t, test.code, got.code, "%s", got.body)
+			spec.require(t, got)
+			require.Contains(t, string(got.body), test.want)
+		})
+	}
+	one := ask(t, http.MethodGet, base+"/api/v1/errors?limit=1")
+	require.NotContains(t, string(one.body), "A-2")
 }
 
 func TestWrongMethodSaysWhichAreAllowed(t *testing.T) {
@@ -284,15 +388,15 @@ func TestWrongMethodSaysWhichAreAllowed(t *testing.T) {
 }
 
 func TestStatusLeavesTheRelaysOwnAlone(t *testing.T) {
-	own := httpapi.Status{State: httpapi.Running, Sources: []httpapi.Source{{State: relay.SourceRunning}}}
-	base := serve(t, &fakeRelay{status: func() httpapi.Status { return own }}, prometheus.NewRegistry(), zap.NewNop())
+	own := api.Status{State: api.StatusStateRunning, Sources: []api.Source{{State: api.SourceStateRunning}}}
+	base := serve(t, &fakeRelay{status: func() api.Status { return own }}, prometheus.NewRegistry(), zap.NewNop())
 	ask(t, http.MethodGet, base+"/api/v1/status")
 	require.Nil(t, own.Sources[0].Returned)
 }
 
 func TestPanicIsLoggedWithItsStack(t *testing.T) {
 	core, logs := observer.New(zap.InfoLevel)
-	base := serve(t, &fakeRelay{status: func() httpapi.Status { panic("boom") }}, prometheus.NewRegistry(), zap.New(core))
+	base := serve(t, &fakeRelay{status: func() api.Status { panic("boom") }}, prometheus.NewRegistry(), zap.New(core))
 	ask(t, http.MethodGet, base+"/api/v1/status")
 	entries := logs.FilterField(zap.String("path", "/api/v1/status")).All()
 	require.Len(t, entries, 1)
@@ -317,27 +421,6 @@ func (f failing) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.NewInvalidMetric(f.desc, errors.New("no value"))
 }
 
-func TestBalance(t *testing.T) {
-	tests := []struct {
-		name                                string
-		received, deleted, returned, leases uint64
-		inFlight                            int64
-		exact                               bool
-	}{
-		{name: "nothing", exact: true},
-		{name: "all accounted for", received: 10, deleted: 4, returned: 2, leases: 1, inFlight: 3, exact: true},
-		{name: "one missing", received: 10, deleted: 4, returned: 2, leases: 1, inFlight: 2},
-		{name: "one too many", received: 10, deleted: 8, returned: 2, leases: 1},
-		{name: "more ended than came", received: 9, deleted: 10, inFlight: -1},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			b := httpapi.NewBalance(tt.received, tt.deleted, tt.returned, tt.leases, tt.inFlight)
-			require.Equal(t, tt.exact, b.Exact)
-		})
-	}
-}
-
 func TestAPortInUseFailsTheStart(t *testing.T) {
 	var lc net.ListenConfig
 	taken, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -351,7 +434,7 @@ func TestAPortInUseFailsTheStart(t *testing.T) {
 // An answer that is under way when the server stops is given whole.
 func TestRunFinishesWhatIsUnderWay(t *testing.T) {
 	asked, answer := make(chan struct{}), make(chan struct{})
-	r := &fakeRelay{status: func() httpapi.Status {
+	r := &fakeRelay{status: func() api.Status {
 		close(asked)
 		<-answer
 		return full()
@@ -384,6 +467,6 @@ func TestRunFinishesWhatIsUnderWay(t *testing.T) {
 	body, err := io.ReadAll(res.Body)
 	require.NoError(t, err)
 	require.NoError(t, res.Body.Close())
-	require.Equal(t, "relay-0", decode[httpapi.Status](t, body).Instance)
+	require.Equal(t, "relay-0", decode[api.Status](t, body).Instance)
 	require.NoError(t, <-done)
 }

@@ -38,6 +38,8 @@ type Deps struct {
 	Relay    Relay
 	Metrics  prometheus.Gatherer
 	Log      *zap.Logger
+	// Level is how much is logged.
+	Level zap.AtomicLevel
 }
 
 // Server serves the API. Make it with New.

@@ -234,8 +234,8 @@ func (d *delivery) again(ctx context.Context, state State, left *failures) bool 
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		for _, r := range left.results {
-			d.stats.retried(ReasonOf(r.Err))
+		for k, r := range left.results {
+			d.stats.fail(d.Name, &d.messages[left.index[k]], r.Outcome, r.Err)
 		}
 		return true
 	case <-d.draining:
@@ -332,7 +332,7 @@ func (t *target) failed(m *Message, r Result) {
 		r.Err = errUnanswered
 	}
 	reason := ReasonOf(r.Err)
-	t.stats.retried(reason)
+	t.stats.fail(t.Name, m, r.Outcome, r.Err)
 	of := &t.trouble
 	if r.Outcome == Rejected {
 		of = &t.refused

@@ -77,8 +77,9 @@ func (c *Counts) Balanced() bool {
 // Stats keeps the Counts of one source. It outlives the pipeline that fills it, so
 // that counts survive a restart of the pipeline, and is safe for concurrent use.
 type Stats struct {
-	mu     sync.Mutex
-	counts Counts
+	mu       sync.Mutex
+	counts   Counts
+	failures tries
 }
 
 // NewStats starts at nought.
@@ -165,12 +166,6 @@ func (s *Stats) delivered(t TargetName) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.counts.Delivered[t]++
-}
-
-func (s *Stats) retried(reason string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.counts.Retried[reason]++
 }
 
 func (s *Stats) skipped(sink string) {

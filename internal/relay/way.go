@@ -128,7 +128,7 @@ func (p *Pipeline) decode(b *batch) (accepted []int) {
 
 // reject decides on a message that no target is asked about.
 func (p *Pipeline) reject(b *batch, i int, err error) {
-	p.deps.Stats.retried(ReasonOf(err))
+	p.deps.Stats.fail(TargetName{}, &b.messages[i], Rejected, err)
 	b.decide(i, Result{Outcome: Rejected, Err: err})
 }
 

@@ -127,13 +127,13 @@ func TestDeadLettersTellAllAndTooManyPauseTheSource(t *testing.T) {
 			require.WithinRange(t, at, before, time.Now().Add(time.Second))
 		}
 	}
-	require.Equal(t, map[string]uint64{"status_4xx": 3}, r.source().DeadLettered)
+	require.EqualValues(t, map[string]uint64{"status_4xx": 3}, r.source().DeadLettered)
 	require.GreaterOrEqual(t, left(t, server, queue), 7, "the bad deploy has not drained the queue")
 
 	mended.Store(true)
 	require.Equal(t, http.StatusOK, r.post("/api/v1/sources/sms/resume"))
 	eventually(t, 30*time.Second, "every message is deleted", func() bool { return left(t, server, queue) == 0 })
-	require.Equal(t, map[string]uint64{"status_4xx": 3}, r.source().DeadLettered)
+	require.EqualValues(t, map[string]uint64{"status_4xx": 3}, r.source().DeadLettered)
 	require.True(t, r.source().Balance.Exact)
 	require.Zero(t, r.end(syscall.SIGTERM))
 }

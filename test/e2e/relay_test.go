@@ -104,7 +104,7 @@ func TestABrokerThatIsAwayForTenSeconds(t *testing.T) {
 	require.Contains(t, r.source().Reason, "sink events is down")
 	before := r.source().Balance.Received
 	// In flight when the broker went away: at most the room.
-	require.LessOrEqual(t, r.source().Balance.InFlight, int64(64))
+	require.LessOrEqual(t, r.source().Balance.InFlight, uint64(64))
 	for time.Since(stopped) < 10*time.Second {
 		require.Equal(t, before, r.source().Balance.Received, "nothing is received meanwhile")
 		code, _ := r.get("/livez")

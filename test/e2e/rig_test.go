@@ -18,8 +18,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
+	"mnsrelay/api"
 	"mnsrelay/internal/emulator"
-	"mnsrelay/internal/httpapi"
 	"mnsrelay/internal/setting"
 	"mnsrelay/test/broker"
 	"mnsrelay/test/rig"
@@ -122,7 +122,7 @@ func (r *relay) get(path string) (status int, body string) {
 	return status, body
 }
 
-func (r *relay) status() httpapi.Status {
+func (r *relay) status() api.Status {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -131,7 +131,7 @@ func (r *relay) status() httpapi.Status {
 	return status
 }
 
-func (r *relay) source() httpapi.Source { return r.status().Sources[0] }
+func (r *relay) source() api.Source { return r.status().Sources[0] }
 
 // eventually waits until check is true.
 func eventually(t *testing.T, within time.Duration, what string, check func() bool) {

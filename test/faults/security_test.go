@@ -281,7 +281,7 @@ func TestTLSRefused(t *testing.T) {
 		eventually(t, patience, c.name, func() (bool, string) {
 			for _, s := range w.status().Sinks {
 				if s.Name == "to-"+c.name {
-					return (s.State == "up") == (c.reason == "") && strings.Contains(s.Reason, c.reason), s.State + ": " + s.Reason
+					return (s.State == "up") == (c.reason == "") && strings.Contains(s.Reason, c.reason), string(s.State) + ": " + s.Reason
 				}
 			}
 			return false, "there is no such sink"

@@ -11,6 +11,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
+	"mnsrelay/api"
 	"mnsrelay/internal/emulator"
 	"mnsrelay/test/broker"
 )
@@ -77,7 +78,7 @@ func TestExchangeMissingForOneRoute(t *testing.T) {
 
 	toggle("resume")
 	w.awaitFailed("exchange_missing", troubled)
-	require.Equal(t, "up", w.sinkStatus().State, "the other route works")
+	require.Equal(t, api.SinkStateUp, w.sinkStatus().State, "the other route works")
 	require.Contains(t, w.relay.Log(), fmt.Sprintf(`exchange \"%s\" does not exist`, missing.name))
 	require.Zero(t, w.stats("other").Deleted)
 	require.Equal(t, 1, w.lines("connected to the broker"), "the connection that the routes share is left alone")
@@ -99,7 +100,7 @@ func TestUnroutableBurst(t *testing.T) {
 	w.awaitFailed("unroutable", messages)
 	require.GreaterOrEqual(t, w.stats("sms").Received, int64(messages))
 	require.Zero(t, w.deleted())
-	require.Equal(t, "up", w.sinkStatus().State)
+	require.Equal(t, api.SinkStateUp, w.sinkStatus().State)
 	require.Contains(t, w.relay.Log(), "no queue is bound for it")
 	require.Less(t, w.needs().memory, 200, "MiB at the most")
 
@@ -131,7 +132,7 @@ func TestQueueFullRejectPublish(t *testing.T) {
 			w.requireNoDeletes(2 * time.Second)
 			rate := float64(w.notary.publishes()-published) / time.Since(begun).Seconds()
 			require.Less(t, rate, float64(messages), "tries a second: each message waits for a second at least, and longer each time")
-			require.Equal(t, "up", w.sinkStatus().State)
+			require.Equal(t, api.SinkStateUp, w.sinkStatus().State)
 
 			// Room is made now and then.
 			eventually(t, patience, "every message has arrived", func() (bool, string) {

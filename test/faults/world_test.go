@@ -28,8 +28,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
+	"mnsrelay/api"
 	"mnsrelay/internal/emulator"
-	"mnsrelay/internal/httpapi"
 	"mnsrelay/internal/setting"
 	"mnsrelay/test/broker"
 	"mnsrelay/test/rig"
@@ -278,7 +278,7 @@ func single(t *testing.T, in *inbox, queue emulator.QueueConfig, source, sinkMor
 	return w, way
 }
 
-func (w *world) status() httpapi.Status {
+func (w *world) status() api.Status {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -288,8 +288,8 @@ func (w *world) status() httpapi.Status {
 }
 
 // sinkStatus is what the API says of the first sink, sourceStatus of the first source.
-func (w *world) sinkStatus() httpapi.Sink     { w.t.Helper(); return w.status().Sinks[0] }
-func (w *world) sourceStatus() httpapi.Source { w.t.Helper(); return w.status().Sources[0] }
+func (w *world) sinkStatus() api.Sink     { w.t.Helper(); return w.status().Sinks[0] }
+func (w *world) sourceStatus() api.Source { w.t.Helper(); return w.status().Sources[0] }
 
 // await waits until the API says that the first sink is in a state for a reason that holds
 // the text.
@@ -298,7 +298,7 @@ func (w *world) await(state, reason string) (took time.Duration) {
 	begun := time.Now()
 	eventually(w.t, patience, "the sink is "+state+": "+reason, func() (bool, string) {
 		s := w.sinkStatus()
-		return s.State == state && strings.Contains(s.Reason, reason), s.State + ": " + s.Reason
+		return string(s.State) == state && strings.Contains(s.Reason, reason), string(s.State) + ": " + s.Reason
 	})
 	return time.Since(begun)
 }
@@ -486,7 +486,7 @@ func (w *world) finish(inboxes ...*inbox) (duplicates int) {
 		return true, ""
 	})
 	for _, s := range w.status().Sinks {
-		require.Equal(w.t, "up", s.State, "sink %s: %s", s.Name, s.Reason)
+		require.Equal(w.t, api.SinkStateUp, s.State, "sink %s: %s", s.Name, s.Reason)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

@@ -14,9 +14,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
-	"mnsrelay/internal/httpapi"
+	"mnsrelay/api"
+	"mnsrelay/test/contract"
 	"mnsrelay/test/process"
 )
 
@@ -30,6 +32,9 @@ func Build(dir string) (string, error) {
 	}
 	return binary, nil
 }
+
+// described is what every answer is held against.
+var described = sync.OnceValues(contract.New) //nolint:gochecknoglobals // read once for all relays
 
 // Relay is a running mnsrelay.
 type Relay struct {
@@ -82,7 +87,8 @@ func (r *Relay) End(ctx context.Context, s syscall.Signal) (int, error) {
 	return r.process.ExitCode(), known.look("the log of the relay", r.Log())
 }
 
-// Get asks the API.
+// Get asks the API. An answer that openapi.yaml does not have, or that holds a secret, is an
+// error.
 func (r *Relay) Get(ctx context.Context, path string) (status int, body string, err error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, r.api+path, http.NoBody)
 	if err != nil {
@@ -93,12 +99,16 @@ func (r *Relay) Get(ctx context.Context, path string) (status int, body string, 
 		return 0, "", err
 	}
 	text, err := io.ReadAll(response.Body)
-	return response.StatusCode, string(text), errors.Join(err, response.Body.Close(), known.look("the answer to "+path, string(text)))
+	spec, wrong := described()
+	if wrong == nil {
+		wrong = spec.Check(http.MethodGet, path, response.StatusCode, response.Header, text)
+	}
+	return response.StatusCode, string(text), errors.Join(err, response.Body.Close(), known.look("the answer to "+path, string(text)), wrong)
 }
 
 // Status asks the API how the relay is.
-func (r *Relay) Status(ctx context.Context) (httpapi.Status, error) {
-	var status httpapi.Status
+func (r *Relay) Status(ctx context.Context) (api.Status, error) {
+	var status api.Status
 	code, body, err := r.Get(ctx, "/api/v1/status")
 	if err == nil && code != http.StatusOK {
 		err = fmt.Errorf("the answer is %d: %s", code, body)
