@@ -147,6 +147,9 @@ lint: ## Check formatting, lint, go.mod and the shell scripts.
 	go run $(GOLANGCI_LINT) fmt --diff
 	go run $(GOLANGCI_LINT) run
 	go mod tidy -diff
+	mkdir -p $(BIN)
+	cd api && go tool -modfile=tools.mod oapi-codegen -config oapi-codegen.yaml -o ../$(BIN)/server.gen.go openapi.yaml
+	diff $(BIN)/server.gen.go api/server.gen.go >&2
 	cd test/k8s && go run $(GOLANGCI_LINT) fmt --diff && go run $(GOLANGCI_LINT) run && go mod tidy -diff
 	go mod tidy -C test/k8s/kubernetes -diff
 	cd image && go run $(GOLANGCI_LINT) run && go mod tidy -diff
@@ -157,8 +160,8 @@ fmt: ## Format the Go files.
 	go run $(GOLANGCI_LINT) fmt
 
 .PHONY: generate
-generate: ## Make the configuration's JSON Schema, configs/mnsrelay.schema.json, of the source.
-	go generate ./configs
+generate: ## Make the configuration's JSON Schema of the source, and the API's server of api/openapi.yaml.
+	go generate ./configs ./api
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (60s).
