@@ -470,3 +470,35 @@ func TestRunFinishesWhatIsUnderWay(t *testing.T) {
 	require.Equal(t, "relay-0", decode[api.Status](t, body).Instance)
 	require.NoError(t, <-done)
 }
+
+// Clients that are idle or slow hold up no probe, and are cut off.
+func TestSlowClientsHoldUpNobody(t *testing.T) {
+	base := serve(t, &fakeRelay{status: full}, prometheus.NewRegistry(), zap.NewNop())
+	address := strings.TrimPrefix(base, "http://")
+	dial := func() net.Conn {
+		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", address)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+		return conn
+	}
+	for range 200 {
+		dial()
+	}
+	var slow []net.Conn
+	for range 50 {
+		conn := dial()
+		_, err := io.WriteString(conn, "GET /api/v1/status HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+		require.NoError(t, err)
+		slow = append(slow, conn)
+	}
+	for range 20 {
+		begun := time.Now()
+		require.Equal(t, http.StatusOK, ask(t, http.MethodGet, base+"/readyz").code)
+		require.Less(t, time.Since(begun), time.Second)
+	}
+	for _, conn := range slow {
+		require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
+		_, err := io.ReadAll(conn)
+		require.NoError(t, err, "the server ends it within the time of a header")
+	}
+}

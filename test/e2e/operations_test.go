@@ -1,12 +1,14 @@
 package e2e_test
 
 import (
+	"encoding/base64"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -102,5 +104,59 @@ sinks:
 	require.Contains(t, r.log(), `"max_receives":7`)
 	send(t, server, queue, 1, 0)
 	eventually(t, 10*time.Second, "it relays all the same", func() bool { return left(t, server, queue) == 0 })
+	require.Zero(t, r.end(syscall.SIGTERM))
+}
+
+// Labels come from the configuration: ten thousand messages of whatever content, that match
+// and do not, that are delivered and refused, add no series.
+func TestMessagesAddNoSeries(t *testing.T) {
+	t.Parallel()
+	server, url, queue := startEmulator(t, emulator.Config{}, emulator.QueueConfig{})
+	folder := t.TempDir()
+	r := startRelay(t, fmt.Sprintf(`
+sources:
+  sms: {queue: %s, endpoint: %s, wait: 1s, unmatched: dead_letter, dead_letter: dead, dead_letter_limit: {count: 100000}, credentials: {type: mns_token, endpoint: %[2]s}}
+sinks:
+  out: {type: file, path: %q}
+  dead: {type: file, path: %q}
+routes:
+  - {name: odd, from: [sms], when: 'body.n %% 2 == 1', to: [out]}
+`, queue, url, filepath.Join(folder, "out-{{ body.day }}.jsonl"), filepath.Join(folder, "dead.jsonl")))
+	series := func() []string {
+		_, text := r.get("/metrics")
+		var all []string
+		for line := range strings.Lines(text) {
+			if name, _, found := strings.Cut(line, "} "); found {
+				all = append(all, name)
+			}
+		}
+		slices.Sort(all)
+		return all
+	}
+	n := 0
+	sendSome := func(count int) {
+		var messages []emulator.Message
+		for range count {
+			n++
+			hostile := fmt.Sprintf("%q", fmt.Sprintf("x\"} 1\nmnsrelay_up{a=\"%d", n))
+			body := fmt.Sprintf(`{"n": %d, "day": "2026-01-%02d", "tag": %s, %s: 1}`, n, n%28+1, hostile, hostile)
+			if n%10 == 0 {
+				body = hostile // no object: the condition fails
+			}
+			messages = append(messages, emulator.Message{Body: []byte(base64.StdEncoding.EncodeToString([]byte(body)))})
+		}
+		_, err := server.SendAll(queue, messages)
+		require.NoError(t, err)
+		eventually(t, time.Minute, "all are deleted", func() bool { return left(t, server, queue) == 0 })
+	}
+	sendSome(100)
+	eventually(t, 10*time.Second, "the queue has told how many it holds", func() bool {
+		return slices.ContainsFunc(series(), func(name string) bool { return strings.HasPrefix(name, "mnsrelay_queue_messages") })
+	})
+	before := series()
+	sendSome(10_000)
+	require.Equal(t, before, series())
+	require.EqualValues(t, 10_100, r.source().Balance.Received)
+	require.True(t, r.source().Balance.Exact)
 	require.Zero(t, r.end(syscall.SIGTERM))
 }
