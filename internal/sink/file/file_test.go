@@ -235,7 +235,10 @@ func TestFullDisk(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "messages.jsonl")
 	endpoint := open(t, path, nil)
 	sink := start(t, endpoint)
-	requireDelivered(t, sink, message("before"))
+	// The limit is that of every file of the process: this one is larger than any other.
+	before := message("before")
+	before.Body = bytes.Repeat([]byte("x"), 1<<20)
+	requireDelivered(t, sink, before)
 	size := int64(len(read(t, path)))
 
 	lift := limitFileSize(t, uint64(size)+100)
