@@ -24,6 +24,7 @@ const (
 	VariableOIDCProviderARN = "ALIBABA_CLOUD_OIDC_PROVIDER_ARN"
 	VariableOIDCTokenFile   = "ALIBABA_CLOUD_OIDC_TOKEN_FILE"
 	VariableSessionName     = "ALIBABA_CLOUD_ROLE_SESSION_NAME"
+	VariableSTSEndpoint     = "ALIBABA_CLOUD_STS_ENDPOINT"
 	VariableRoleName        = "ALIBABA_CLOUD_ECS_METADATA"
 	VariableNoMetadata      = "ALIBABA_CLOUD_ECS_METADATA_DISABLED"
 	VariableURI             = "ALIBABA_CLOUD_CREDENTIALS_URI"

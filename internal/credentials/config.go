@@ -142,6 +142,14 @@ func (c *Config) defaults(getenv func(string) string) (derived []Derived) {
 		fromEnvironment(&c.OIDCProviderARN, "oidc_provider_arn", VariableOIDCProviderARN)
 		fromEnvironment(&c.OIDCTokenFile, "oidc_token_file", VariableOIDCTokenFile)
 		fromEnvironment(&c.SessionName, "session_name", VariableSessionName)
+		// A host, as ACK's add-on and the SDKs have it.
+		if host := getenv(VariableSTSEndpoint); host != "" && c.Endpoint.IsZero() && c.Region == "" {
+			if !strings.Contains(host, "://") {
+				host = "https://" + host
+			}
+			c.Endpoint = setting.NewURL(host)
+			derived = append(derived, Derived{"endpoint", "environment " + VariableSTSEndpoint})
+		}
 	case TypeECSRAMRole:
 		fromEnvironment(&c.RoleName, "role_name", VariableRoleName)
 		if c.Endpoint.IsZero() {

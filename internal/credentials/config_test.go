@@ -214,3 +214,18 @@ func TestProviderRefusesWhatItCannotDo(t *testing.T) {
 		require.ErrorContains(t, err, "unset it")
 	})
 }
+
+// ACK's add-on names the STS that the pod can reach, a host.
+func TestTheEndpointOfSTSFromTheEnvironment(t *testing.T) {
+	for _, c := range []struct{ host, region, endpoint, want string }{
+		{"", "", "", "https://sts.aliyuncs.com"},
+		{"sts-vpc.cn-hangzhou.aliyuncs.com", "", "", "https://sts-vpc.cn-hangzhou.aliyuncs.com"},
+		{"http://10.0.0.1:8000", "", "", "http://10.0.0.1:8000"},
+		{"sts-vpc.cn-hangzhou.aliyuncs.com", "cn-beijing", "", "https://sts.cn-beijing.aliyuncs.com"},
+		{"sts-vpc.cn-hangzhou.aliyuncs.com", "", "https://sts.example.com", "https://sts.example.com"},
+	} {
+		config := credentials.Config{Type: credentials.TypeOIDCRoleARN, Region: c.region, Endpoint: setting.NewURL(c.endpoint)}
+		config.Defaults(func(name string) string { return map[string]string{"ALIBABA_CLOUD_STS_ENDPOINT": c.host}[name] })
+		require.Equal(t, c.want, config.Endpoint.Reveal())
+	}
+}

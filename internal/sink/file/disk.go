@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // mode is of a file that the sink makes: messages are not for everybody to read.
@@ -45,6 +46,9 @@ func (d *disk) prepare(isNew bool) error {
 	if !info.Mode().IsRegular() {
 		return fmt.Errorf("open %s: not a regular file", d.path)
 	}
+	if err := d.lock(); err != nil {
+		return err
+	}
 	if isNew {
 		// The lines are safe only if the file's name is.
 		if err := syncFolder(filepath.Dir(d.path)); err != nil {
@@ -62,6 +66,19 @@ func (d *disk) prepare(isNew bool) error {
 		return nil
 	}
 	_, err = d.file.WriteString("\n")
+	return err
+}
+
+// lock keeps others off while the file is open: a write that fails is cut off again, and must
+// not take the lines of another with it. Where the file system knows no locks, there are none.
+func (d *disk) lock() error {
+	err := syscall.Flock(int(d.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) //nolint:gosec // G115: a descriptor
+	switch {
+	case errors.Is(err, syscall.EWOULDBLOCK):
+		return fmt.Errorf("open %s: another sink or process writes to it: wait for its end, or write to another file", d.path)
+	case errors.Is(err, syscall.ENOTSUP), errors.Is(err, syscall.ENOSYS), errors.Is(err, syscall.ENOLCK):
+		return nil
+	}
 	return err
 }
 

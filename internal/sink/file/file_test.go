@@ -532,3 +532,31 @@ func arrivals(t *testing.T, text string) []relaytest.Arrival {
 	}
 	return all
 }
+
+// Two do not write to one file: a write of one that fails would cut off what the other wrote.
+// The second takes messages as soon as the first has ended.
+func TestOneWriterAtATime(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "messages.jsonl")
+	other, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	require.NoError(t, err)
+	require.NoError(t, syscall.Flock(int(other.Fd()), syscall.LOCK_EX)) // as another relay does
+	endpoint := open(t, path, nil)
+	sink := run(t, endpoint)
+	requireReason(t, endpoint, "another sink or process writes to it")
+	r := deliver(t, sink, message("early"))[0]
+	require.Equal(t, relay.Retry, r.Outcome)
+	require.ErrorContains(t, r.Err, "another sink or process writes to it")
+	require.NoError(t, other.Close())
+	await(t, endpoint, relay.Up)
+	requireDelivered(t, sink, message("late"))
+	require.Equal(t, []string{"late"}, ids(t, read(t, path)))
+}
+
+// requireReason waits until the endpoint is down and says why.
+func requireReason(t *testing.T, endpoint *file.Endpoint, reason string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		health, _ := endpoint.Health()
+		return health.State == relay.Down && strings.Contains(health.Reason, reason)
+	}, 5*time.Second, time.Millisecond)
+}
