@@ -35,6 +35,8 @@ func credentialTypes(server *emulator.Server, url, tokenFile string) map[string]
 		"ecs":                             ecs,
 		"uri":                             "type: credentials_uri, uri: " + url + "/credentials",
 		"role-of-ecs":                     role + ", base: {" + ecs + "}",
+		"role-of-uri":                     role + ", base: {type: credentials_uri, uri: " + url + "/credentials}",
+		"role-of-rrsa":                    role + ", base: {" + oidc + "}",
 		server.AlicomQueue("SmsReport"):   token + ", " + keys,
 		server.AlicomQueue("SmsUp"):       token + ", base: {" + oidc + "}",
 		server.AlicomQueue("VoiceReport"): token + ", base: {" + role + ", base: {" + ecs + "}}",
