@@ -27,7 +27,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"mnsrelay/internal/emulator"
-	"mnsrelay/internal/httpapi"
+	"mnsrelay/api"
 	"mnsrelay/test/broker"
 	"mnsrelay/test/k8s/cluster"
 )
@@ -315,7 +315,7 @@ func ready(pod corev1.Pod) bool {
 }
 
 // status asks a pod.
-func (w *world) status(pod corev1.Pod) (status httpapi.Status) {
+func (w *world) status(pod corev1.Pod) (status api.Status) {
 	w.t.Helper()
 	request, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, "http://"+net.JoinHostPort(pod.Status.PodIP, "8080")+"/api/v1/status", http.NoBody)
 	require.NoError(w.t, err)
