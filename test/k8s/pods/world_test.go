@@ -26,8 +26,8 @@ import (
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 
-	"mnsrelay/internal/emulator"
 	"mnsrelay/api"
+	"mnsrelay/internal/emulator"
 	"mnsrelay/test/broker"
 	"mnsrelay/test/k8s/cluster"
 )
