@@ -14,7 +14,7 @@ GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 # What the chart is tested with, as released; test/k8s/kubernetes/go.mod pins Kubernetes.
 K8S        := $(BIN)/k8s
-KUBERNETES := $(shell sed -n 's/^\tk8s\.io\/kubernetes \(v[^ ]*\).*/\1/p' test/k8s/kubernetes/go.mod)
+KUBERNETES := $(shell sed -n 's/^\tk8s\.io\/kubernetes \(v[^ ]*\).*/\1/p' test/k8s/kubernetes/go.mod 2>/dev/null)
 HELM3      := helm.sh/helm/v3/cmd/helm@v3.22.0
 HELM4      := helm.sh/helm/v4/cmd/helm@v4.3.1
 KUBE_SCORE := github.com/zegl/kube-score/cmd/kube-score@v1.20.0

@@ -245,7 +245,7 @@ func TestTwoBuildsGiveTheSameImage(t *testing.T) {
 func copySources(t *testing.T) string {
 	t.Helper()
 	to := t.TempDir()
-	for _, name := range []string{"Makefile", "go.mod", "go.sum", "api", "cmd", "internal", "image"} {
+	for _, name := range []string{"Makefile", "go.mod", "go.sum", "api", "cmd", "configs", "internal", "image"} {
 		from := filepath.Join(repository, name)
 		info, err := os.Stat(from)
 		require.NoError(t, err)
