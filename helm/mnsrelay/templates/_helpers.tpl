@@ -222,7 +222,7 @@ labels:
 {{- fail "rrsa.oidcProviderArn is set and rrsa.roleArn is not: write the role, acs:ram::ACCOUNT:role/NAME" -}}
 {{- end -}}
 {{- if and (include "mnsrelay.rrsaByWebhook" .) (not .Values.serviceAccount.create) -}}
-{{- fail (printf "rrsa.roleArn without rrsa.oidcProviderArn annotates the service account, and serviceAccount.create is false: annotate yours with pod-identity.alibabacloud.com/role-name: %s and leave rrsa.roleArn empty, or set rrsa.oidcProviderArn" (base .Values.rrsa.roleArn)) -}}
+{{- fail (printf "rrsa.roleArn without rrsa.oidcProviderArn annotates the service account, and serviceAccount.create is false: annotate yours with pod-identity.alibabacloud.com/role-name: %s, write pod-identity.alibabacloud.com/injection: \"on\" under podLabels and leave rrsa.roleArn empty, or set rrsa.oidcProviderArn" (base .Values.rrsa.roleArn)) -}}
 {{- end -}}
 
 {{- include "mnsrelay.checkFiles" . -}}
@@ -239,6 +239,10 @@ labels:
 {{- fail (printf "%s has the label %s, which is the chart's own: objects are selected by these, so choose another, or set nameOverride" $values $label) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{- if or (hasKey .Values.podAnnotations "checksum/config") (hasKey .Values.persistence.annotations "helm.sh/resource-policy") -}}
+{{- fail "podAnnotations has checksum/config, or persistence.annotations helm.sh/resource-policy, which are the chart's own: leave them out" -}}
 {{- end -}}
 
 {{- $folders := list -}}
@@ -295,16 +299,16 @@ labels:
 {{- fail (printf "config.sinks.%s takes dead letters in the file %s, which ends with its pod: set persistence.enabled, and a path below persistence.mountPath, %s" $name (toString $sink.path) $mounted) -}}
 {{- end -}}
 {{- if not $kept -}}
-{{- $written := false -}}
+{{- $mount := dict "mountPath" "" -}}
 {{- range $.Values.extraVolumeMounts -}}
-{{- if hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) (toString $sink.path) -}}
-{{- $written = true -}}
-{{- if and $several (not .subPathExpr) (not (has .name $own)) -}}
-{{- fail (printf "config.sinks.%s writes the file %s to the volume %s, which several pods would have together, and two processes do not write to one file: set replicas: 1, or give each pod a folder by subPathExpr, or a volume that is its own, emptyDir or ephemeral" $name (toString $sink.path) .name) -}}
+{{- if and (hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) (toString $sink.path)) (gt (len .mountPath) (len $mount.mountPath)) -}}
+{{- $mount = . -}}
 {{- end -}}
 {{- end -}}
+{{- if and $mount.mountPath $several (not $mount.subPathExpr) (not (has $mount.name $own)) -}}
+{{- fail (printf "config.sinks.%s writes the file %s to the volume %s, which several pods would have together, and two processes do not write to one file: set replicas: 1, or give each pod a folder by subPathExpr, or a volume that is its own, emptyDir or ephemeral" $name (toString $sink.path) $mount.name) -}}
 {{- end -}}
-{{- if not $written -}}
+{{- if not $mount.mountPath -}}
 {{- fail (printf "config.sinks.%s writes the file %s, and the container's file system cannot be written to: set persistence.enabled and a path below persistence.mountPath, %s, or mount a volume there with extraVolumes and extraVolumeMounts; path \"-\" is standard output" $name (toString $sink.path) $mounted) -}}
 {{- end -}}
 {{- end -}}

@@ -44,6 +44,7 @@ func TestObjectsAreOfTheirKind(t *testing.T) {
 	numbers := filepath.Join(t.TempDir(), "numbers.yaml")
 	require.NoError(t, os.WriteFile(numbers, []byte(strings.Join([]string{
 		"nameOverride: 'true'", "priorityClassName: 'null'", "imagePullSecrets: [{name: '1'}]",
+		"serviceAccount: {name: '1'}", "persistence: {existingClaim: '2'}", "keda: {authenticationRef: 'off'}",
 		"secretFiles: [{secretName: '01'}, {secretName: a.b}, {secretName: a-b}]",
 		"secretEnv: [{name: 'NO', secretName: '1e3', key: '7'}, {name: 'Y', secretName: '0x1', key: 'null'}, {name: 'null', secretName: 'on', key: '~'}]",
 	}, "\n")), 0o600))

@@ -208,6 +208,20 @@ func TestRefused(t *testing.T) {
 			"monitoring", "dashboard: {labels: {helm.sh/chart: other}}",
 			"dashboard.labels has the label helm.sh/chart, which is the chart's own",
 		},
+		"an annotation of the chart's own for pods": {
+			"default", "podAnnotations: {checksum/config: a}",
+			"podAnnotations has checksum/config",
+		},
+		"an annotation of the chart's own for the claim": {
+			"persistence", "persistence: {annotations: {helm.sh/resource-policy: delete}}",
+			"persistence.annotations helm.sh/resource-policy, which are the chart's own",
+		},
+		"a file of several replicas on a volume within another": {
+			"shared-claim", `
+extraVolumes: [{name: own, emptyDir: {}}, {name: shared, persistentVolumeClaim: {claimName: shared}}]
+extraVolumeMounts: [{name: own, mountPath: /shared/}, {name: shared, mountPath: /}]`,
+			"",
+		},
 		"two Secrets in one folder": {
 			"default", "secretFiles: [{secretName: rabbitmq}, {name: rabbitmq, secretName: other}]",
 			"secretFiles has two for the folder /run/secrets/rabbitmq",
