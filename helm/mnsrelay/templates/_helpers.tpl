@@ -328,11 +328,14 @@ labels:
 {{- $path := printf "config.%s.%s" $group $name -}}
 {{- range $key := list "endpoint" "url" -}}{{- $_ := set $addresses (printf "%s.%s" $path $key) (get $end $key) -}}{{- end -}}
 {{- range $i, $url := get $end "urls" | default list -}}{{- $_ := set $addresses (printf "%s.urls[%d]" $path $i) $url -}}{{- end -}}
-{{- $credentials := get $end "credentials" | default dict -}}
-{{- $each := dict "credentials" $credentials "credentials.base" (get $credentials "base" | default dict) -}}
-{{- range $part, $keys := $each -}}
+{{- /* A role is taken on with keys that may be a role's, and so on: nobody has sixteen. */ -}}
+{{- $keys := get $end "credentials" | default dict -}}
+{{- $path = printf "%s.credentials" $path -}}
+{{- range until 16 -}}
 {{- if eq (get $keys "type" | toString) "ecs_ram_role" -}}{{- $metadata = true -}}{{- end -}}
-{{- range $key := list "endpoint" "uri" -}}{{- $_ := set $addresses (printf "%s.%s.%s" $path $part $key) (get $keys $key) -}}{{- end -}}
+{{- range $key := list "endpoint" "uri" -}}{{- $_ := set $addresses (printf "%s.%s" $path $key) (get $keys $key) -}}{{- end -}}
+{{- $keys = get $keys "base" | default dict -}}
+{{- $path = printf "%s.base" $path -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -283,6 +283,7 @@ func TestPolicyPorts(t *testing.T) {
 		"config: {tracing: {otlp_endpoint: 'http://otel.monitoring:4318'}}":                                        {443, 4318, 5671, 5673, 6380, 8443},
 		"config: {sources: {orders: {credentials: {type: credentials_uri, uri: 'http://keys.local:6666/a'}}}}":     {443, 5671, 5673, 6380, 6666, 8443},
 		"config: {sources: {orders: {credentials: {type: ecs_ram_role}}}}":                                         {80, 443, 5671, 5673, 6380, 8443},
+		"config: {sources: {orders: {credentials: {type: ram_role_arn, role_arn: 'acs:ram::1:role/a', base: {type: ram_role_arn, role_arn: 'acs:ram::1:role/b', endpoint: 'http://sts.local:7777', base: {type: ecs_ram_role}}}}}}": {80, 443, 5671, 5673, 6380, 7777, 8443},
 		`config:
   sinks:
     hook:
