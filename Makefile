@@ -96,8 +96,8 @@ $(K8S)/kube-score: Makefile
 	touch $@
 
 .PHONY: chart
-chart: $(K8S)/helm3 $(K8S)/helm4 ## Write what is generated of the chart: schema, README, plain manifests, golden renders.
-	go test -C test/k8s -count=1 ./chart -run '^Test(GeneratedIsCurrent|Golden)$$' -update
+chart: $(K8S)/helm3 $(K8S)/helm4 ## Write what is generated of the chart: schema, README, plain manifests, golden renders, notes.
+	go test -C test/k8s -count=1 ./chart -run '^Test(GeneratedIsCurrent|Golden|Notes)$$' -update
 
 .PHONY: test-k8s
 test-k8s: $(addprefix $(K8S)/,kube-apiserver helm3 helm4 kube-score) ## Install the chart on a real Kubernetes API, with Helm 3 and 4.

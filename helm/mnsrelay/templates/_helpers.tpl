@@ -1,4 +1,5 @@
-{{- /* Names and labels. */ -}}
+{{- /* Names and labels. What is text is written with toYaml, which quotes what YAML would read as something else: a
+       release may be called 123, a namespace too. */ -}}
 
 {{- define "mnsrelay.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
@@ -18,8 +19,8 @@
 {{- end -}}
 
 {{- define "mnsrelay.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "mnsrelay.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "mnsrelay.name" . | toYaml }}
+app.kubernetes.io/instance: {{ .Release.Name | toYaml }}
 {{- end -}}
 
 {{- define "mnsrelay.version" -}}
@@ -31,7 +32,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ include "mnsrelay.version" . }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-{{- with .Values.commonLabels }}
+{{- end -}}
+
+{{- /* Labels of an object; the argument is (list CONTEXT LABELS-OF-ITS-OWN). */ -}}
+{{- define "mnsrelay.labelsWith" -}}
+{{ include "mnsrelay.labels" (index . 0) }}
+{{- with merge (dict) (index . 1) (index . 0).Values.commonLabels }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
@@ -41,19 +47,29 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{ include "mnsrelay.selectorLabels" . }}
 app.kubernetes.io/component: relay
 app.kubernetes.io/version: {{ include "mnsrelay.version" . }}
-{{- with .Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
-{{- with .Values.podLabels }}
+{{- $injection := dict -}}
+{{- /* Of ACK's add-on: a pod with it needs no namespace with it. */ -}}
+{{- if include "mnsrelay.rrsaByWebhook" . -}}{{- $injection = dict "pod-identity.alibabacloud.com/injection" "on" -}}{{- end -}}
+{{- with merge (dict) .Values.podLabels .Values.commonLabels $injection }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
 
+{{- /* "true" where ACK's add-on brings token and variables into the pod. */ -}}
+{{- define "mnsrelay.rrsaByWebhook" -}}
+{{- if and .Values.rrsa.roleArn (not .Values.rrsa.oidcProviderArn) -}}true{{- end -}}
+{{- end -}}
+
 {{- define "mnsrelay.metadata" -}}
-name: {{ include "mnsrelay.fullname" . }}
-namespace: {{ .Release.Namespace }}
+{{ include "mnsrelay.metadataWith" (list . (dict)) }}
+{{- end -}}
+
+{{- /* The same with labels of its own: (list CONTEXT LABELS). */ -}}
+{{- define "mnsrelay.metadataWith" -}}
+name: {{ include "mnsrelay.fullname" (index . 0) | toYaml }}
+namespace: {{ (index . 0).Release.Namespace | toYaml }}
 labels:
-  {{- include "mnsrelay.labels" . | nindent 2 }}
+  {{- include "mnsrelay.labelsWith" . | nindent 2 }}
 {{- end -}}
 
 {{- define "mnsrelay.serviceAccountName" -}}
@@ -138,8 +154,17 @@ labels:
 {{- end -}}
 {{- $names := list -}}
 {{- range $targets -}}
-{{- if kindIs "string" . -}}{{- $names = append $names . -}}
-{{- else if dig "required" true . -}}{{- $names = append $names .sink -}}{{- end -}}
+{{- $name := . -}}
+{{- $required := true -}}
+{{- if kindIs "map" . -}}
+{{- $name = .sink -}}
+{{- $required = dig "required" true . -}}
+{{- end -}}
+{{- if or (contains "${" (toString $name)) (contains "${" (toString $required)) -}}
+{{- fail (printf "keda.enabled: a route goes to sink %q with required %q: no pod is added while a sink that a delete waits for is down, so write both out" (toString $name) (toString $required)) -}}
+{{- end -}}
+{{- /* As text it means the same to mnsrelay. */ -}}
+{{- if ne (lower (toString $required)) "false" -}}{{- $names = append $names (toString $name) -}}{{- end -}}
 {{- end -}}
 {{- dict "sinks" ($names | uniq | sortAlpha) | toJson -}}
 {{- end -}}
@@ -175,6 +200,11 @@ labels:
 {{- end -}}
 {{- end -}}
 
+{{- include "mnsrelay.checkNames" . -}}
+
+{{- if and .Values.autoscaling.enabled (not (dig "requests" "cpu" "" .Values.resources)) (not (dig "limits" "cpu" "" .Values.resources)) -}}
+{{- fail "autoscaling.enabled goes by the part that is used of resources.requests.cpu, which is not set: write it, or use keda" -}}
+{{- end -}}
 {{- if and .Values.autoscaling.enabled .Values.keda.enabled -}}
 {{- fail "autoscaling.enabled and keda.enabled are both true: KEDA makes a HorizontalPodAutoscaler of its own, so choose one" -}}
 {{- end -}}
@@ -191,11 +221,49 @@ labels:
 {{- if and .Values.rrsa.oidcProviderArn (not .Values.rrsa.roleArn) -}}
 {{- fail "rrsa.oidcProviderArn is set and rrsa.roleArn is not: write the role, acs:ram::ACCOUNT:role/NAME" -}}
 {{- end -}}
-{{- if and .Values.rrsa.roleArn (not .Values.rrsa.oidcProviderArn) (not .Values.serviceAccount.create) -}}
-{{- fail (printf "rrsa.roleArn without rrsa.oidcProviderArn annotates the service account, and serviceAccount.create is false: annotate yours with pod-identity.alibabacloud.com/role-name: %s and leave rrsa.roleArn empty, or set rrsa.oidcProviderArn" (base .Values.rrsa.roleArn)) -}}
+{{- if and (include "mnsrelay.rrsaByWebhook" .) (not .Values.serviceAccount.create) -}}
+{{- fail (printf "rrsa.roleArn without rrsa.oidcProviderArn annotates the service account, and serviceAccount.create is false: annotate yours with pod-identity.alibabacloud.com/role-name: %s, write pod-identity.alibabacloud.com/injection: \"on\" under podLabels and leave rrsa.roleArn empty, or set rrsa.oidcProviderArn" (base .Values.rrsa.roleArn)) -}}
 {{- end -}}
 
 {{- include "mnsrelay.checkFiles" . -}}
+{{- end -}}
+
+{{- /* Names that would stand twice in one object, which keeps either of them, or refuses it. */ -}}
+{{- define "mnsrelay.checkNames" -}}
+{{- $own := keys (include "mnsrelay.labels" . | fromYaml) -}}
+{{- $own = append $own "app.kubernetes.io/component" -}}
+{{- $labels := dict "commonLabels" .Values.commonLabels "podLabels" .Values.podLabels "serviceMonitor.labels" .Values.serviceMonitor.labels "prometheusRule.labels" .Values.prometheusRule.labels "dashboard.labels" .Values.dashboard.labels -}}
+{{- range $values, $set := $labels -}}
+{{- range $label, $_ := $set -}}
+{{- if has $label $own -}}
+{{- fail (printf "%s has the label %s, which is the chart's own: objects are selected by these, so choose another, or set nameOverride" $values $label) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- if or (hasKey .Values.podAnnotations "checksum/config") (hasKey .Values.persistence.annotations "helm.sh/resource-policy") -}}
+{{- fail "podAnnotations has checksum/config, or persistence.annotations helm.sh/resource-policy, which are the chart's own: leave them out" -}}
+{{- end -}}
+
+{{- $folders := list -}}
+{{- range .Values.secretFiles -}}
+{{- $folder := .name | default .secretName -}}
+{{- if has $folder $folders -}}
+{{- fail (printf "secretFiles has two for the folder /run/secrets/%s: give one of them another name" $folder) -}}
+{{- end -}}
+{{- $folders = append $folders $folder -}}
+{{- end -}}
+
+{{- $variables := list -}}
+{{- if .Values.rrsa.oidcProviderArn -}}
+{{- $variables = list "ALIBABA_CLOUD_ROLE_ARN" "ALIBABA_CLOUD_OIDC_PROVIDER_ARN" "ALIBABA_CLOUD_OIDC_TOKEN_FILE" -}}
+{{- end -}}
+{{- range concat .Values.secretEnv .Values.extraEnv -}}
+{{- if has .name $variables -}}
+{{- fail (printf "the variable %s is set twice, by rrsa, secretEnv or extraEnv: leave one of them out" .name) -}}
+{{- end -}}
+{{- $variables = append $variables .name -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* A file is lost with its pod unless it is on a volume, and two processes do not share one. */ -}}
@@ -204,28 +272,95 @@ labels:
 {{- if and .Values.persistence.enabled $several -}}
 {{- fail "persistence.enabled takes replicas: 1 and neither autoscaling nor keda: the volume is for files, and two processes do not write to one file. With several replicas use a sink of type mns for dead letters" -}}
 {{- end -}}
+{{- $own := list -}}
+{{- range .Values.extraVolumes -}}
+{{- if or (hasKey . "emptyDir") (hasKey . "ephemeral") -}}{{- $own = append $own .name -}}{{- end -}}
+{{- end -}}
 {{- $mounted := printf "%s/" (trimSuffix "/" .Values.persistence.mountPath) -}}
 {{- $dead := list -}}
-{{- range .Values.config.sources -}}
-{{- with .dead_letter -}}{{- $dead = append $dead . -}}{{- end -}}
+{{- range $name, $source := .Values.config.sources -}}
+{{- with $source.dead_letter -}}
+{{- if contains "${" (toString .) -}}
+{{- fail (printf "config.sources.%s.dead_letter is %q: the chart decides by it which files need a volume, so write the sink's name" $name .) -}}
+{{- end -}}
+{{- $dead = append $dead (toString .) -}}
+{{- end -}}
 {{- end -}}
 {{- range $name, $sink := .Values.config.sinks -}}
+{{- if contains "${" (toString $sink.type) -}}
+{{- fail (printf "config.sinks.%s.type is %q: the chart decides by it whether the sink needs a volume, so write the type" $name $sink.type) -}}
+{{- end -}}
 {{- if and (eq (toString $sink.type) "file") (ne (toString $sink.path) "-") -}}
+{{- if and (has $name $dead) $several -}}
+{{- fail (printf "config.sinks.%s takes dead letters in the file %s, which takes replicas: 1 and neither autoscaling nor keda: two processes do not write to one file. With several replicas use a sink of type mns for dead letters" $name (toString $sink.path)) -}}
+{{- end -}}
 {{- $kept := and $.Values.persistence.enabled (hasPrefix $mounted (toString $sink.path)) -}}
 {{- if and (has $name $dead) (not $kept) -}}
 {{- fail (printf "config.sinks.%s takes dead letters in the file %s, which ends with its pod: set persistence.enabled, and a path below persistence.mountPath, %s" $name (toString $sink.path) $mounted) -}}
 {{- end -}}
 {{- if not $kept -}}
-{{- $written := false -}}
+{{- $mount := dict "mountPath" "" -}}
 {{- range $.Values.extraVolumeMounts -}}
-{{- if hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) (toString $sink.path) -}}{{- $written = true -}}{{- end -}}
+{{- if and (hasPrefix (printf "%s/" (trimSuffix "/" .mountPath)) (toString $sink.path)) (gt (len .mountPath) (len $mount.mountPath)) -}}
+{{- $mount = . -}}
 {{- end -}}
-{{- if not $written -}}
+{{- end -}}
+{{- if and $mount.mountPath $several (not $mount.subPathExpr) (not (has $mount.name $own)) -}}
+{{- fail (printf "config.sinks.%s writes the file %s to the volume %s, which several pods would have together, and two processes do not write to one file: set replicas: 1, or give each pod a folder by subPathExpr, or a volume that is its own, emptyDir or ephemeral" $name (toString $sink.path) $mount.name) -}}
+{{- end -}}
+{{- if not $mount.mountPath -}}
 {{- fail (printf "config.sinks.%s writes the file %s, and the container's file system cannot be written to: set persistence.enabled and a path below persistence.mountPath, %s, or mount a volume there with extraVolumes and extraVolumeMounts; path \"-\" is standard output" $name (toString $sink.path) $mounted) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{- /* The ports that config names, as {"ports": ["443"]}, and whether it needs the metadata server. Only values that are
+       addresses are read: what looks like one in a header or a condition opens nothing. Errors tell where an address
+       is and not what it is, since it may hold a password. */ -}}
+{{- define "mnsrelay.egress" -}}
+{{- $config := .Values.config -}}
+{{- $addresses := dict "config.ledger.url" (get ($config.ledger | default dict) "url") "config.tracing.otlp_endpoint" (get ($config.tracing | default dict) "otlp_endpoint") -}}
+{{- $metadata := false -}}
+{{- range $group := list "sources" "sinks" -}}
+{{- range $name, $end := get $config $group -}}
+{{- $path := printf "config.%s.%s" $group $name -}}
+{{- range $key := list "endpoint" "url" -}}{{- $_ := set $addresses (printf "%s.%s" $path $key) (get $end $key) -}}{{- end -}}
+{{- range $i, $url := get $end "urls" | default list -}}{{- $_ := set $addresses (printf "%s.urls[%d]" $path $i) $url -}}{{- end -}}
+{{- /* A role is taken on with keys that may be a role's, and so on: nobody has sixteen. */ -}}
+{{- $keys := get $end "credentials" | default dict -}}
+{{- $path = printf "%s.credentials" $path -}}
+{{- range until 16 -}}
+{{- if eq (get $keys "type" | toString) "ecs_ram_role" -}}{{- $metadata = true -}}{{- end -}}
+{{- range $key := list "endpoint" "uri" -}}{{- $_ := set $addresses (printf "%s.%s" $path $key) (get $keys $key) -}}{{- end -}}
+{{- $keys = get $keys "base" | default dict -}}
+{{- $path = printf "%s.base" $path -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $default := dict "http" "80" "https" "443" "amqp" "5672" "amqps" "5671" "redis" "6379" "rediss" "6379" -}}
+{{- $ports := list "443" -}}
+{{- if $metadata -}}{{- $ports = append $ports "80" -}}{{- end -}}
+{{- range $path, $address := $addresses -}}
+{{- /* scheme://user:password@host:port/path, and _REF_ for what is not known before the pod starts. */ -}}
+{{- $text := regexReplaceAll `\$\{[^}]*\}` ($address | default "" | toString) "_REF_" -}}
+{{- if contains "://" $text -}}
+{{- $scheme := regexFind `^[^:]*` $text | lower -}}
+{{- $host := regexReplaceAll `^[^:]*://` $text "" | regexFind `^[^/?#]*` | regexFind `[^@]*$` -}}
+{{- $port := regexFind `:[^:\]]*$` $host | trimPrefix ":" -}}
+{{- if and (not $port) (not (hasSuffix "_REF_" $host)) -}}{{- $port = get $default $scheme -}}{{- end -}}
+{{- if not (regexMatch `^[0-9]+$` $port) -}}
+{{- fail (printf "networkPolicy.enabled: the port of %s is not written there, so the chart cannot allow it: write the number, https://host:8443" $path) -}}
+{{- end -}}
+{{- $port = regexReplaceAll `^0+` $port "" -}}
+{{- if or (not (regexMatch `^[0-9]{1,5}$` $port)) (gt (atoi $port) 65535) -}}
+{{- fail (printf "networkPolicy.enabled: the port of %s is not one: write a number from 1 to 65535" $path) -}}
+{{- end -}}
+{{- $ports = append $ports $port -}}
+{{- end -}}
+{{- end -}}
+{{- dict "ports" ($ports | uniq | sortAlpha) "metadata" $metadata | toJson -}}
 {{- end -}}
 
 {{- /* The busiest source decides. How busy: the part of a batch that is filled, over keda.batchFill; 0 for a

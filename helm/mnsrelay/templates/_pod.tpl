@@ -1,5 +1,5 @@
 {{- define "mnsrelay.podSpec" -}}
-serviceAccountName: {{ include "mnsrelay.serviceAccountName" . }}
+serviceAccountName: {{ include "mnsrelay.serviceAccountName" . | toYaml }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with .Values.imagePullSecrets }}
@@ -7,7 +7,7 @@ imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ toYaml . }}
 {{- end }}
 securityContext:
   {{- toYaml .Values.podSecurityContext | nindent 2 }}
@@ -53,11 +53,11 @@ containers:
 volumes:
   - name: config
     configMap:
-      name: {{ include "mnsrelay.fullname" . }}
-  {{- range .Values.secretFiles }}
-  - name: {{ printf "secret-%s" (.name | default .secretName) | replace "." "-" | trunc 63 | trimSuffix "-" }}
+      name: {{ include "mnsrelay.fullname" . | toYaml }}
+  {{- range $i, $_ := .Values.secretFiles }}
+  - name: secret-{{ $i }}
     secret:
-      secretName: {{ .secretName }}
+      secretName: {{ .secretName | toYaml }}
       {{- with .items }}
       items:
         {{- toYaml . | nindent 8 }}
@@ -78,7 +78,7 @@ volumes:
   {{- if .Values.persistence.enabled }}
   - name: data
     persistentVolumeClaim:
-      claimName: {{ .Values.persistence.existingClaim | default (include "mnsrelay.fullname" .) }}
+      claimName: {{ .Values.persistence.existingClaim | default (include "mnsrelay.fullname" .) | toYaml }}
   {{- end }}
   {{- with .Values.extraVolumes }}
   {{- toYaml . | nindent 2 }}
@@ -122,7 +122,9 @@ securityContext:
 resources:
   {{- toYaml .Values.resources | nindent 2 }}
 env:
-  {{- with dig "limits" "memory" "" .Values.resources }}
+  {{- $named := list -}}
+  {{- range .Values.extraEnv -}}{{- $named = append $named .name -}}{{- end -}}
+  {{- with and (not (has "GOMEMLIMIT" $named)) (dig "limits" "memory" "" .Values.resources) }}
   # 90% of the limit: the garbage collector works harder before the kernel ends the process.
   - name: GOMEMLIMIT
     value: {{ div (mul (include "mnsrelay.bytes" (list "resources.limits.memory" .) | int64) 9) 10 | quote }}
@@ -136,11 +138,11 @@ env:
     value: /var/run/secrets/mnsrelay-rrsa/token
   {{- end }}
   {{- range .Values.secretEnv }}
-  - name: {{ .name }}
+  - name: {{ .name | toYaml }}
     valueFrom:
       secretKeyRef:
-        name: {{ .secretName }}
-        key: {{ .key }}
+        name: {{ .secretName | toYaml }}
+        key: {{ .key | toYaml }}
   {{- end }}
   {{- with .Values.extraEnv }}
   {{- toYaml . | nindent 2 }}
@@ -154,8 +156,8 @@ volumeMounts:
   - name: config
     mountPath: /etc/mnsrelay
     readOnly: true
-  {{- range .Values.secretFiles }}
-  - name: {{ printf "secret-%s" (.name | default .secretName) | replace "." "-" | trunc 63 | trimSuffix "-" }}
+  {{- range $i, $_ := .Values.secretFiles }}
+  - name: secret-{{ $i }}
     mountPath: /run/secrets/{{ .name | default .secretName }}
     readOnly: true
   {{- end }}
@@ -167,7 +169,7 @@ volumeMounts:
   {{- end }}
   {{- if .Values.persistence.enabled }}
   - name: data
-    mountPath: {{ .Values.persistence.mountPath }}
+    mountPath: {{ .Values.persistence.mountPath | toYaml }}
   {{- end }}
   {{- with .Values.extraVolumeMounts }}
   {{- toYaml . | nindent 2 }}

@@ -1,6 +1,9 @@
 package chart_test
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -37,13 +40,37 @@ func TestObjectsAreOfTheirKind(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, api.Define(definitions))
 	seen := map[string]bool{}
-	for set, path := range valueSets(t) {
-		for _, document := range documents(render(t, chart.Versions()[0], path)) {
+	// Names that YAML reads as something else are texts all the same.
+	numbers := filepath.Join(t.TempDir(), "numbers.yaml")
+	require.NoError(t, os.WriteFile(numbers, []byte(strings.Join([]string{
+		"nameOverride: 'true'", "priorityClassName: 'null'", "imagePullSecrets: [{name: '1'}]",
+		"serviceAccount: {name: '1'}", "persistence: {existingClaim: '2'}", "keda: {authenticationRef: 'off'}",
+		"secretFiles: [{secretName: '01'}, {secretName: a.b}, {secretName: a-b}]",
+		"secretEnv: [{name: 'NO', secretName: '1e3', key: '7'}, {name: 'Y', secretName: '0x1', key: 'null'}, {name: 'null', secretName: 'on', key: '~'}]",
+	}, "\n")), 0o600))
+	type renders struct{ release, namespace, set, more string }
+	var all []renders
+	for set := range valueSets(t) {
+		all = append(all, renders{release, namespace, set, ""}, renders{"123", "456", set, ""})
+	}
+	for _, set := range []string{"default", "monitoring", "keda", "persistence", "autoscaling"} {
+		all = append(all, renders{"123", "456", set, numbers})
+	}
+	for _, r := range all {
+		files := []string{valueSets(t)[r.set]}
+		if r.more != "" {
+			files = append(files, r.more)
+		}
+		text, err := chart.Render(t.Context(), chart.Versions()[0], r.release, r.namespace, files)
+		require.NoError(t, err)
+		set := fmt.Sprintf("%+v", r)
+		for _, document := range documents(text) {
 			var head metav1.PartialObjectMetadata
-			require.NoError(t, yaml.Unmarshal([]byte(document), &head))
+			require.NoError(t, yaml.Unmarshal([]byte(document), &head), set)
 			seen[head.Kind] = true
 			require.NoError(t, api.Check([]byte(document)), set)
-			require.Equal(t, namespace, head.Namespace, "%s of %s", head.Kind, set)
+			require.Equal(t, r.namespace, head.Namespace, "%s of %s", head.Kind, set)
+			require.Equal(t, r.release, head.Labels["app.kubernetes.io/instance"], "%s of %s", head.Kind, set)
 			if strings.Contains(head.APIVersion, "coreos.com") || strings.Contains(head.APIVersion, "keda.sh") {
 				continue
 			}

@@ -75,4 +75,9 @@ func TestScalingLooksAtRequiredSinks(t *testing.T) {
 	text := render(t, chart.Versions()[0], valueSets(t)["keda"])
 	require.Contains(t, text, `sink=~"audit-log|events"`)
 	require.NotContains(t, text, `hook|`)
+	// Text is what it says.
+	text, err := with(t, chart.Versions()[0], "keda", `
+config: {sources: {returns: {to: [{sink: events, required: "true"}, {sink: audit-log, required: "False"}]}}}`)
+	require.NoError(t, err)
+	require.Contains(t, text, `sink=~"events"`)
 }

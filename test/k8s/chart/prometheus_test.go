@@ -18,7 +18,7 @@ import (
 )
 
 // The alerts and KEDA's query, as they are rendered, say in Prometheus' own evaluation what
-// they are there to say: prometheus.test.yaml.
+// they are there to say: alerts.test.yaml, prometheus.test.yaml.
 func TestPrometheus(t *testing.T) {
 	folder := t.TempDir()
 	write := func(name string, content any) {
@@ -35,6 +35,9 @@ func TestPrometheus(t *testing.T) {
 	type rules struct {
 		Groups []any `json:"groups"`
 	}
+	type alerting struct {
+		Groups []struct{ Rules []struct{ Alert string } }
+	}
 	write("alerts.yaml", find(t, rendered("monitoring"), "PrometheusRule", func(struct{ Spec rules }) bool { return true }).Spec)
 	type trigger struct{ Metadata map[string]string }
 	scaled := find(t, rendered("keda"), "ScaledObject", func(struct{ Spec struct{ Triggers []trigger } }) bool { return true })
@@ -47,10 +50,89 @@ func TestPrometheus(t *testing.T) {
 	require.NoError(t, err)
 	tests, err := os.ReadFile("prometheus.test.yaml")
 	require.NoError(t, err)
-	path := filepath.Join(folder, "test.yaml")
-	require.NoError(t, os.WriteFile(path, tests, 0o600))
-	out, err := cluster.Output(exec.CommandContext(t.Context(), "promtool", "test", "rules", path))
-	require.NoError(t, err, out)
+	require.NoError(t, os.WriteFile(filepath.Join(folder, "scale.test.yaml"), tests, 0o600))
+	var alerts []string
+	for _, group := range find(t, rendered("monitoring"), "PrometheusRule", func(struct{ Spec alerting }) bool { return true }).Spec.Groups {
+		for _, rule := range group.Rules {
+			alerts = append(alerts, rule.Alert)
+		}
+	}
+	write("alerts.test.yaml", alertTests(t, alerts))
+	for _, name := range []string{"scale", "alerts"} {
+		out, err := cluster.Output(exec.CommandContext(t.Context(), "promtool", "test", "rules", filepath.Join(folder, name+".test.yaml")))
+		require.NoError(t, err, out)
+	}
+}
+
+// firing is an alert that fires.
+type firing struct {
+	Alert                string
+	Labels               map[string]string
+	Summary, Description string
+}
+
+// alertTests makes promtool's tests of alerts.test.yaml: at each time of each fault every
+// alert is asked for, and those that the fault does not name must not fire. Each fires of
+// some fault.
+func alertTests(t *testing.T, alerts []string) any {
+	t.Helper()
+	var world struct {
+		Well   map[string]string
+		Faults []struct {
+			Fault  string
+			Gone   bool // nothing is there, not even what is well
+			Series map[string]string
+			Fires  map[string][]firing // by the time
+		}
+	}
+	text, err := os.ReadFile("alerts.test.yaml")
+	require.NoError(t, err)
+	require.NoError(t, yaml.UnmarshalStrict(text, &world))
+	const minutes = 120
+	fired := map[string]bool{}
+	var tests []any
+	for _, fault := range world.Faults {
+		series := []any{}
+		add := func(name, values string) {
+			if !strings.Contains(values, "x") {
+				values += fmt.Sprintf("x%d", minutes)
+			}
+			series = append(series, map[string]string{"series": strings.Replace(name, "{", `{job="mnsrelay",namespace="m",`, 1), "values": values})
+		}
+		for name, values := range world.Well {
+			if other, ok := fault.Series[name]; !fault.Gone && !ok {
+				add(name, values)
+			} else if ok {
+				require.NotEqual(t, values, other, fault.Fault)
+			}
+		}
+		for name, values := range fault.Series {
+			add(name, values)
+		}
+		var asked []any
+		require.NotEmpty(t, fault.Fires, fault.Fault)
+		for at, firing := range fault.Fires {
+			expected := map[string][]any{}
+			for _, alert := range alerts {
+				expected[alert] = []any{}
+			}
+			for _, f := range firing {
+				require.Contains(t, expected, f.Alert, fault.Fault)
+				fired[f.Alert] = true
+				expected[f.Alert] = append(expected[f.Alert], map[string]any{
+					"exp_labels": f.Labels, "exp_annotations": map[string]string{"summary": f.Summary, "description": f.Description},
+				})
+			}
+			for alert, expected := range expected {
+				asked = append(asked, map[string]any{"eval_time": at, "alertname": alert, "exp_alerts": expected})
+			}
+		}
+		tests = append(tests, map[string]any{"name": fault.Fault, "interval": "1m", "input_series": series, "alert_rule_test": asked})
+	}
+	for _, alert := range alerts {
+		require.True(t, fired[alert], "no fault of alerts.test.yaml makes %s fire", alert)
+	}
+	return map[string]any{"rule_files": []string{"alerts.yaml"}, "evaluation_interval": "1m", "tests": tests}
 }
 
 // queries are those of the dashboard's panels, as rules.

@@ -204,7 +204,58 @@ func Kubernetes(ctx context.Context) (*API, error) {
 	if quantity, ok := a.definitions[quantity].(object); ok {
 		quantity["type"] = []any{"string", "number"}
 	}
+	if err := a.narrow(); err != nil {
+		return nil, err
+	}
 	return a, nil
+}
+
+// words are the values of properties that Kubernetes' description names in prose only. An
+// empty one is left where it means something.
+func words() map[string][]any {
+	const core, meta = "io.k8s.api.core.v1.", "io.k8s.apimachinery.pkg.apis.meta.v1."
+	return map[string][]any{
+		core + "SeccompProfile type":                         {"RuntimeDefault", "Localhost", "Unconfined"},
+		core + "AppArmorProfile type":                        {"RuntimeDefault", "Localhost", "Unconfined"},
+		core + "PodSecurityContext fsGroupChangePolicy":      {"OnRootMismatch", "Always"},
+		core + "Toleration operator":                         {"", "Exists", "Equal", "Lt", "Gt"},
+		core + "Toleration effect":                           {"", "NoSchedule", "PreferNoSchedule", "NoExecute"},
+		core + "TopologySpreadConstraint whenUnsatisfiable":  {"DoNotSchedule", "ScheduleAnyway"},
+		core + "TopologySpreadConstraint nodeAffinityPolicy": {"Honor", "Ignore"},
+		core + "TopologySpreadConstraint nodeTaintsPolicy":   {"Honor", "Ignore"},
+		core + "NodeSelectorRequirement operator":            {"In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"},
+		meta + "LabelSelectorRequirement operator":           {"In", "NotIn", "Exists", "DoesNotExist"},
+	}
+}
+
+// narrow adds what the API server checks of what is often written by hand, and its
+// description does not say: words, and the names of resources.
+func (a *API) narrow() error {
+	property := func(definition, name string) (object, error) {
+		d, _ := a.definitions[definition].(object)
+		properties, _ := d["properties"].(object)
+		p, ok := properties[name].(object)
+		if !ok {
+			return nil, fmt.Errorf("narrow Kubernetes' types: %s has no %s", definition, name)
+		}
+		return p, nil
+	}
+	for path, values := range words() {
+		definition, name, _ := strings.Cut(path, " ")
+		p, err := property(definition, name)
+		if err != nil {
+			return err
+		}
+		p["enum"] = values
+	}
+	for _, name := range []string{"requests", "limits"} {
+		p, err := property("io.k8s.api.core.v1.ResourceRequirements", name)
+		if err != nil {
+			return err
+		}
+		p["propertyNames"] = object{"pattern": `^(cpu|memory|ephemeral-storage|hugepages-.+|.+/.+)$`}
+	}
+	return nil
 }
 
 // name notes which kinds of object a type is of.

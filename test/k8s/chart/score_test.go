@@ -21,11 +21,14 @@ func exceptions() map[string]string {
 		policy = "whether a policy is enforced, and who may reach what, is the cluster's: networkPolicy.enabled makes one"
 		pull   = "a tag of ours is never moved, and with Always a registry that is down keeps a pod from starting again; image.pullPolicy"
 	)
+	const ephemeral = "logs count, and a pod over the limit is killed after one second: it has a request alone"
 	return map[string]string{
-		"Deployment pod-networkpolicy":           policy,
-		"Pod pod-networkpolicy":                  "the pod of helm test lives for a second and asks one Service; it reaches what the namespace lets it",
-		"Deployment container-image-pull-policy": pull,
-		"Pod container-image-pull-policy":        pull,
+		"Deployment container-ephemeral-storage-request-and-limit": ephemeral,
+		"Pod container-ephemeral-storage-request-and-limit":        ephemeral,
+		"Deployment pod-networkpolicy":                             policy,
+		"Pod pod-networkpolicy":                                    "the pod of helm test lives for a second and asks one Service; it reaches what the namespace lets it",
+		"Deployment container-image-pull-policy":                   pull,
+		"Pod container-image-pull-policy":                          pull,
 	}
 }
 

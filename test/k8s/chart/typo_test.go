@@ -24,7 +24,6 @@ func free() map[string]bool {
 	return map[string]bool{
 		"annotations": true, "labels": true, "commonLabels": true, "podLabels": true, "podAnnotations": true,
 		"deploymentAnnotations": true, "matchLabels": true, "nodeSelector": true, "global": true,
-		"requests": true, "limits": true, // Kubernetes lets devices have any name
 		"headers": true, "arguments": true,
 		"config.sources": true, "config.sinks": true,
 	}
@@ -129,6 +128,36 @@ func TestTyposAreRefused(t *testing.T) {
 			}
 		}
 	}
+}
+
+// So is a word that Kubernetes does not know, and a resource that is called like none.
+func TestWrongWordsAreRefused(t *testing.T) {
+	schema := schemaOf(t)
+	for more, at := range map[string]string{
+		"podSecurityContext: {seccompProfile: {type: runtimeDefault}}":                                                                                                   "/podSecurityContext/seccompProfile/type",
+		"securityContext: {seccompProfile: {type: RuntimeDefaults}}":                                                                                                     "/securityContext/seccompProfile/type",
+		"podSecurityContext: {fsGroupChangePolicy: Never}":                                                                                                               "/podSecurityContext/fsGroupChangePolicy",
+		"tolerations: [{key: a, operator: Exist}]":                                                                                                                       "/tolerations/0/operator",
+		"tolerations: [{key: a, operator: Exists, effect: NoSchedul}]":                                                                                                   "/tolerations/0/effect",
+		"topologySpreadConstraints: [{topologyKey: a, maxSkew: 1, whenUnsatisfiable: Ignore}]":                                                                           "/topologySpreadConstraints/0/whenUnsatisfiable",
+		"topologySpreadConstraints: [{topologyKey: a, maxSkew: 1, whenUnsatisfiable: DoNotSchedule, nodeTaintsPolicy: honor}]":                                           "/topologySpreadConstraints/0/nodeTaintsPolicy",
+		"affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Is}]}]}}}":                "/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms/0/matchExpressions/0/operator",
+		"affinity: {podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: a, labelSelector: {matchExpressions: [{key: a, operator: Gt}]}}]}}": "/affinity/podAntiAffinity/requiredDuringSchedulingIgnoredDuringExecution/0/labelSelector/matchExpressions/0/operator",
+		"resources: {limits: {mem: 1Gi}}":                                                                                                                                "/resources/limits",
+		"resources: {requests: {CPU: 1}}":                                                                                                                                "/resources/requests",
+		"persistence: {accessModes: [ReadWriteMany]}":                                                                                                                    "/persistence/accessModes/0",
+		"initContainers: [{name: a, image: b, resources: {limits: {ram: 1}}}]":                                                                                           "/initContainers/0/resources/limits",
+	} {
+		all := everything(t)
+		require.NoError(t, yaml.Unmarshal([]byte(more), &all))
+		err := schema.Validate(all)
+		require.Error(t, err, more)
+		require.Contains(t, err.Error(), "at '"+at+"'", more)
+	}
+	all := everything(t)
+	require.NoError(t, yaml.Unmarshal([]byte(
+		"resources: {limits: {memory: 1Gi, hugepages-2Mi: 2Mi, aliyun.com/gpu-mem: 1}}\ntolerations: [{operator: Exists, effect: ''}]\n"), &all))
+	require.NoError(t, schema.Validate(all))
 }
 
 // lint runs `helm lint` on values.
