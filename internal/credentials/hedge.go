@@ -1,6 +1,7 @@
 package credentials
 
 import (
+	"cmp"
 	"context"
 	"time"
 )
@@ -28,7 +29,7 @@ func hedged(ctx context.Context, patience time.Duration, turn func(context.Conte
 	answers := make(chan fetched, patience/hedgeAfter+2) // room for all: none waits for a reader
 	begun := make(chan struct{}, 1)                      // holds the right to begin another
 	ask := func(wait func(context.Context) error) {
-		if wait(ctx) != nil || ctx.Err() != nil {
+		if wait(ctx) != nil {
 			return
 		}
 		begun <- struct{}{}
@@ -59,7 +60,7 @@ func hedged(ctx context.Context, patience time.Duration, turn func(context.Conte
 		case <-hedge.C:
 			select {
 			case <-begun:
-				go ask(turn)
+				go ask(func(ctx context.Context) error { return cmp.Or(turn(ctx), ctx.Err()) })
 			default: // the last one still waits for its turn
 			}
 		}
