@@ -72,7 +72,7 @@ func (d *disk) prepare(isNew bool) error {
 // lock keeps others off while the file is open: a write that fails is cut off again, and must
 // not take the lines of another with it. Where the file system knows no locks, there are none.
 func (d *disk) lock() error {
-	err := syscall.Flock(int(d.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) //nolint:gosec // G115: a descriptor
+	err := syscall.Flock(int(d.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	switch {
 	case errors.Is(err, syscall.EWOULDBLOCK):
 		return fmt.Errorf("open %s: another sink or process writes to it: wait for its end, or write to another file", d.path)
