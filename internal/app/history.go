@@ -164,6 +164,7 @@ func (m *meter) points() []float32 {
 const (
 	latencyFirst   = 100 * time.Microsecond
 	latencyGrowth  = 1.2
+	logGrowth      = 0.1823215567939546 // math.Log(latencyGrowth), which would be taken for each message
 	latencyBuckets = 120
 )
 
@@ -173,7 +174,7 @@ type latency struct{ buckets [latencyBuckets]atomic.Uint64 }
 func (l *latency) observe(d time.Duration) {
 	i := 0
 	if d > latencyFirst {
-		i = min(int(math.Log(float64(d)/float64(latencyFirst))/math.Log(latencyGrowth))+1, latencyBuckets-1)
+		i = min(int(math.Log(float64(d)/float64(latencyFirst))/logGrowth)+1, latencyBuckets-1)
 	}
 	l.buckets[i].Add(1)
 }

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"math"
 	"testing"
 	"time"
 
@@ -37,6 +38,7 @@ func TestAMeterTellsRatesOfAMinuteAndOfHalfAnHour(t *testing.T) {
 }
 
 func TestLatenciesOfTheLastMinute(t *testing.T) {
+	require.InEpsilon(t, math.Log(latencyGrowth), float64(logGrowth), 1e-15)
 	now := time.Now()
 	m := &meter{marks: []mark{{at: now}}}
 	for range 99 {

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"reflect"
 	"regexp"
 	"slices"
@@ -312,7 +311,7 @@ func (c *Config) Warnings() []error { return c.warnings("") }
 
 func (c *Config) warnings(path string) (warnings []error) {
 	warn := func(name string, address setting.URL) {
-		if u, err := address.Parse(); err == nil && u.Scheme == "http" && !isLoopback(u.Hostname()) {
+		if u, err := address.Parse(); err == nil && u.Scheme == "http" && !setting.IsLoopback(u.Hostname()) {
 			warnings = append(warnings, setting.Problemf(path+name, "is http://: keys and tokens travel unencrypted; write https://"))
 		}
 	}
@@ -327,11 +326,6 @@ func (c *Config) warnings(path string) (warnings []error) {
 		warnings = append(warnings, c.Base.warnings(path+"base.")...)
 	}
 	return warnings
-}
-
-func isLoopback(host string) bool {
-	addr, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && addr.Unmap().IsLoopback()
 }
 
 // keyProblems checks keys that are written out.

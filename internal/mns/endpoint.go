@@ -8,6 +8,8 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+
+	"mnsrelay/internal/setting"
 )
 
 // Endpoint is the address of an MNS server. Make it with ParseEndpoint.
@@ -111,13 +113,7 @@ func (e Endpoint) String() string {
 
 // Exposed tells whether messages and signatures would cross a network in clear: plain
 // http to a host that is not this one.
-func (e Endpoint) Exposed() bool {
-	if e.secure || e.name == "localhost" {
-		return false
-	}
-	a, err := netip.ParseAddr(e.name)
-	return err != nil || !a.IsLoopback()
-}
+func (e Endpoint) Exposed() bool { return !e.secure && !setting.IsLoopback(e.name) }
 
 // checkQueue reports a name that no queue can have: such a one would change the path
 // of the request.

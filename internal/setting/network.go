@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"syscall"
 )
 
@@ -47,4 +48,11 @@ func AdviseNetwork(err error) error {
 // HungUp tells whether an error says that the other side has ended the connection.
 func HungUp(err error) bool {
 	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// IsLoopback tells whether a host, a name or an address, is this machine itself: what goes
+// there crosses no network.
+func IsLoopback(host string) bool {
+	addr, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && addr.Unmap().IsLoopback()
 }

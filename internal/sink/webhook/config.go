@@ -300,11 +300,7 @@ func (c *Config) parseURL() (*url.URL, *expr.Template, error) {
 // Warnings reports what works and is better changed, each a *setting.Problem.
 func (c *Config) Warnings() []error {
 	u, _, err := c.parseURL()
-	if err != nil || u.Scheme != "http" {
-		return nil
-	}
-	addr, err := netip.ParseAddr(u.Hostname())
-	if u.Hostname() == "localhost" || err == nil && addr.Unmap().IsLoopback() {
+	if err != nil || u.Scheme != "http" || setting.IsLoopback(u.Hostname()) {
 		return nil
 	}
 	return []error{setting.Problemf("url", "is http://: messages and headers travel unencrypted; write https://")}
