@@ -87,7 +87,7 @@ func TestSoak(t *testing.T) {
 	samples = samples[int(warmUp*float64(len(samples))):]
 	var b strings.Builder
 	table := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(table, "\tmedian\tgrows in the run by\tstandard error of that\t")
+	_, _ = fmt.Fprintln(table, "\tmedian\tgrows in the run by\tstandard error of that\t")
 	fits := map[string]fit{}
 	for _, of := range []struct {
 		name  string
@@ -100,7 +100,7 @@ func TestSoak(t *testing.T) {
 	} {
 		f := fitted(samples, of.value)
 		fits[of.name] = f
-		fmt.Fprintf(table, "%s\t%.1f\t%+.2f\t%.2f\t\n", of.name, f.median, f.growth, f.deviation)
+		_, _ = fmt.Fprintf(table, "%s\t%.1f\t%+.2f\t%.2f\t\n", of.name, f.median, f.growth, f.deviation)
 	}
 	require.NoError(t, table.Flush())
 	t.Log("\n" + b.String())
