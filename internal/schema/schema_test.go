@@ -25,6 +25,15 @@ func TestTheSchemaIsThatOfTheSource(t *testing.T) {
 	require.Equal(t, string(want), string(configs.Schema), "configs/mnsrelay.schema.json is stale: run go generate ./configs")
 }
 
+func TestTheReferenceIsThatOfTheSource(t *testing.T) {
+	t.Parallel()
+	want, err := schema.Reference("../..")
+	require.NoError(t, err)
+	text, err := os.ReadFile("../../docs/configuration.md")
+	require.NoError(t, err)
+	require.Equal(t, string(want), string(text), "docs/configuration.md is stale: run make generate")
+}
+
 // Whoever puts the schema into another one moves its definitions along.
 func TestTheSchemaRefersToItsDefinitionsOnly(t *testing.T) {
 	t.Parallel()
