@@ -6,6 +6,7 @@
 // readers do not see:
 //
 //	<!-- test: run -->                     run it, and compare what it prints
+//	<!-- test: run and fail -->            the same, of a command that ends with another code than 0
 //	<!-- test: run in the background -->   the same, and let it run until the page ends
 //	<!-- test: file NAME -->               write it to the page's folder, for what is run there
 //	<!-- test: part of TYPE -->            settings of a sink of this type

@@ -80,12 +80,13 @@ const rabbitMQ = "amqp://guest:guest@localhost:5672/"
 
 func newReader(t *testing.T) *reader {
 	t.Helper()
-	ports, err := process.FreePorts(t.Context(), 2)
+	ports, err := process.FreePorts(t.Context(), 3)
 	require.NoError(t, err)
 	r := &reader{folder: t.TempDir()}
 	r.instead = strings.NewReplacer(
 		"127.0.0.1:8090", "127.0.0.1:"+strconv.Itoa(ports[0]),
 		"127.0.0.1:8080", "127.0.0.1:"+strconv.Itoa(ports[1]),
+		"127.0.0.1:8091", "127.0.0.1:"+strconv.Itoa(ports[2]),
 		rabbitMQ, broker.URL(t),
 	)
 	r.environment = append(os.Environ(), "PATH="+folder+string(os.PathListSeparator)+os.Getenv("PATH"), "PWD="+r.folder)
@@ -114,9 +115,13 @@ func (r *reader) follow(t *testing.T, b block) {
 	if !found {
 		return
 	}
-	require.Empty(t, how, "%s: a hint that is not known", b)
-	if b.language == "sh" {
-		r.run(t, b, step{command: b.text, output: []string{"..."}})
+	require.Contains(t, []string{"", "and fail"}, how, "%s: a hint that is not known", b)
+	switch b.language {
+	case "sh":
+		r.run(t, b, step{command: b.text, output: []string{leftOut}})
+		return
+	case "go":
+		r.test(t, b)
 		return
 	}
 	for _, s := range session(b.text) {
@@ -130,8 +135,21 @@ func (r *reader) command(text string) *exec.Cmd {
 	return cmd
 }
 
-// run runs a command to its end, which may be a failure: what it prints is compared. At a
-// line ^C it is interrupted.
+// test runs a file of tests, in this module, whose go.mod has what it imports.
+func (r *reader) test(t *testing.T, b block) {
+	t.Helper()
+	file := filepath.Join(r.folder, "snippet_test.go")
+	require.NoError(t, os.WriteFile(file, []byte(r.instead.Replace(b.text)), 0o600))
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", file)
+	cmd.Dir, cmd.Env = root, r.environment
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s: %s", b, out)
+}
+
+// run runs a command to its end and compares what it prints. It has to succeed, unless the
+// page says that it fails. At a line ^C it is interrupted.
 func (r *reader) run(t *testing.T, b block, s step) {
 	t.Helper()
 	if export, is := strings.CutPrefix(s.command, "export "); is {
@@ -158,6 +176,7 @@ func (r *reader) run(t *testing.T, b block, s step) {
 		_ = p.End(context.WithoutCancel(ctx), syscall.SIGKILL)
 		t.Fatalf("%s: %s does not end; it prints\n%s", b, command, out)
 	}
+	require.Equal(t, b.hint != "run and fail", p.ExitCode() == 0, "%s: %s ends with %d and prints\n%s", b, command, p.ExitCode(), out)
 	want := shapes(append(append([]string{}, before...), after...))
 	require.True(t, matches(want, out.shapes()), "%s: %s prints\n%s\nwhich has the shape\n%s\nand not\n%s",
 		b, command, out, strings.Join(out.shapes(), "\n"), strings.Join(want, "\n"))
