@@ -157,7 +157,12 @@ func blocksOfTheConfiguration(t *testing.T) []string {
 // placeholders stand in for the variables and files of examples.
 func placeholders() config.Environment {
 	return config.Environment{
-		Lookup: func(name string) (string, bool) { return "value-of-" + strings.ToLower(name), true },
+		Lookup: func(name string) (string, bool) {
+			if value, found := os.LookupEnv(name); found {
+				return value, true
+			}
+			return "value-of-" + strings.ToLower(name), true
+		},
 		ReadFile: func(path string) ([]byte, error) {
 			if strings.Contains(path, "hook") {
 				return []byte("whsec_" + base64.StdEncoding.EncodeToString(make([]byte, 32))), nil

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -89,7 +90,7 @@ func newReader(t *testing.T) *reader {
 		"127.0.0.1:8091", "127.0.0.1:"+strconv.Itoa(ports[2]),
 		rabbitMQ, broker.URL(t),
 	)
-	r.environment = append(os.Environ(), "PATH="+folder+string(os.PathListSeparator)+os.Getenv("PATH"), "PWD="+r.folder)
+	r.environment = append(slices.Clone(surroundings), "PATH="+folder+string(os.PathListSeparator)+os.Getenv("PATH"), "PWD="+r.folder)
 	t.Cleanup(func() {
 		for _, b := range r.running {
 			_ = b.process.End(context.WithoutCancel(t.Context()), syscall.SIGKILL)
@@ -309,9 +310,11 @@ var variable = []struct {
 	{regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?( ?(Z|UTC|[+-]\d\d:?\d\d))?`), "TIME"},
 	{regexp.MustCompile(`\b[0-9A-F]{16}(-[0-9A-Z]+)+\b`), "ID"},
 	{regexp.MustCompile(`\b[0-9A-Fa-f]{8,}(-[0-9A-Fa-f]{4,})*\b`), "ID"},
+	{regexp.MustCompile(`\b(LTAI|STS\.)\*\*\*\w+`), "KEY"},
 	{regexp.MustCompile(`(127\.0\.0\.1|localhost):\d+`), "ADDRESS"},
+	{regexp.MustCompile(`"version":"[^"]*"`), `"version":"NAME"`},
 	{regexp.MustCompile(`"instance":"[^"]*"`), `"instance":"NAME"`},
-	{regexp.MustCompile(`-?\d+(\.\d+)?(ns|µs|ms|s|m|h)\b(\d+(\.\d+)?(ms|s|m)\b)*`), "DURATION"},
+	{regexp.MustCompile(`(\d+(\.\d+)?(ns|µs|ms|s|m|h))+\b`), "DURATION"},
 	{regexp.MustCompile(`\d+(\.\d+)?`), "N"},
 	{regexp.MustCompile(`\s+`), " "},
 }
