@@ -44,6 +44,51 @@ func TestBlocks(t *testing.T) {
 	require.Greater(t, blocks, 60)
 }
 
+// What is wrong is found, whatever kind of block it is in.
+func TestWhatIsWrongIsFound(t *testing.T) {
+	t.Parallel()
+	for _, wrong := range []struct {
+		language, hint, text, says string
+	}{
+		{"yaml", "", "sources:\n  a: {queue: Alicom-Queue-1-SmsUp, qeue: b, to: c}", "qeue"},
+		{"yaml", "", "sources:\n  a: {queue: Alicom-Queue-1-SmsUp, to: b}\nsinks:\n  c: {type: file, path: '-'}", `there is no sink "b"`},
+		{"yaml", "", "sinks:\n  a: {type: webhook, url: 'https://a', timeout: 5}", "timeout"},
+		{"yaml", "", "routes:\n  - {name: a, from: b, when: 'body.', to: c}", "when"},
+		{"yaml", "", "drain_timeout: soon", "drain_timeout"},
+		{"yaml", "part of webhook", "retires: 3", "retires"},
+		{"yaml", "part of nothing", "a: 3", "no sink of type"},
+		{"yaml", "", "rrsa: {roleAm: acs:ram::1:role/a}", "roleAm"},
+		{"yaml", "", "replicas: many", "replicas"},
+		{"yaml", "", "apiVersion: v1\nmetadata: {name: a}", "without kind"},
+		{"yaml", "", "source: sms\nbdy: {}", "keys [bdy source]"},
+		{"yaml", "", "source: sms\nbody: {}\nattempts: 2", "attempts"},
+		{"yaml", "", "tests:\n  - {name: a, mesage: {}}", "mesage"},
+		{"yaml", "", "a: [", "line"},
+		{"json", "", `{"a": }`, "invalid character"},
+		{"go", "", "package a\n\nvar b = c\n", "undefined: c"},
+		{"sh", "", "mnsrelay chekc --config a", "chekc"},
+		{"sh", "", "mnsrelay queue sned", "sned"},
+		{"sh", "", "mnsrelay check --confg a", "--confg"},
+		{"sh", "", "docker compose exec relay mnsrelay check --timeout soon", "soon"},
+		{"sh", "", "FOO=1 mnsrelay run --watch && true", "--watch"},
+		{"sh", "", "make dmeo", "dmeo"},
+		{"sh", "", "make fuzz FUZTIME=1s", "FUZTIME"},
+		{"sh", "", "crul http://127.0.0.1", "crul"},
+		{"sh", "", "echo 'a", "quote"},
+		{"console", "", "$ mnsrelay demo --mesages 3\n...", "--mesages"},
+		{"console", "", "mnsrelay demo", "without a command"},
+		{"text", "", "a", "nothing reads"},
+		{"toml", "", "a = 1", "toml"},
+		{"", "", "a", "without a language"},
+	} {
+		err := check(t, block{page: "wrong.md", language: wrong.language, hint: wrong.hint, text: wrong.text + "\n"})
+		require.Error(t, err, wrong.text)
+		require.Contains(t, err.Error(), wrong.says, wrong.text)
+	}
+	require.Error(t, checkInline(t, "mnsrelay check --confg FILE"))
+	require.Error(t, checkInline(t, "make tset"))
+}
+
 func check(t *testing.T, b block) error {
 	t.Helper()
 	switch b.language {
@@ -55,6 +100,11 @@ func check(t *testing.T, b block) error {
 		return checkShell(t, b)
 	case "go":
 		return checkGo(t, b)
+	case "text":
+		if _, isFile := b.asks("file"); isFile {
+			return nil // whatever is run with it reads it
+		}
+		return errors.New("text that nothing reads: say what it is, or that it is a file")
 	case "":
 		return errors.New("a block without a language: write yaml, json, sh, console or go after its fence")
 	default:

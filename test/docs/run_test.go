@@ -324,12 +324,12 @@ var variable = []struct {
 func shapes(lines []string) []string {
 	var all []string
 	for _, line := range lines {
+		line = strings.TrimSpace(line)
 		if line != leftOut {
 			for _, v := range variable {
 				line = v.pattern.ReplaceAllString(line, v.shape)
 			}
 		}
-		line = strings.TrimSpace(line)
 		if len(all) == 0 || all[len(all)-1] != line {
 			all = append(all, line)
 		}
