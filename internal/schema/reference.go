@@ -154,13 +154,13 @@ func (t *tables) endpoint(name string) (string, error) { return t.sink(name, "en
 func (t *tables) settings(name string) (string, error) { return t.sink(name, "settings") }
 
 func (t *tables) sink(name, part string) (string, error) {
-	make, found := sink.Types()[name]
+	newConfig, found := sink.Types()[name]
 	if !found {
 		return "", fmt.Errorf("there is no sink of type %q", name)
 	}
 	t.shown[part+" "+name] = true
 	var overridable []string
-	if settings, has := settingsOf(make()); has {
+	if settings, has := settingsOf(newConfig()); has {
 		for _, f := range setting.Fields(settings.Type()) {
 			overridable = append(overridable, f.Key)
 		}
@@ -349,8 +349,6 @@ func (r row) about(last *row) string {
 }
 
 // literal matches what is no English in a comment: keys, values and templates.
-//
-//nolint:gochecknoglobals // it is a constant that Go has no literal for
 var literal = regexp.MustCompile("`[^`]*`|\\{\\{ \\}\\}|\\b[a-z0-9]+(_[a-z0-9]+)+\\b")
 
 // sentence is a description without its own name at the front, where what is left is a

@@ -131,7 +131,7 @@ func (r *reader) follow(t *testing.T, b block) {
 }
 
 func (r *reader) command(text string) *exec.Cmd {
-	cmd := exec.Command("sh", "-ec", r.instead.Replace(text)) //nolint:noctx,gosec // It is ended by its number, and the page is the project's.
+	cmd := exec.Command("sh", "-ec", r.instead.Replace(text)) //nolint:noctx // It is ended by its number.
 	cmd.Dir, cmd.Env = r.folder, r.environment
 	return cmd
 }
@@ -212,8 +212,7 @@ func (r *reader) start(t *testing.T, b block, s step) {
 // endAll ends what runs, the last first, and looks that it ends well.
 func (r *reader) endAll(t *testing.T) {
 	t.Helper()
-	for i := len(r.running) - 1; i >= 0; i-- {
-		b := r.running[i]
+	for _, b := range slices.Backward(r.running) {
 		require.NoError(t, b.process.End(t.Context(), syscall.SIGTERM))
 		require.Zero(t, b.process.ExitCode(), "%s prints\n%s", b.block, b.output)
 	}

@@ -240,7 +240,7 @@ func askProgram(t *testing.T, words []string) error {
 		return errors.New("its help has no usage")
 	}
 	var shown []string
-	for _, word := range strings.Fields(usage) {
+	for word := range strings.FieldsSeq(usage) {
 		if word != strings.Trim(word, "[]{}-. ") || word == strings.ToUpper(word) {
 			break
 		}
