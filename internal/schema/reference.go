@@ -31,8 +31,8 @@ const (
 // what the schema has and with examples from configs/everything.yaml. What it holds between
 // << and >> is
 //
-//	block KEY        a key at the top: what it is, an example and a table
-//	rest             the same for each key at the top that no block before names
+//	rest             what each key at the top is, but for sources, sinks and routes, with an
+//	                 example and a table
 //	keys DEFINITION  the table of a source, a route or a target
 //	endpoint TYPE    the table of a sink's settings that are the same for every route
 //	settings TYPE    the table of those that a route may set otherwise
@@ -52,8 +52,7 @@ func Reference(root string) ([]byte, error) {
 	}
 	r.examples = string(examples)
 	functions := template.FuncMap{
-		"block": r.block, "rest": r.rest, "keys": r.keys,
-		"endpoint": r.endpoint, "settings": r.settings, "credentials": r.credentials,
+		"rest": r.rest, "keys": r.keys, "endpoint": r.endpoint, "settings": r.settings, "credentials": r.credentials,
 	}
 	page, err := template.New(referenceText).Delims("<<", ">>").Funcs(functions).Parse(string(text))
 	if err != nil {
@@ -74,7 +73,7 @@ func Reference(root string) ([]byte, error) {
 type tables struct {
 	whole    *node
 	examples string
-	// shown are the keys at the top and the sinks that have a table, the latter as "sink.TYPE".
+	// shown are the tables of sinks that there are, as "endpoint TYPE" and "settings TYPE".
 	shown map[string]bool
 }
 
@@ -97,33 +96,19 @@ type row struct {
 	comment string
 }
 
-func (t *tables) block(key string) (string, error) {
-	at := slices.IndexFunc(t.whole.Properties, func(p property) bool { return p.key == key })
-	if at < 0 {
-		return "", fmt.Errorf("the configuration has no %q", key)
-	}
-	t.shown[key] = true
-	value := t.whole.Properties[at].value
-	text := sentence(key, value) + "\n\n```yaml\n" + t.example(key) + "```\n"
-	if len(value.Properties) == 0 {
-		return text + "\n" + table([]row{t.row(key, t.whole, t.whole.Properties[at])}, key), nil
-	}
-	return text + "\n" + table(t.rows("", value), key), nil
-}
-
-func (t *tables) rest() (string, error) {
+func (t *tables) rest() string {
 	var parts []string
 	for _, p := range t.whole.Properties {
-		if slices.Contains([]string{"sources", "sinks", "routes"}, p.key) || t.shown[p.key] {
+		if slices.Contains([]string{"sources", "sinks", "routes"}, p.key) {
 			continue
 		}
-		text, err := t.block(p.key)
-		if err != nil {
-			return "", err
+		rows := t.rows("", p.value)
+		if len(p.value.Properties) == 0 {
+			rows = []row{t.row(p.key, t.whole, p)}
 		}
-		parts = append(parts, "## `"+p.key+"`\n\n"+text)
+		parts = append(parts, "## `"+p.key+"`\n\n"+sentence(p.key, p.value)+"\n\n```yaml\n"+t.example(p.key)+"```\n\n"+table(rows, p.key))
 	}
-	return strings.Join(parts, "\n"), nil
+	return strings.Join(parts, "\n")
 }
 
 // example gives the lines of a key in configs/everything.yaml.

@@ -3,6 +3,7 @@ package schema_test
 import (
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -32,6 +33,28 @@ func TestTheReferenceIsThatOfTheSource(t *testing.T) {
 	text, err := os.ReadFile("../../docs/configuration.md")
 	require.NoError(t, err)
 	require.Equal(t, string(want), string(text), "docs/configuration.md is stale: run make generate")
+}
+
+// A sink without a section, and a name that is none, are said.
+func TestTheReferenceIsWhole(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"<< rest >>":              `docs/configuration.md.in has no << endpoint "amqp091" >>`,
+		"<< endpoint \"file\" >>": `docs/configuration.md.in has no << settings "webhook" >>`,
+		"<< endpoint \"fax\" >>":  `there is no sink of type "fax"`,
+		"<< keys \"fax\" >>":      `the schema defines no "fax"`,
+	} {
+		root := t.TempDir()
+		module, err := filepath.Abs("../..")
+		require.NoError(t, err)
+		for _, folder := range []string{"internal", "configs"} {
+			require.NoError(t, os.Symlink(filepath.Join(module, folder), filepath.Join(root, folder)))
+		}
+		require.NoError(t, os.Mkdir(filepath.Join(root, "docs"), 0o700))
+		require.NoError(t, os.WriteFile(filepath.Join(root, "docs", "configuration.md.in"), []byte(text), 0o600))
+		_, err = schema.Reference(root)
+		require.ErrorContains(t, err, want)
+	}
 }
 
 // Whoever puts the schema into another one moves its definitions along.

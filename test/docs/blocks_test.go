@@ -29,17 +29,20 @@ func TestBlocks(t *testing.T) {
 	t.Parallel()
 	blocks := 0
 	for _, p := range pages(t) {
-		for _, b := range p.blocks {
-			blocks++
-			if err := check(t, b); err != nil {
-				t.Errorf("%s: %v", b, err)
+		blocks += len(p.blocks)
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			for _, b := range p.blocks {
+				if err := check(t, b); err != nil {
+					t.Errorf("%s: %v", b, err)
+				}
 			}
-		}
-		for _, c := range p.code {
-			if err := checkInline(t, c.text); err != nil {
-				t.Errorf("%s:%d: `%s`: %v", p.name, c.line, c.text, err)
+			for _, c := range p.code {
+				if err := checkInline(t, c.text); err != nil {
+					t.Errorf("%s:%d: `%s`: %v", p.name, c.line, c.text, err)
+				}
 			}
-		}
+		})
 	}
 	require.Greater(t, blocks, 60)
 }
