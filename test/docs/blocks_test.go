@@ -104,13 +104,15 @@ func check(t *testing.T, b block) error {
 		return checkShell(t, b)
 	case "go":
 		return checkGo(t, b)
+	case "promql":
+		return checkQuery(b.text)
 	case "text":
 		if _, isFile := b.asks("file"); isFile {
 			return nil // whatever is run with it reads it
 		}
 		return errors.New("text that nothing reads: say what it is, or that it is a file")
 	case "":
-		return errors.New("a block without a language: write yaml, json, sh, console or go after its fence")
+		return errors.New("a block without a language: write yaml, json, sh, console, go or promql after its fence")
 	default:
 		return fmt.Errorf("nothing reads blocks of %s", b.language)
 	}
@@ -140,6 +142,9 @@ func checkYAML(t *testing.T, b block) error {
 			return nil
 		} else if err != nil {
 			return err
+		}
+		if len(document) == 0 {
+			continue // nothing but comments
 		}
 		text, err := yaml.Marshal(document)
 		if err != nil {
