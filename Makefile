@@ -173,7 +173,7 @@ fmt: ## Format the Go files.
 	go run $(GOLANGCI_LINT) fmt
 
 .PHONY: generate
-generate: ## Make the configuration's JSON Schema of the source, and the API's server of api/openapi.yaml.
+generate: ## Make the configuration's JSON Schema and docs/configuration.md of the source, and the API's server of api/openapi.yaml.
 	go generate ./configs ./api
 
 .PHONY: fuzz

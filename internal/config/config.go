@@ -74,15 +74,15 @@ type Server struct {
 
 // Log is what is logged and how.
 type Log struct {
-	// Level is debug, info, warn or error.
+	// Level is how much is logged: debug, info, warn or error.
 	Level string `yaml:"level" schema:"enum=debug|info|warn|error"`
-	// Format is json or console.
+	// Format is how a line is written: json or console.
 	Format string `yaml:"format" schema:"enum=json|console"`
 }
 
 // Reload says when the file is read again.
 type Reload struct {
-	// Watch reads it when it changes; a signal does always.
+	// Watch reads it when it changes; SIGHUP and the API do always.
 	Watch bool `yaml:"watch"`
 }
 
@@ -108,7 +108,7 @@ type Source struct {
 	// Name is its key under sources.
 	Name string `yaml:"-"`
 
-	// Type is mns.
+	// Type is what kind of queue it is: mns.
 	Type string `yaml:"type" schema:"enum=mns"`
 	// Preset is what the values that were not written come from: alicom-cn,
 	// alicom-intl or none.
@@ -128,13 +128,14 @@ type Source struct {
 	InFlight InFlight      `yaml:"in_flight"`
 	// Body is how the body is encoded in the queue: auto, base64 or raw.
 	Body string `yaml:"body" schema:"enum=auto|base64|raw"`
-	// Unwrap is auto, where a topic's notification becomes its message, or none.
+	// Unwrap is what becomes of a topic's notification: auto, its message; none, nothing.
 	Unwrap string `yaml:"unwrap" schema:"enum=auto|none"`
-	// Guarantee is at_least_once or at_most_once.
+	// Guarantee is what holds when something fails: at_least_once, or at_most_once, where a
+	// message is deleted before it is delivered, and lost where that fails.
 	Guarantee  string     `yaml:"guarantee" schema:"enum=at_least_once|at_most_once"`
 	Redelivery Redelivery `yaml:"redelivery"`
 	// MaxReceives is after how many receives a message that fails is given up; 0: never.
-	// It is more than 0 only where there is a DeadLetter.
+	// It is more than 0 only where there is a DeadLetter, and 16 there unless it is written.
 	MaxReceives int `yaml:"max_receives" schema:"min=0"`
 	// DeadLetter names the sink that takes what is given up; empty: the queue keeps it.
 	// It is none of those that a route takes the source to.
@@ -212,14 +213,13 @@ type Route struct {
 	path string // of what it was written as: "routes[0]", or "sources.NAME" for a `to`
 }
 
-// Target is one sink of a route.
+// Target is one sink of a route, whose endpoint's Bind has accepted what With says.
 type Target struct {
 	// Sink is its name.
 	Sink string `yaml:"sink" schema:"required"`
 	// Required sinks hold up the delete until they have confirmed; others never do.
 	Required bool `yaml:"required"`
-	// With is what the route sets otherwise for the sink. Its endpoint's Bind has accepted
-	// it already.
+	// With is what the route sets otherwise for the sink, but for what belongs to the connection.
 	With relay.Overrides `yaml:"with"`
 }
 

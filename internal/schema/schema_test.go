@@ -3,6 +3,7 @@ package schema_test
 import (
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -23,6 +24,37 @@ func TestTheSchemaIsThatOfTheSource(t *testing.T) {
 	want, err := schema.Generate("../..")
 	require.NoError(t, err)
 	require.Equal(t, string(want), string(configs.Schema), "configs/mnsrelay.schema.json is stale: run go generate ./configs")
+}
+
+func TestTheReferenceIsThatOfTheSource(t *testing.T) {
+	t.Parallel()
+	want, err := schema.Reference("../..")
+	require.NoError(t, err)
+	text, err := os.ReadFile("../../docs/configuration.md")
+	require.NoError(t, err)
+	require.Equal(t, string(want), string(text), "docs/configuration.md is stale: run make generate")
+}
+
+// A sink without a section, and a name that is none, are said.
+func TestTheReferenceIsWhole(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"<< rest >>":              `docs/configuration.md.in has no << endpoint "amqp091" >>`,
+		"<< endpoint \"file\" >>": `docs/configuration.md.in has no << settings "webhook" >>`,
+		"<< endpoint \"fax\" >>":  `there is no sink of type "fax"`,
+		"<< keys \"fax\" >>":      `the schema defines no "fax"`,
+	} {
+		root := t.TempDir()
+		module, err := filepath.Abs("../..")
+		require.NoError(t, err)
+		for _, folder := range []string{"internal", "configs"} {
+			require.NoError(t, os.Symlink(filepath.Join(module, folder), filepath.Join(root, folder)))
+		}
+		require.NoError(t, os.Mkdir(filepath.Join(root, "docs"), 0o700))
+		require.NoError(t, os.WriteFile(filepath.Join(root, "docs", "configuration.md.in"), []byte(text), 0o600))
+		_, err = schema.Reference(root)
+		require.ErrorContains(t, err, want)
+	}
 }
 
 // Whoever puts the schema into another one moves its definitions along.

@@ -1,8 +1,9 @@
-// Command generate writes the JSON Schema of the configuration. Its arguments are the folder
-// of the module and the file to write.
+// Command generate writes the JSON Schema of the configuration and its reference. Its
+// arguments are the folder of the module and the two files to write.
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -10,16 +11,23 @@ import (
 )
 
 func main() {
-	if len(os.Args) != 3 {
-		fmt.Fprintln(os.Stderr, "usage: generate MODULE FILE")
+	if len(os.Args) != 4 {
+		fmt.Fprintln(os.Stderr, "usage: generate MODULE SCHEMA REFERENCE")
 		os.Exit(2)
 	}
-	text, err := schema.Generate(os.Args[1])
-	if err == nil {
-		err = os.WriteFile(os.Args[2], text, 0o644) //nolint:gosec // everybody may read it
-	}
+	err := errors.Join(
+		write(os.Args[2], os.Args[1], schema.Generate),
+		write(os.Args[3], os.Args[1], schema.Reference))
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "generate the schema:", err)
+		fmt.Fprintln(os.Stderr, "generate the schema and the reference:", err)
 		os.Exit(1)
 	}
+}
+
+func write(file, module string, generate func(module string) ([]byte, error)) error {
+	text, err := generate(module)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, text, 0o644) //nolint:gosec // everybody may read it
 }

@@ -64,6 +64,9 @@ func TestPrometheus(t *testing.T) {
 	}
 }
 
+// runbooks is prometheusRule.runbooks of ci/monitoring-values.yaml.
+const runbooks = "https://git.example.com/mq/mnsrelay/blob/v0.1.0/"
+
 // firing is an alert that fires.
 type firing struct {
 	Alert                string
@@ -120,7 +123,9 @@ func alertTests(t *testing.T, alerts []string) any {
 				require.Contains(t, expected, f.Alert, fault.Fault)
 				fired[f.Alert] = true
 				expected[f.Alert] = append(expected[f.Alert], map[string]any{
-					"exp_labels": f.Labels, "exp_annotations": map[string]string{"summary": f.Summary, "description": f.Description},
+					"exp_labels": f.Labels, "exp_annotations": map[string]string{
+						"summary": f.Summary, "description": f.Description, "runbook_url": runbooks + "docs/operations.md#" + strings.ToLower(f.Alert),
+					},
 				})
 			}
 			for alert, expected := range expected {
