@@ -148,7 +148,7 @@ func TestTheLogLevel(t *testing.T) {
 	require.Equal(t, api.LevelInfo, level())
 	require.Equal(t, 200, put(`{"level": "debug"}`).code)
 	require.Equal(t, api.LevelDebug, level())
-	for _, wrong := range []string{"", "debug", `{"level": "fatal"}`, `{"level": ""}`, `{"level": "info", "for": "1h"}`, `{"level": "` + strings.Repeat("x", 1<<17) + `"}`} {
+	for _, wrong := range []string{"", "debug", `{"level": "fatal"}`, `{"level": ""}`, `{"level": "info", "for": "1h"}`} {
 		require.Equal(t, 400, put(wrong).code, "%.40s", wrong)
 		require.Equal(t, api.LevelDebug, level())
 	}
