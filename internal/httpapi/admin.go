@@ -120,13 +120,21 @@ func (h *handler) SetLogLevel(w http.ResponseWriter, r *http.Request) {
 // Pprof is GET /debug/pprof/{profile}.
 func (h *handler) Pprof(w http.ResponseWriter, r *http.Request, profile string, params api.PprofParams) {
 	const most = 25 // seconds, within the time that an answer may take
+	query := r.URL.Query()
+	timed, asked := profile == "profile" || profile == "trace", query.Has("seconds")
 	switch {
 	case !h.authorized(w, r):
-	case params.Seconds < 0 || params.Seconds > most:
+	case asked && !timed:
+		h.problem(w, api.Problem{Status: http.StatusBadRequest, Detail: "seconds is for profile and trace"})
+	case asked && (params.Seconds < 1 || params.Seconds > most):
 		h.problem(w, api.Problem{Status: http.StatusBadRequest, Detail: "seconds: write 1 to 25"})
-	case profile == "profile" || profile == "trace":
-		query := r.URL.Query()
-		if params.Seconds == 0 {
+	case timed:
+		if !h.profiling.TryLock() {
+			h.problem(w, api.Problem{Status: http.StatusConflict, Detail: "another profile is being taken; try again"})
+			return
+		}
+		defer h.profiling.Unlock()
+		if !asked {
 			query.Set("seconds", "10")
 			r.URL.RawQuery = query.Encode()
 		}

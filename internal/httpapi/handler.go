@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -29,8 +30,10 @@ type handler struct {
 	adminToken setting.Secret
 	// adminAt is the address that alone has what needs the token; empty: this one.
 	adminAt string
-	router     *chi.Mux
-	metrics    http.Handler
+	router  *chi.Mux
+	metrics http.Handler
+	// profiling is held while the one profile is taken that the runtime takes at a time.
+	profiling sync.Mutex
 }
 
 var _ api.ServerInterface = (*handler)(nil)

@@ -184,10 +184,10 @@ type answer struct {
 // spec holds answers against openapi.yaml.
 type spec struct{ *contract.Contract }
 
-func newContract(t *testing.T) spec {
-	t.Helper()
+func newContract(tb testing.TB) spec {
+	tb.Helper()
 	c, err := contract.New()
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return spec{c}
 }
 
