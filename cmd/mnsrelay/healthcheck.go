@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -54,22 +53,16 @@ name another host, and nothing secret is sent. That of a --url is, unless --inse
 					return err
 				}
 			}
-			local := address == "" || path != ""
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			p := prober{insecure: insecure || path != "", out: cmd.OutOrStdout()}
 			if address == "" {
-				address = "http://127.0.0.1:8080" + probe
+				return p.askHere(ctx, "127.0.0.1:8080"+probe)
 			}
 			if u, err := url.Parse(address); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 				return usagef(cmd, "--url is not an address: write http://127.0.0.1:8080/livez")
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
-			defer cancel()
-			p := prober{insecure: insecure || local, out: cmd.OutOrStdout()}
-			err := p.ask(ctx, address)
-			if errors.Is(err, errNotOurs) && local && path == "" {
-				// Nothing has said whether it has TLS, and its answer to http:// looks like it.
-				return p.ask(ctx, "https"+strings.TrimPrefix(address, "http"))
-			}
-			return err
+			return p.ask(ctx, address)
 		},
 	}
 	cmd.Flags().StringVar(&address, "url", "", "the whole `URL` of the probe (default http://127.0.0.1:8080/livez)")
@@ -107,6 +100,17 @@ var errNotOurs = errors.New("no relay answers so")
 type prober struct {
 	insecure bool // the certificate is not checked
 	out      io.Writer
+}
+
+// askHere asks a relay on this machine of which nothing is known, at an address without
+// its scheme.
+func (p prober) askHere(ctx context.Context, address string) error {
+	err := p.ask(ctx, "http://"+address)
+	if errors.Is(err, errNotOurs) {
+		p.insecure = true
+		return p.ask(ctx, "https://"+address)
+	}
+	return err
 }
 
 func (p prober) ask(ctx context.Context, address string) error {
