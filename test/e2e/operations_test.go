@@ -128,7 +128,7 @@ routes:
 		for line := range strings.Lines(text) {
 			name, _, found := strings.Cut(line, "} ")
 			// What the queue tells of itself comes and goes with the telling.
-			if found && !strings.HasPrefix(name, "mnsrelay_queue_messages") && !strings.Contains(name, `op="attributes"`) {
+			if found && !strings.HasPrefix(name, "mnsrelay_queue_") && !strings.Contains(name, `op="attributes"`) {
 				all = append(all, name)
 			}
 		}
