@@ -116,7 +116,9 @@ func TestReadyWithin50msUnderFullLoad(t *testing.T) {
 
 func percentiles(of []time.Duration) string {
 	slices.Sort(of)
-	at := func(part float64) time.Duration { return of[int(part*float64(len(of)-1))].Round(100 * time.Microsecond) }
+	at := func(part float64) time.Duration {
+		return of[int(part*float64(len(of)-1))].Round(100 * time.Microsecond)
+	}
 	return fmt.Sprintf("%d probes: p50 %v, p99 %v, longest %v", len(of), at(.5), at(.99), at(1))
 }
 

@@ -113,7 +113,7 @@ labels:
 
 {{- /* HTTPS where mnsrelay has a certificate, HTTP where it has none. */ -}}
 {{- define "mnsrelay.scheme" -}}
-{{- $file := dig "server" "tls" "cert_file" "" .Values.config -}}
+{{- $file := get (get (.Values.config.server | default dict) "tls" | default dict) "cert_file" | default "" | toString -}}
 {{- if contains "${" $file -}}
 {{- fail (printf "config.server.tls.cert_file is %q: the chart decides by it whether probes speak TLS, so write the path" $file) -}}
 {{- end -}}
