@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		os.Exit(1)
 	}
-	fmt.Fprintln(os.Stdout, listener.Addr())
+	_, _ = fmt.Fprintln(os.Stdout, listener.Addr())
 	server := http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), ReadHeaderTimeout: time.Second}
 	_ = server.Serve(listener)
 }
@@ -63,7 +63,7 @@ func startTwin(t *testing.T) string {
 	t.Helper()
 	self, err := os.Executable()
 	require.NoError(t, err)
-	cmd := exec.Command(self)
+	cmd := exec.Command(self) //nolint:noctx // It is ended by a signal.
 	cmd.Env = append(os.Environ(), twin+"=1")
 	read, write := io.Pipe()
 	p, err := process.Start(cmd, write)
