@@ -56,6 +56,8 @@ func usual() config.Environment {
 		"/run/secrets/apsaramq/password":        "QkY5RkM=\n",
 		"/run/secrets/artemis/password":         "artemis-secret\n",
 		"/run/secrets/service-bus/key":          "c2VydmljZS1idXMta2V5/+A=\n",
+		"/run/secrets/relay-tls/tls.crt":        pairs()[0].cert,
+		"/run/secrets/relay-tls/tls.key":        pairs()[0].key,
 	})
 }
 
