@@ -58,12 +58,16 @@ who reaches the address, so listen on loopback.`,
 	cmd.Flags().StringVar(&f.tokenPolicy, "token-policy", string(emulator.PolicyFull), "what tokens and sessions allow: full or receive-and-delete")
 	cmd.Flags().DurationVar(&f.visibility, "visibility-timeout", 0, "how long a received message stays invisible (default 30s)")
 	cmd.Flags().BoolVar(&f.hideCounts, "hide-counts", false, "give 0 for the counts of messages, as newer servers do")
+	oneOf(cmd, "token-policy", string(emulator.PolicyFull), string(emulator.PolicyReceiveDelete))
 	cmd.Flags().BoolVar(&f.verbose, "verbose", false, "log every request")
 	return cmd
 }
 
 func (f emulatorFlags) config() (emulator.Config, error) {
 	policy := emulator.Policy(f.tokenPolicy)
+	if policy != emulator.PolicyFull && policy != emulator.PolicyReceiveDelete {
+		return emulator.Config{}, fmt.Errorf("--token-policy %q is none: write %s or %s", policy, emulator.PolicyFull, emulator.PolicyReceiveDelete)
+	}
 	cfg := emulator.Config{
 		Queues:      map[string]emulator.QueueConfig{},
 		TokenLife:   f.tokenLife,

@@ -76,7 +76,7 @@ header, property or URL that holds ${...}.`,
 	cmd.Flags().StringVarP(&messageFile, "message", "m", "", "the `FILE` with the message; - reads standard input")
 	cmd.Flags().StringVar(&bodyFile, "body", "", "a `FILE` that is the body of the message; - reads standard input")
 	cmd.Flags().StringVar(&source, "source", "", "the `NAME` of the source it came from, if the message does not say")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -259,10 +259,7 @@ func explainJSON(w io.Writer, e *dryrun.Explanation, conceal func(string) string
 	if e.DeadLetter != nil {
 		out.DeadLetter = c.delivery(e.DeadLetter)
 	}
-	encoder := json.NewEncoder(w)
-	encoder.SetEscapeHTML(false)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(out)
+	return printJSON(w, out)
 }
 
 // concealer makes JSON of what it conceals.

@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
 
 	"mnsrelay/internal/config"
 	"mnsrelay/internal/credentials"
@@ -224,39 +222,18 @@ func deadLetterQueue(cmd *cobra.Command, cfg *config.Config, source config.Sourc
 		source.Name, source.DeadLetter)
 }
 
-// connect makes the client of a queue whose keys stay fresh until ctx ends: a slow move
-// takes longer than a token lives. It waits for the first keys.
+// connect makes the client of a queue and waits for its first keys.
 func (f *redriveFlags) connect(ctx context.Context, refreshing *sync.WaitGroup, e end) (*mns.Queue, error) {
-	keys := e.credentials
-	keys.Defaults(os.Getenv)
-	provider, err := keys.Provider(e.queue)
+	cfg := mns.Config{Name: e.queue, Endpoint: e.endpoint, Queue: e.queue, RequestTimeout: f.timeout}
+	queue, err := f.fresh(ctx, refreshing, cfg, e.credentials)
 	if err != nil {
 		return nil, err
 	}
-	refresher := credentials.NewRefresher(provider, &keys, zap.NewNop())
-	queue, err := mns.NewQueue(mns.Config{Name: e.queue, Endpoint: e.endpoint, Queue: e.queue, RequestTimeout: f.timeout}, mns.Deps{Credentials: refresher})
-	if err != nil {
-		return nil, err
+	if err := queue.ready(ctx); err != nil {
+		queue.Close()
+		return nil, fmt.Errorf("%s: %w", e.queue, err)
 	}
-	refreshing.Go(func() { _ = refresher.Run(ctx, e.queue) }) // it has no error
-	timeout := time.NewTimer(f.timeout)
-	defer timeout.Stop()
-	look := time.NewTicker(20 * time.Millisecond)
-	defer look.Stop()
-	for {
-		select {
-		case <-refresher.Ready():
-			return queue, nil
-		case <-look.C:
-			if cause := refresher.Status().LastError; cause != "" {
-				return nil, errors.New(cause)
-			}
-		case <-timeout.C:
-			return nil, fmt.Errorf("fetch a credential for %s: no answer within %v", e.queue, f.timeout)
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
+	return queue.Queue, nil
 }
 
 // summarize says what became of the messages.

@@ -92,15 +92,18 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.`,
   # check a configuration, then run it
   mnsrelay validate --config mnsrelay.yaml
   mnsrelay run --config mnsrelay.yaml`,
-		SilenceErrors:     true,
-		SilenceUsage:      true,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Version:       versionLine(),
 	}
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	group(root)
 	root.SetHelpCommand(newHelp())
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usagef(cmd, "%w", err) })
+	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(
 		newCheck(),
+		newCompletion(),
 		newDemo(),
 		newEmulator(),
 		newExplain(),
@@ -113,6 +116,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.`,
 		newValidate(),
 		newVersion(),
 	)
+	completeValues(root)
 	return root
 }
 

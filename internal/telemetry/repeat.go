@@ -46,10 +46,7 @@ func (r *repeats) With(fields []zapcore.Field) zapcore.Core {
 
 // Check is part of zapcore.Core.
 func (r *repeats) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	switch {
-	case entry.Level < zapcore.InfoLevel, entry.Level > zapcore.ErrorLevel, entry.LoggerName == LoggerAudit:
-		return r.Core.Check(entry, checked)
-	case r.Enabled(entry.Level):
+	if r.Enabled(entry.Level) {
 		return checked.AddCore(entry, r)
 	}
 	return checked
@@ -57,6 +54,9 @@ func (r *repeats) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zap
 
 // Write is part of zapcore.Core.
 func (r *repeats) Write(entry zapcore.Entry, fields []zapcore.Field) error {
+	if entry.Level < zapcore.InfoLevel || entry.Level > zapcore.ErrorLevel || entry.LoggerName == LoggerAudit {
+		return r.Core.Write(entry, fields)
+	}
 	k := kind{level: entry.Level, logger: entry.LoggerName, message: entry.Message, place: r.place + placeOf(fields)}
 	if r.kinds.leaveOut(k, line{core: r.Core, entry: entry, fields: fields}) {
 		return nil
