@@ -19,7 +19,8 @@ nobody.
 
 To have it in every new shell, write it where the shell looks for it:
 
-  bash        ~/.local/share/bash-completion/completions/mnsrelay
+  bash        (with the package bash-completion)
+              ~/.local/share/bash-completion/completions/mnsrelay
   zsh         _mnsrelay in a folder of $fpath, before compinit
   fish        ~/.config/fish/completions/mnsrelay.fish
   powershell  a file that $PROFILE runs`,

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -88,6 +89,9 @@ func askProbe(ctx context.Context, address string, out io.Writer) error {
 	// A proxy of the environment is none of a probe's business.
 	transport := &http.Transport{DisableKeepAlives: true}
 	res, err := transport.RoundTrip(req)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("ask %s: %w; no relay listens there: start it, or write --url or --config to say where it is", address, err)
+	}
 	if err != nil {
 		return fmt.Errorf("ask %s: %w", address, err)
 	}

@@ -237,7 +237,7 @@ sinks:
   out: {type: file, path: "-"}
 `), 0o600))
 
-	got := command(t, "", "queue", "stats", "--config", path)
+	got := command(t, "", "queue", "peek", "--config", path)
 	require.Equal(t, exitUsage, got.code)
 	require.Contains(t, got.stderr, "write --source with one of: sms, keys")
 	got = command(t, "", "queue", "stats", "--config", path, "--source", "other")

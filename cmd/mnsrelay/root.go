@@ -62,8 +62,7 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	case errors.Is(err, errSilentUsage):
 		return exitUsage
 	case errors.As(err, &invalid):
-		// Each problem is a line that begins with the file, as editors read it.
-		_, _ = fmt.Fprintln(stderr, invalid)
+		printProblems(stderr, invalid)
 		return exitUsage
 	case errors.As(err, &usage):
 		_, _ = fmt.Fprintf(stderr, "mnsrelay: %v\n", err)
@@ -147,6 +146,17 @@ func newHelp() *cobra.Command {
 		Use:     "help [COMMAND...]",
 		Short:   "Explain a command",
 		Example: "  mnsrelay help queue send",
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			var all []cobra.Completion
+			if about, rest, err := cmd.Root().Find(args); err == nil && len(rest) == 0 {
+				for _, sub := range about.Commands() {
+					if sub.IsAvailableCommand() && strings.HasPrefix(sub.Name(), typed) {
+						all = append(all, cobra.CompletionWithDesc(sub.Name(), sub.Short))
+					}
+				}
+			}
+			return all, cobra.ShellCompDirectiveNoFileComp
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			about, rest, err := cmd.Root().Find(args)
 			if err != nil {
