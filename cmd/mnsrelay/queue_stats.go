@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"sync"
 	"text/tabwriter"
@@ -118,12 +119,14 @@ func (f *queueFlags) stats(cmd *cobra.Command, sources config.Sources, watch, as
 			return err
 		}
 	case len(now) > 1:
-		layout := layoutOf(queues)
+		layout := layoutOf(queues, false)
 		if _, err := io.WriteString(out, layout.table(now, painterFor(out))); err != nil {
 			return err
 		}
 	}
-	sayUncounted(cmd.ErrOrStderr(), now)
+	if uncounted(now) {
+		_, _ = fmt.Fprintln(cmd.ErrOrStderr(), noteUncounted)
+	}
 	if len(now) == 1 {
 		return explain(now[0].err)
 	}
@@ -141,15 +144,12 @@ func failures(now []reading) error {
 	return errors.Join(errs...)
 }
 
-// sayUncounted says why a queue that tells its counts has none, if there is one.
-func sayUncounted(w io.Writer, now []reading) (said bool) {
-	for _, c := range now {
-		if c.err == nil && !c.known && c.attributes.Counted {
-			_, _ = fmt.Fprintln(w, "note: - is where the server says 0 for all three, as newer ones do whatever the queue holds; 'mnsrelay queue peek' tells whether there is a message")
-			return true
-		}
-	}
-	return false
+// noteUncounted says why a queue that tells its counts has none.
+const noteUncounted = "note: - is where the server says 0 for all three, as newer ones do whatever the queue holds; 'mnsrelay queue peek' tells whether there is a message"
+
+// uncounted tells whether noteUncounted is true of one.
+func uncounted(now []reading) bool {
+	return slices.ContainsFunc(now, func(c reading) bool { return c.err == nil && !c.known && c.attributes.Counted })
 }
 
 // printStats prints what is known of one queue.

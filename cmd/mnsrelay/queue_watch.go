@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"mnsrelay/internal/mns"
 )
 
 // watchQueues reads the queues every interval and reports, until ctx ends.
@@ -42,7 +45,7 @@ type reporter struct {
 }
 
 func newReporter(out, errs io.Writer, queues []*countedQueue, asJSON bool) *reporter {
-	r := &reporter{out: out, errs: errs, asJSON: asJSON, layout: layoutOf(queues), painter: painterFor(out), troubles: make(map[*countedQueue]string)}
+	r := &reporter{out: out, errs: errs, asJSON: asJSON, layout: layoutOf(queues, true), painter: painterFor(out), troubles: make(map[*countedQueue]string)}
 	if isTerminal(out) && !asJSON {
 		r.screen = &screen{w: out, size: func() (int, int) { return terminalSize(out) }}
 	}
@@ -66,8 +69,11 @@ func (r *reporter) report(now []reading, interval time.Duration) error {
 		}
 		for i := range now {
 			if now[i].err != nil {
-				lines = append(lines, paintedLine{now[i].name() + ": " + oneLine(explain(now[i].err).Error()), red})
+				lines = append(lines, paintedLine{now[i].trouble(), red})
 			}
+		}
+		if uncounted(now) {
+			lines = append(lines, paintedLine{noteUncounted, faint})
 		}
 		return r.screen.draw(lines, r.painter)
 	}
@@ -90,32 +96,48 @@ func (r *reporter) report(now []reading, interval time.Duration) error {
 func (r *reporter) sayTroubles(now []reading) {
 	for i := range now {
 		said := ""
-		if now[i].err != nil {
-			said = now[i].name() + ": " + oneLine(explain(now[i].err).Error())
+		if err := now[i].err; err != nil {
+			said = err.Error()
+			if answer, is := errors.AsType[*mns.Error](err); is && answer.Code != "" {
+				said = answer.Code // the text has the request's id
+			}
 		}
 		if said != "" && said != r.troubles[now[i].of] {
-			_, _ = fmt.Fprintln(r.errs, "mnsrelay: "+said)
+			_, _ = fmt.Fprintln(r.errs, "mnsrelay: "+now[i].trouble())
 		}
 		r.troubles[now[i].of] = said
 	}
-	if !r.noted {
-		r.noted = sayUncounted(r.errs, now)
+	if !r.noted && uncounted(now) {
+		r.noted = true
+		_, _ = fmt.Fprintln(r.errs, noteUncounted)
 	}
 }
 
-// layout is the widths of a table whose lines do not come at once.
-type layout struct{ source, queue int }
+// trouble is what is wrong, in a line.
+func (c *reading) trouble() string {
+	return c.name() + ": " + oneLine(shown(explain(c.err).Error()))
+}
 
-func layoutOf(queues []*countedQueue) layout {
-	l := layout{source: len("SOURCE"), queue: len("QUEUE")}
+// layout is the widths of a table whose lines do not come at once.
+type layout struct {
+	source, queue int
+	change        bool // there is such a column
+}
+
+func layoutOf(queues []*countedQueue, change bool) layout {
+	l := layout{source: len("SOURCE"), queue: len("QUEUE"), change: change}
 	for _, q := range queues {
 		l.source, l.queue = max(l.source, len(q.source)), max(l.queue, len(q.queue))
 	}
 	return l
 }
 
-func (l layout) row(cells ...any) string {
-	return fmt.Sprintf(fmt.Sprintf("%%-%ds  %%-%ds  %%10s  %%10s  %%10s  %%10s", l.source, l.queue), cells...)
+func (l layout) row(source, queue, active, inactive, delayed, change string) string {
+	text := fmt.Sprintf("%-*s  %-*s  %10s  %10s  %10s", l.source, source, l.queue, queue, active, inactive, delayed)
+	if l.change {
+		text += fmt.Sprintf("  %10s", change)
+	}
+	return text
 }
 
 func (l layout) head() string {
@@ -124,7 +146,11 @@ func (l layout) head() string {
 
 func (l layout) line(c *reading) paintedLine {
 	a, change, colour := &c.attributes, "-", plain
-	if c.change != nil {
+	switch {
+	case c.change == nil:
+	case *c.change == 0:
+		change = "0/s"
+	default:
 		change = fmt.Sprintf("%+.1f/s", *c.change)
 	}
 	if c.err != nil {
