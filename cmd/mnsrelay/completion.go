@@ -17,24 +17,16 @@ func newCompletion() *cobra.Command {
 --config FILE the names of the sources and sinks in that file. It reads nothing else, and asks
 nobody.
 
-To have it in every new shell, write it where the shell looks for it:
+Write it where new shells look for it, and make the folder if it is not there:
 
-  bash        (with the package bash-completion)
-              ~/.local/share/bash-completion/completions/mnsrelay
-  zsh         _mnsrelay in a folder of $fpath, before compinit
+  bash        ~/.local/share/bash-completion/completions/mnsrelay, with the package bash-completion
+  zsh         a file _mnsrelay in a folder that is in fpath before compinit runs
   fish        ~/.config/fish/completions/mnsrelay.fish
-  powershell  a file that $PROFILE runs`,
-		Example: `  # in this shell: bash, zsh
-  source <(mnsrelay completion bash)
-  source <(mnsrelay completion zsh)
-
-  # fish, powershell
-  mnsrelay completion fish | source
-  mnsrelay completion powershell | Out-String | Invoke-Expression
-
-  # in every new bash, of this user
-  mkdir -p ~/.local/share/bash-completion/completions
-  mnsrelay completion bash > ~/.local/share/bash-completion/completions/mnsrelay`,
+  powershell  a file that the profile runs`,
+		Example: `  mnsrelay completion bash > ~/.local/share/bash-completion/completions/mnsrelay
+  mnsrelay completion zsh > ~/.zsh/completions/_mnsrelay
+  mnsrelay completion fish > ~/.config/fish/completions/mnsrelay.fish
+  mnsrelay completion powershell > mnsrelay.ps1`,
 		ValidArgs: []string{"bash", "zsh", "fish", "powershell"},
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {

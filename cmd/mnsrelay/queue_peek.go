@@ -37,7 +37,7 @@ message, as "explain --message" reads it: "body" where it is text, "body_base64"
 not, "error" where the body is not what it should be. --json=false prints for people everywhere.`,
 		Example: `  mnsrelay queue peek --endpoint http://127.0.0.1:8090 --queue orders
   mnsrelay queue peek --config mnsrelay.yaml --source orders --max 1 | jq -r .body
-  mnsrelay queue peek --config mnsrelay.yaml --source orders --json=false | less`,
+  mnsrelay queue peek --config mnsrelay.yaml --source orders --json=false > messages.txt`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if most < 1 || most > mns.MaxBatch {
@@ -84,7 +84,7 @@ not, "error" where the body is not what it should be. --json=false prints for pe
 	}
 	f.add(cmd)
 	cmd.Flags().IntVar(&most, "max", mns.MaxBatch, "show up to `N` messages, 1 to 16")
-	cmd.Flags().StringVar(&body, "body", "", "how bodies are encoded: auto, base64 or raw (default: as the source says, or auto)")
+	cmd.Flags().StringVar(&body, "body", "", "the `ENCODING` of bodies: auto, base64 or raw (default: as the source says, or auto)")
 	oneOf(cmd, "body", string(mns.BodyAuto), string(mns.BodyBase64), string(mns.BodyRaw))
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON, a line for each message (default: unless it goes to a terminal)")
 	return cmd

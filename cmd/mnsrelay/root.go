@@ -76,6 +76,8 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	}
 }
 
+//go:generate go test . -run ^TestTheReferenceOfTheCommands$ -update
+
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "mnsrelay",
