@@ -11,13 +11,13 @@ import (
 
 func isTerminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) //nolint:gosec // A descriptor is small.
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // terminalSize gives the columns and lines of a terminal; 0: not known.
 func terminalSize(w io.Writer) (width, height int) {
 	if f, ok := w.(*os.File); ok {
-		width, height, _ = term.GetSize(int(f.Fd())) //nolint:gosec // A descriptor is small.
+		width, height, _ = term.GetSize(int(f.Fd()))
 	}
 	return width, height
 }

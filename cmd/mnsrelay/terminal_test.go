@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -19,7 +20,9 @@ import (
 // terminal is a real one of the kernel's: what is written to it is read by read.
 type terminal struct {
 	*os.File
-	written chan string
+	mu    sync.Mutex
+	text  strings.Builder
+	ended chan struct{}
 }
 
 func newTerminal(t *testing.T) *terminal {
@@ -38,20 +41,35 @@ func newTerminal(t *testing.T) *terminal {
 	}))
 	slave, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|syscall.O_NOCTTY, 0)
 	require.NoError(t, err)
-	term := &terminal{File: slave, written: make(chan string, 1)}
+	term := &terminal{File: slave, ended: make(chan struct{})}
 	go func() {
-		var all bytes.Buffer
-		_, _ = all.ReadFrom(master) // it ends with an error, once nobody has the other side
-		term.written <- all.String()
+		defer close(term.ended)
+		for b := make([]byte, 4096); ; {
+			n, err := master.Read(b)
+			term.mu.Lock()
+			term.text.Write(b[:n])
+			term.mu.Unlock()
+			if err != nil {
+				return // nobody has the other side any more
+			}
+		}
 	}()
 	return term
+}
+
+// shows is what was written so far.
+func (term *terminal) shows() string {
+	term.mu.Lock()
+	defer term.mu.Unlock()
+	return strings.ReplaceAll(term.text.String(), "\r\n", "\n")
 }
 
 // read gives what was written, and closes the terminal.
 func (term *terminal) read(t *testing.T) string {
 	t.Helper()
 	require.NoError(t, term.Close())
-	return strings.ReplaceAll(<-term.written, "\r\n", "\n")
+	<-term.ended
+	return term.shows()
 }
 
 func onTerminal(t *testing.T, args ...string) (code int, out string) {
@@ -128,15 +146,21 @@ func TestWatchOnATerminal(t *testing.T) {
 	t.Setenv("TERM", "xterm")
 	t.Setenv("NO_COLOR", "")
 	term := newTerminal(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 2500*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var stderr bytes.Buffer
-	code := execute(ctx, []string{"queue", "stats", "--config", path, "--watch", "--interval", "1s"}, strings.NewReader(""), term.File, &stderr)
-	out := term.read(t)
-	require.Equal(t, exitDone, code, stderr.String())
-	require.Empty(t, stderr.String(), "all is on the screen")
+	code := make(chan int, 1)
+	go func() {
+		code <- execute(ctx, []string{"queue", "stats", "--config", path, "--watch", "--interval", "1s"}, strings.NewReader(""), term.File, &stderr)
+	}()
 	// A head, an empty line, the names of the columns, three rows, an error and a note.
-	require.Contains(t, out, "\x1b[8A\r\x1b[J\x1b[2mevery 1s until Ctrl-C, at ")
+	require.Eventually(t, func() bool {
+		return strings.Contains(term.shows(), "\x1b[8A\r\x1b[J\x1b[2mevery 1s until Ctrl-C, at ")
+	}, time.Minute, 10*time.Millisecond)
+	cancel()
+	require.Equal(t, exitDone, <-code, stderr.String())
+	out := term.read(t)
+	require.Empty(t, stderr.String(), "all is on the screen")
 	require.Contains(t, out, "\x1b[1mSOURCE    QUEUE")
 	require.Contains(t, out, "\x1b[31msms: attributes: 403 AccessDenied")
 }

@@ -145,7 +145,9 @@ func TestKindsDoNotHideEachOther(t *testing.T) {
 			"another message": func() { sms.Warn("lease lost") },
 			"another level":   func() { sms.Error("message dead-lettered", zap.String("reason", "unroutable")) },
 			"another logger":  func() { dead(sms.Named("api"), 1, "unroutable") },
-			"an error":        func() { log.Error("a part of the relay has ended; the process needs a restart", zap.String("part", "sms")) },
+			"an error": func() {
+				log.Error("a part of the relay has ended; the process needs a restart", zap.String("part", "sms"))
+			},
 		} {
 			say()
 			require.Len(t, out.lines(t), 1, name)
