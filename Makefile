@@ -173,8 +173,8 @@ fmt: ## Format the Go files.
 	go run $(GOLANGCI_LINT) fmt
 
 .PHONY: generate
-generate: ## Make the configuration's JSON Schema and docs/configuration.md of the source, and the API's server of api/openapi.yaml.
-	go generate ./configs ./api
+generate: ## Make the configuration's JSON Schema, docs/configuration.md and docs/cli.md of the source, and the API's server of api/openapi.yaml.
+	go generate ./configs ./api ./cmd/mnsrelay
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (60s).

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -124,6 +125,9 @@ func (p prober) ask(ctx context.Context, address string) error {
 		TLSClientConfig:   &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: p.insecure}, //nolint:gosec // Nothing secret is sent; see the help.
 	}
 	res, err := transport.RoundTrip(req)
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("ask %s: %w; no relay listens there: start it, or write --url or --config to say where it is", address, err)
+	}
 	if err != nil {
 		return fmt.Errorf("ask %s: %w", address, err)
 	}

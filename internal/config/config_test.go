@@ -511,7 +511,7 @@ func TestLoad(t *testing.T) {
 	require.EqualError(t, err, missing+": cannot be read: there is no such file: create or mount it, or mend the path")
 
 	_, _, err = config.Load(dir)
-	require.EqualError(t, err, dir+": cannot be read: is a directory")
+	require.EqualError(t, err, dir+": cannot be read: it is a folder: write the path of a file")
 
 	stdin, err := os.Open(path)
 	require.NoError(t, err)
