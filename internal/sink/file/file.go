@@ -57,6 +57,7 @@ var (
 // Endpoint owns one file. Make it with New.
 type Endpoint struct {
 	open    func() (output, error)
+	written string         // the path as the configuration has it
 	path    string         // of the file; where a message decides its name, of the folder
 	name    *expr.Template // of the file in the folder; nil: there is one file
 	log     *zap.Logger
@@ -101,6 +102,7 @@ func New(c *Config, deps relay.SinkDeps, stdout io.Writer) (*Endpoint, error) {
 		return nil, err
 	}
 	e := &Endpoint{
+		written: c.Path,
 		path:    c.Path,
 		name:    name,
 		log:     deps.Log,
@@ -286,6 +288,9 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 		}
 	}
 }
+
+// Address is part of relay.Addressed: the file, whose name may hold {{ }}.
+func (s *Sink) Address() string { return s.endpoint.written }
 
 // Preview is part of relay.Previewer. The body is the line, with its end.
 func (s *Sink) Preview(m *relay.Message) (relay.Preview, error) {
