@@ -61,27 +61,32 @@ func (f *queueFlags) open(cmd *cobra.Command) (*mns.Queue, config.Source, error)
 	if err != nil {
 		return nil, source, err
 	}
+	queue, err := f.client(cmd, &source)
+	return queue, source, err
+}
+
+// client makes the client of a source.
+func (f *queueFlags) client(cmd *cobra.Command, source *config.Source) (*mns.Queue, error) {
 	cfg := mns.Config{
 		Name: source.Name, Endpoint: source.Endpoint.Reveal(), Queue: source.Queue, RequestTimeout: f.timeout,
 	}
 	if err := cfg.Validate(); err != nil {
 		if problem, found := errors.AsType[*setting.Problem](err); found {
-			return nil, source, usagef(cmd, "--%s %s", problem.Path, problem.Message)
+			return nil, usagef(cmd, "--%s %s", problem.Path, problem.Message)
 		}
-		return nil, source, err
+		return nil, err
 	}
 	provider, err := source.Credentials.Provider(source.Queue)
 	if err != nil {
-		return nil, source, err
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
 	defer cancel()
 	keys, err := provider.Retrieve(ctx)
 	if err != nil {
-		return nil, source, err
+		return nil, err
 	}
-	queue, err := mns.NewQueue(cfg, mns.Deps{Credentials: fixedKeys{keys}})
-	return queue, source, err
+	return mns.NewQueue(cfg, mns.Deps{Credentials: fixedKeys{keys}})
 }
 
 // find gives the source that the flags name, or one made of them.

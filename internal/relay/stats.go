@@ -19,6 +19,7 @@ const (
 	SourceRetrying SourceState = "retrying" // the queue or the credential fails
 	SourceDraining SourceState = "draining"
 	SourceStopped  SourceState = "stopped"
+	SourceShadow   SourceState = "shadow" // it looks and takes nothing
 )
 
 // TargetName names one target of a route.

@@ -317,17 +317,30 @@ func (e *Endpoint) append(ctx context.Context, files []lot) error {
 	if len(files) == 0 || len(files[0].messages) == 0 {
 		return nil
 	}
-	if ctx.Err() != nil {
-		return relay.Fail(reasonStopped, context.Cause(ctx))
-	}
-	b := batch{written: make(chan error, 1)}
+	var parts []part
 	for _, l := range files {
 		lines, err := format.Envelopes(l.messages)
 		if err != nil {
 			return relay.Fail(reasonEncode, err)
 		}
-		b.parts = append(b.parts, part{l.name, lines})
+		parts = append(parts, part{l.name, lines})
 	}
+	return e.write(ctx, parts)
+}
+
+// Append writes lines that are no messages, each with its end, to the one file of the
+// endpoint, and returns when the disk has them. After an error they are cut off again, as far
+// as that is possible.
+func (e *Endpoint) Append(ctx context.Context, lines []byte) error {
+	return e.write(ctx, []part{{lines: lines}})
+}
+
+// write hands parts over to Run and waits for their end.
+func (e *Endpoint) write(ctx context.Context, parts []part) error {
+	if ctx.Err() != nil {
+		return relay.Fail(reasonStopped, context.Cause(ctx))
+	}
+	b := batch{parts: parts, written: make(chan error, 1)}
 	select {
 	case e.batches <- b:
 	case <-ctx.Done():
