@@ -136,6 +136,7 @@ func (e ProblemType) Valid() bool {
 // Defines values for SinkState.
 const (
 	SinkStateDown  SinkState = "down"
+	SinkStateIdle  SinkState = "idle"
 	SinkStateProbe SinkState = "probe"
 	SinkStateUp    SinkState = "up"
 )
@@ -144,6 +145,8 @@ const (
 func (e SinkState) Valid() bool {
 	switch e {
 	case SinkStateDown:
+		return true
+	case SinkStateIdle:
 		return true
 	case SinkStateProbe:
 		return true
@@ -160,6 +163,7 @@ const (
 	SourceStatePaused   SourceState = "paused"
 	SourceStateRetrying SourceState = "retrying"
 	SourceStateRunning  SourceState = "running"
+	SourceStateShadow   SourceState = "shadow"
 	SourceStateStarting SourceState = "starting"
 	SourceStateStopped  SourceState = "stopped"
 	SourceStateWaiting  SourceState = "waiting"
@@ -175,6 +179,8 @@ func (e SourceState) Valid() bool {
 	case SourceStateRetrying:
 		return true
 	case SourceStateRunning:
+		return true
+	case SourceStateShadow:
 		return true
 	case SourceStateStarting:
 		return true
@@ -334,6 +340,13 @@ type Failures struct {
 	Instance string    `json:"instance"`
 }
 
+// Flight defines model for Flight.
+type Flight struct {
+	// Attempt How often the queue has given the message out.
+	Attempt int    `json:"attempt"`
+	Source  string `json:"source"`
+}
+
 // History defines model for History.
 type History struct {
 	// End When the last point ended.
@@ -374,7 +387,10 @@ type MessageState struct {
 	Confirmed []Confirmation `json:"confirmed"`
 	Failures  []Failure      `json:"failures"`
 	Id        string         `json:"id"`
-	Instance  string         `json:"instance"`
+
+	// InFlight Where it is between receive and delete, at this moment; absent where it is not.
+	InFlight []Flight `json:"in_flight,omitempty,omitzero"`
+	Instance string   `json:"instance"`
 }
 
 // OneSink defines model for OneSink.
@@ -395,6 +411,29 @@ type OneSource struct {
 
 // Points defines model for Points.
 type Points = []float32
+
+// Preview What would become of one message. It holds nothing of its body.
+type Preview struct {
+	// Attempt That of its next receive.
+	Attempt    int            `json:"attempt"`
+	Deliveries []WouldDeliver `json:"deliveries"`
+
+	// End What would become of it in the queue, in words.
+	End string `json:"end"`
+
+	// EnqueuedAt RFC 3339.
+	EnqueuedAt Time   `json:"enqueued_at"`
+	MessageId  string `json:"message_id"`
+
+	// Reason Why it would be rejected; absent where it would not.
+	Reason string `json:"reason,omitempty,omitzero"`
+
+	// Text The same in words.
+	Text string `json:"text,omitempty,omitzero"`
+
+	// Time RFC 3339.
+	Time Time `json:"time"`
+}
 
 // Probe defines model for Probe.
 type Probe struct {
@@ -444,6 +483,30 @@ type Routes struct {
 	Routes   []Route `json:"routes"`
 }
 
+// Shadow What would become of the messages that were seen at the head of the queue, each counted once.
+// Nothing of it is done, and what others receive between two looks is not seen.
+type Shadow struct {
+	// Head How many messages the last look showed; 16 at most.
+	Head int `json:"head"`
+
+	// LastPeek When a look last worked; absent before the first.
+	LastPeek Time `json:"last_peek,omitempty,omitzero"`
+
+	// Previews The last twenty, the newest first.
+	Previews        []Preview `json:"previews"`
+	Seen            uint64    `json:"seen"`
+	WouldDeadLetter uint64    `json:"would_dead_letter"`
+
+	// WouldDelete Since no route takes it, and unmatched is delete.
+	WouldDelete uint64 `json:"would_delete"`
+
+	// WouldDeliver To one sink at least.
+	WouldDeliver uint64 `json:"would_deliver"`
+
+	// WouldRetain It would stay in the queue.
+	WouldRetain uint64 `json:"would_retain"`
+}
+
 // Sink One destination.
 type Sink struct {
 	Delivered uint64 `json:"delivered"`
@@ -464,14 +527,16 @@ type Sink struct {
 	// Since When the state began.
 	Since Time `json:"since"`
 
-	// State probe: one message at a time, to find out.
+	// State probe: one message at a time, to find out. idle: only sources in shadow mode lead here, so
+	// that it is not connected to.
 	State SinkState `json:"state"`
 
 	// Type As in the configuration: amqp091, webhook, file.
 	Type string `json:"type"`
 }
 
-// SinkState probe: one message at a time, to find out.
+// SinkState probe: one message at a time, to find out. idle: only sources in shadow mode lead here, so
+// that it is not connected to.
 type SinkState string
 
 // Sinks defines model for Sinks.
@@ -527,15 +592,20 @@ type Source struct {
 	// Returned Messages given back to the queue, by reason.
 	Returned Counts `json:"returned"`
 
+	// Shadow What a source in shadow mode has seen; absent in the mode relay.
+	Shadow *Shadow `json:"shadow,omitempty"`
+
 	// State starting: no receive has worked yet. waiting: for a required sink. paused: by the
 	// configuration or an operator. retrying: the queue or the credential fails. draining:
-	// receives no more, finishes what is in flight.
+	// receives no more, finishes what is in flight. shadow: looks into the queue and takes
+	// nothing; a reason says why it sees nothing.
 	State SourceState `json:"state"`
 }
 
 // SourceState starting: no receive has worked yet. waiting: for a required sink. paused: by the
 // configuration or an operator. retrying: the queue or the credential fails. draining:
-// receives no more, finishes what is in flight.
+// receives no more, finishes what is in flight. shadow: looks into the queue and takes
+// nothing; a reason says why it sees nothing.
 type SourceState string
 
 // Sources defines model for Sources.
@@ -578,6 +648,22 @@ type Target struct {
 
 // Time RFC 3339.
 type Time = time.Time
+
+// WouldDeliver defines model for WouldDeliver.
+type WouldDeliver struct {
+	// Reason Why the sink would reject it; absent where it would not.
+	Reason string `json:"reason,omitempty,omitzero"`
+
+	// Route Absent for a dead letter.
+	Route string `json:"route,omitempty,omitzero"`
+	Sink  string `json:"sink"`
+
+	// Target The exchange, queue, file or path of a URL, as the configuration has it.
+	Target string `json:"target,omitempty,omitzero"`
+
+	// Text The same in words.
+	Text string `json:"text,omitempty,omitzero"`
+}
 
 // Name defines model for Name.
 type Name = string

@@ -3,14 +3,18 @@ package main
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
+	"mnsrelay/internal/config"
 	"mnsrelay/internal/dryrun"
+	"mnsrelay/internal/mns"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 )
@@ -18,10 +22,12 @@ import (
 func newExplain() *cobra.Command {
 	var configFile, messageFile, bodyFile, source string
 	var asJSON bool
+	var peek int
+	var timeout time.Duration
 	cmd := &cobra.Command{
-		Use:   "explain --config FILE --message FILE",
+		Use:   "explain --config FILE {--message FILE|--peek N}",
 		Short: "Show what would become of a message",
-		Long: `Reads a message and tells, without connecting to anything, which routes take it and why the
+		Long: `Reads a message and tells, without sending anything, which routes take it and why the
 others do not, what each sink would send (where to, headers, key, signature, body), and what
 becomes of the message in its queue.
 
@@ -30,55 +36,123 @@ of which only body is needed; the lines that "queue peek" prints and that the fi
 are such messages. Write body_base64 for what is no text, and raw in the place of body for what
 is still encoded as it is in the queue. --body takes a file that holds nothing but the body.
 
+With --peek the messages are the first that are visible in the queue of the source: it is asked
+for them, with the credentials of the configuration, and they stay as they are. Nothing else is
+connected to. With --json there is a document for each message then.
+
 What ${...} brings from files and from the environment is shown as ***, unless it is shorter than
 4 bytes or, from the environment, a number or a boolean. So are authorizations, and the whole of a
 header, property or URL that holds ${...}.`,
 		Example: `  mnsrelay explain --config mnsrelay.yaml --message message.yaml
   mnsrelay queue peek --config mnsrelay.yaml --source sms --max 1 | mnsrelay explain -c mnsrelay.yaml --source sms --message -
+  mnsrelay explain --config mnsrelay.yaml --source sms --peek 5
   mnsrelay explain --config mnsrelay.yaml --source sms --body report.json --json | jq '.routes[].matches'`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := exclusive(cmd, "message", "body"); err != nil {
+			if err := errors.Join(exclusive(cmd, "message", "body"), exclusive(cmd, "peek", "message"), exclusive(cmd, "peek", "body")); err != nil {
 				return err
 			}
-			if messageFile == "" && bodyFile == "" {
-				return usagef(cmd, "which message? write --message FILE, or --body FILE")
+			peeking := cmd.Flags().Changed("peek")
+			switch {
+			case peeking && (peek < 1 || peek > mns.MaxBatch):
+				return usagef(cmd, "--peek must be from 1 to %d", mns.MaxBatch)
+			case !peeking && messageFile == "" && bodyFile == "":
+				return usagef(cmd, "which message? write --message FILE, --body FILE, or --peek N for those in the queue")
 			}
 			cfg, err := load(cmd, configFile)
 			if err != nil {
 				return err
 			}
-			message, err := readGiven(cmd.InOrStdin(), messageFile, bodyFile)
+			var explained []*dryrun.Explanation
+			if peeking {
+				flags := queueFlags{config: configFile, source: source, timeout: timeout}
+				explained, err = explainPeeked(cmd, cfg, &flags, peek)
+			} else {
+				explained, err = explainGiven(cmd, cfg, messageFile, bodyFile, source)
+			}
 			if err != nil {
 				return err
 			}
-			if source != "" {
-				message.Source = source
-			}
-			dry, err := dryrun.New(cfg, agent())
-			if err != nil {
-				return err
-			}
-			e, err := dry.Explain(message)
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				return explainJSON(cmd.OutOrStdout(), e, cfg.Conceal)
-			}
-			var b strings.Builder
-			paint := painterFor(cmd.OutOrStdout())
-			explainText(&b, e, paint, cfg.Conceal)
-			_, err = io.WriteString(cmd.OutOrStdout(), cfg.Conceal(b.String()))
-			return err
+			return printExplained(cmd.OutOrStdout(), explained, cfg.Conceal, asJSON)
 		},
 	}
 	configFlag(cmd, &configFile)
 	cmd.Flags().StringVarP(&messageFile, "message", "m", "", "the `FILE` with the message; - reads standard input")
 	cmd.Flags().StringVar(&bodyFile, "body", "", "a `FILE` that is the body of the message; - reads standard input")
 	cmd.Flags().StringVar(&source, "source", "", "the `NAME` of the source it came from, if the message does not say")
+	cmd.Flags().IntVar(&peek, "peek", 0, "look at up to `N` messages in the queue of the source, 1 to 16")
+	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "how long one request of --peek may take, and the fetching of a token")
 	jsonFlag(cmd, &asJSON)
 	return cmd
+}
+
+func explainGiven(cmd *cobra.Command, cfg *config.Config, messageFile, bodyFile, source string) ([]*dryrun.Explanation, error) {
+	message, err := readGiven(cmd.InOrStdin(), messageFile, bodyFile)
+	if err != nil {
+		return nil, err
+	}
+	if source != "" {
+		message.Source = source
+	}
+	dry, err := dryrun.New(cfg, agent())
+	if err != nil {
+		return nil, err
+	}
+	e, err := dry.Explain(message)
+	return []*dryrun.Explanation{e}, err
+}
+
+// explainPeeked explains the first messages in the queue of a source.
+func explainPeeked(cmd *cobra.Command, cfg *config.Config, flags *queueFlags, most int) ([]*dryrun.Explanation, error) {
+	source, err := flags.choose(cmd, cfg.Sources)
+	if err != nil {
+		return nil, err
+	}
+	dry, err := dryrun.New(cfg, agent())
+	if err != nil {
+		return nil, err
+	}
+	queue, err := flags.client(cmd, &source)
+	if err != nil {
+		return nil, err
+	}
+	defer queue.Close()
+	messages, err := queue.Peek(cmd.Context(), most)
+	switch {
+	case mns.NotAllowed(err):
+		return nil, fmt.Errorf("%w; the keys may not peek: grant them mns:PeekMessage; with a token of an Alicom queue, which may only receive and delete, write a message of yours and --message", err)
+	case err != nil:
+		return nil, explain(err)
+	case len(messages) == 0:
+		_, err := fmt.Fprintln(cmd.ErrOrStderr(), "there is no visible message")
+		return nil, err
+	}
+	explained := make([]*dryrun.Explanation, len(messages))
+	for i := range messages {
+		if explained[i], err = dry.ExplainPeeked(source.Name, messages[i]); err != nil {
+			return nil, err
+		}
+	}
+	return explained, nil
+}
+
+func printExplained(out io.Writer, explained []*dryrun.Explanation, conceal func(string) string, asJSON bool) error {
+	var b strings.Builder
+	paint := painterFor(out)
+	for i, e := range explained {
+		if asJSON {
+			if err := explainJSON(out, e, conceal); err != nil {
+				return err
+			}
+			continue
+		}
+		if i > 0 {
+			b.WriteString("\n")
+		}
+		explainText(&b, e, paint, conceal)
+	}
+	_, err := io.WriteString(out, conceal(b.String()))
+	return err
 }
 
 // readGiven reads a message, or one that is but a body.

@@ -116,6 +116,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.`,
 		newTest(),
 		newValidate(),
 		newVersion(),
+		newWhere(),
 	)
 	completeValues(root)
 	return root

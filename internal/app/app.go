@@ -27,6 +27,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"mnsrelay/internal/audit"
 	"mnsrelay/internal/config"
 	"mnsrelay/internal/credentials"
 	"mnsrelay/internal/httpapi"
@@ -50,6 +51,9 @@ type Deps struct {
 	Load func() (*config.Config, error)
 }
 
+// agent is what the relay calls itself to the far sides.
+func (d *Deps) agent() string { return fmt.Sprintf("mnsrelay/%s (%s)", d.Version, d.Instance) }
+
 // App is one relay: all sources, sinks and routes of a configuration.
 type App struct {
 	deps    Deps
@@ -62,6 +66,7 @@ type App struct {
 	credentials *credentials.Pool
 	api         *httpapi.Server
 	meters      meters
+	audited     audit.Counter
 	addr        atomic.Pointer[net.TCPAddr]
 
 	ready    atomic.Bool
@@ -84,6 +89,7 @@ type App struct {
 // parts are what one configuration runs, in the order of its file.
 type parts struct {
 	cfg     *config.Config
+	audit   *auditing
 	sources []*source
 	sinks   []*sink
 }
@@ -152,6 +158,7 @@ func (a *App) Run(ctx, cut context.Context) (err error) {
 	for _, s := range now.sinks {
 		s.start(connected, a.supervise)
 	}
+	now.audit.start(connected)
 	for _, s := range now.sources {
 		s.start(ctx, work, connected, a.supervise)
 	}
@@ -177,6 +184,7 @@ func (a *App) Run(ctx, cut context.Context) (err error) {
 		}
 	}
 	err = a.drain(cut, stopWork)
+	a.present().audit.end()
 	disconnect()
 	for _, s := range a.present().sinks {
 		<-s.ended

@@ -71,38 +71,42 @@ type descs struct {
 	state, inFlight, pollers, fill, oldest                      *prometheus.Desc
 	queueMessages, retention                                    *prometheus.Desc
 	expiry, refreshes, sinkUp, sinkRequired                     *prometheus.Desc
+	shadowSeen, shadowDeliveries, auditLines                    *prometheus.Desc
 	generation, hash, reloaded, reloadedAt                      *prometheus.Desc
 }
 
 func newDescs() descs {
 	return descs{
-		received:      desc("messages_received_total", "Messages received from the queue, redeliveries included.", "source"),
-		deleted:       desc("messages_deleted_total", "Messages deleted from the queue after every required sink had confirmed them.", "source"),
-		lostLeases:    desc("messages_lost_leases_total", "Messages whose lease ended before they were settled, or whose delete was not confirmed; they may come again.", "source"),
-		returned:      desc("messages_returned_total", "Messages given back to the queue, by reason.", "source", "reason"),
-		retried:       desc("messages_retried_total", "Tries to deliver that failed, by reason.", "source", "reason"),
-		delivered:     desc("messages_delivered_total", "Messages confirmed by a sink.", "source", "route", "sink"),
-		deadLettered:  desc("messages_dead_lettered_total", "Messages that a dead-letter sink has confirmed, by reason.", "source", "reason"),
-		skipped:       desc("messages_skipped_total", "Deliveries that the ledger spared: the sink had confirmed the message before.", "source", "sink"),
-		givenUp:       desc("messages_given_up_total", "Deliveries that failed and are not tried again, of sinks that are not required and of sources that deliver at most once, by reason.", "source", "reason"),
-		ledgerErrors:  desc("ledger_failures_total", "Calls of the ledger that failed or were left out; each may cost duplicates.", "operation"),
-		ledgerEntries: desc("ledger_entries", "Confirms that the ledger remembers; 0 where it does not know."),
-		ledgerEvicted: desc("ledger_evictions_total", "Confirms that a ledger in memory has dropped because it was full; a message that comes again after that may be delivered twice."),
-		state:         desc("source_state", "1 for the state that the source is in, 0 for the others.", "source", "state"),
-		inFlight:      desc("in_flight_messages", "Messages received and not settled.", "source"),
-		pollers:       desc("pollers", "Pollers that ask the queue.", "source"),
-		fill:          desc("batch_fill_ratio", "How full the batches were that held anything, of late: near 1 under a backlog.", "source"),
-		oldest:        desc("oldest_message_age_seconds", "Age of the oldest message of the last batch when it was received.", "source"),
-		queueMessages: desc("queue_messages", "Messages in the queue as MNS tells; absent where it does not.", "source", "state"),
-		retention:     desc("queue_retention_seconds", "How long MNS keeps a message, delivered or not; absent where it does not tell.", "source"),
-		expiry:        desc("credential_expiry_timestamp_seconds", "When the credential ends; absent where it does not.", "source"),
-		refreshes:     desc("credential_refreshes_total", "Attempts to fetch a credential.", "source", "result"),
-		sinkUp:        desc("sink_up", "1 while the sink takes messages.", "sink"),
-		sinkRequired:  desc("sink_required", "1 where a delete waits for the sink, 0 where no route requires it.", "sink"),
-		generation:    desc("config_generation", "How many configurations have been in force, the present one included."),
-		hash:          desc("config_hash", "The first 48 bits of the hash of the configuration in force: replicas that differ here differ in it."),
-		reloaded:      desc("config_last_reload_successful", "0 if the last reload was refused and the configuration before it is in force, 1 otherwise."),
-		reloadedAt:    desc("config_last_reload_success_timestamp_seconds", "When the configuration in force was loaded."),
+		received:         desc("messages_received_total", "Messages received from the queue, redeliveries included.", "source"),
+		deleted:          desc("messages_deleted_total", "Messages deleted from the queue after every required sink had confirmed them.", "source"),
+		lostLeases:       desc("messages_lost_leases_total", "Messages whose lease ended before they were settled, or whose delete was not confirmed; they may come again.", "source"),
+		returned:         desc("messages_returned_total", "Messages given back to the queue, by reason.", "source", "reason"),
+		retried:          desc("messages_retried_total", "Tries to deliver that failed, by reason.", "source", "reason"),
+		delivered:        desc("messages_delivered_total", "Messages confirmed by a sink.", "source", "route", "sink"),
+		deadLettered:     desc("messages_dead_lettered_total", "Messages that a dead-letter sink has confirmed, by reason.", "source", "reason"),
+		skipped:          desc("messages_skipped_total", "Deliveries that the ledger spared: the sink had confirmed the message before.", "source", "sink"),
+		givenUp:          desc("messages_given_up_total", "Deliveries that failed and are not tried again, of sinks that are not required and of sources that deliver at most once, by reason.", "source", "reason"),
+		ledgerErrors:     desc("ledger_failures_total", "Calls of the ledger that failed or were left out; each may cost duplicates.", "operation"),
+		ledgerEntries:    desc("ledger_entries", "Confirms that the ledger remembers; 0 where it does not know."),
+		ledgerEvicted:    desc("ledger_evictions_total", "Confirms that a ledger in memory has dropped because it was full; a message that comes again after that may be delivered twice."),
+		state:            desc("source_state", "1 for the state that the source is in, 0 for the others.", "source", "state"),
+		inFlight:         desc("in_flight_messages", "Messages received and not settled.", "source"),
+		pollers:          desc("pollers", "Pollers that ask the queue.", "source"),
+		fill:             desc("batch_fill_ratio", "How full the batches were that held anything, of late: near 1 under a backlog.", "source"),
+		oldest:           desc("oldest_message_age_seconds", "Age of the oldest message of the last batch when it was received.", "source"),
+		queueMessages:    desc("queue_messages", "Messages in the queue as MNS tells; absent where it does not.", "source", "state"),
+		retention:        desc("queue_retention_seconds", "How long MNS keeps a message, delivered or not; absent where it does not tell.", "source"),
+		expiry:           desc("credential_expiry_timestamp_seconds", "When the credential ends; absent where it does not.", "source"),
+		refreshes:        desc("credential_refreshes_total", "Attempts to fetch a credential.", "source", "result"),
+		sinkUp:           desc("sink_up", "1 while the sink takes messages.", "sink"),
+		sinkRequired:     desc("sink_required", "1 where a delete waits for the sink, 0 where no route requires it.", "sink"),
+		shadowSeen:       desc("shadow_messages_total", "Messages seen by a source in shadow mode.", "source"),
+		shadowDeliveries: desc("shadow_deliveries_total", "Deliveries that a source in shadow mode would make; none is made.", "source", "route", "sink"),
+		auditLines:       desc("audit_lines_total", "Lines of the audit; a lost one could not be written.", "result"),
+		generation:       desc("config_generation", "How many configurations have been in force, the present one included."),
+		hash:             desc("config_hash", "The first 48 bits of the hash of the configuration in force: replicas that differ here differ in it."),
+		reloaded:         desc("config_last_reload_successful", "0 if the last reload was refused and the configuration before it is in force, 1 otherwise."),
+		reloadedAt:       desc("config_last_reload_success_timestamp_seconds", "When the configuration in force was loaded."),
 	}
 }
 
@@ -116,9 +120,18 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	c.configuration(out, &d)
 	now := c.app.present()
 	for _, s := range now.sources {
-		c.source(out, &d, s)
+		if s.shadow != nil {
+			c.shadow(out, &d, s)
+		} else {
+			c.source(out, &d, s)
+		}
+		c.queue(out, &d, s)
 	}
+	c.audit(out, &d, now.audit)
 	for _, s := range now.sinks {
+		if s.idle {
+			continue // neither up nor down
+		}
 		health, _ := s.endpoint.Health()
 		out <- prometheus.MustNewConstMetric(d.sinkUp, prometheus.GaugeValue, number(health.State == relay.Up), s.name)
 		out <- prometheus.MustNewConstMetric(d.sinkRequired, prometheus.GaugeValue, number(s.used(now.sources)), s.name)
@@ -186,14 +199,42 @@ func (c *collector) source(out chan<- prometheus.Metric, d *descs, s *source) {
 	for target, n := range counts.Delivered {
 		count(d.delivered, n, target.Route, target.Sink)
 	}
-	state, _ := s.state()
-	for _, possible := range relay.SourceStates() {
-		gauge(d.state, number(state == possible), string(possible))
-	}
 	gauge(d.inFlight, float64(counts.InFlight))
 	gauge(d.pollers, float64(counts.Pollers))
 	gauge(d.fill, counts.Fill)
 	gauge(d.oldest, counts.OldestAge.Seconds())
+}
+
+// shadow tells of a source that only looks. It has none of the counts of messages that were
+// received: an alert on what flows has nothing to say of it.
+func (c *collector) shadow(out chan<- prometheus.Metric, d *descs, s *source) {
+	report := s.shadow.Report()
+	out <- prometheus.MustNewConstMetric(d.shadowSeen, prometheus.CounterValue, float64(report.Seen), s.cfg.Name)
+	for target, n := range report.Deliveries {
+		out <- prometheus.MustNewConstMetric(d.shadowDeliveries, prometheus.CounterValue, float64(n), s.cfg.Name, target.Route, target.Sink)
+	}
+}
+
+// audit tells of the lines; nothing where none is written.
+func (c *collector) audit(out chan<- prometheus.Metric, d *descs, a *auditing) {
+	if a.auditor == nil {
+		return
+	}
+	written, lost := c.app.audited.Counts()
+	out <- prometheus.MustNewConstMetric(d.auditLines, prometheus.CounterValue, float64(written), "written")
+	out <- prometheus.MustNewConstMetric(d.auditLines, prometheus.CounterValue, float64(lost), "lost")
+}
+
+// queue tells of the state of a source, of its queue and of its credential.
+func (c *collector) queue(out chan<- prometheus.Metric, d *descs, s *source) {
+	name := s.cfg.Name
+	gauge := func(desc *prometheus.Desc, v float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, append([]string{name}, labels...)...)
+	}
+	state, _ := s.state()
+	for _, possible := range relay.SourceStates() {
+		gauge(d.state, number(state == possible), string(possible))
+	}
 	if depth := s.depth.Load(); depth != nil {
 		gauge(d.queueMessages, float64(depth.Active), "active")
 		gauge(d.queueMessages, float64(depth.Inactive), "inactive")
@@ -206,6 +247,7 @@ func (c *collector) source(out chan<- prometheus.Metric, d *descs, s *source) {
 	if !credential.Expires.IsZero() {
 		gauge(d.expiry, float64(credential.Expires.UnixMilli())/1000)
 	}
-	count(d.refreshes, credential.Refreshes, "success")
-	count(d.refreshes, credential.Failures, "failure")
+	for result, n := range map[string]uint64{"success": credential.Refreshes, "failure": credential.Failures} {
+		out <- prometheus.MustNewConstMetric(d.refreshes, prometheus.CounterValue, float64(n), name, result)
+	}
 }

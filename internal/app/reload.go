@@ -12,6 +12,7 @@ import (
 
 	"mnsrelay/api"
 	"mnsrelay/internal/config"
+	"mnsrelay/internal/dryrun"
 	"mnsrelay/internal/relay"
 )
 
@@ -114,14 +115,18 @@ type plan struct {
 // plan builds what cfg has and the relay has not; what is the same in both is kept.
 func (a *App) plan(cfg *config.Config) (*plan, error) {
 	now := a.present()
-	p := &plan{parts: parts{cfg: cfg}}
+	p := &plan{parts: parts{cfg: cfg, audit: now.audit}}
+	idle := onlyShadowed(cfg)
 	sinks := make(map[string]*sink, len(cfg.Sinks))
 	for _, c := range cfg.Sinks {
 		fingerprint := cfg.SinkFingerprint(c.Name)
+		if idle[c.Name] {
+			fingerprint = "idle " + fingerprint
+		}
 		s := find(now.sinks, func(s *sink) bool { return s.name == c.Name && s.fingerprint == fingerprint })
 		if s == nil {
 			var err error
-			if s, err = newSink(c, a.deps, a.metrics, &a.meters); err != nil {
+			if s, err = newSink(c, idle[c.Name], a.deps, a.metrics, &a.meters); err != nil {
 				return nil, fmt.Errorf("open sink %q: %w", c.Name, err)
 			}
 			s.fingerprint = fingerprint
@@ -130,12 +135,23 @@ func (a *App) plan(cfg *config.Config) (*plan, error) {
 		sinks[c.Name] = s
 		p.sinks = append(p.sinks, s)
 	}
+	var err error
+	if p.audit == nil || p.audit.fingerprint != cfg.AuditFingerprint() {
+		if p.audit, err = newAuditing(cfg, sinks, &a.audited, a.log); err != nil {
+			return nil, err
+		}
+	}
+	var dry *dryrun.Relay // for sources in shadow mode
+	if slices.ContainsFunc(cfg.Sources, func(s config.Source) bool { return s.Shadow() }) {
+		if dry, err = dryrun.New(cfg, a.deps.agent()); err != nil {
+			return nil, err
+		}
+	}
 	for _, c := range cfg.Sources {
 		fingerprint := cfg.SourceFingerprint(c.Name)
 		s := find(now.sources, func(s *source) bool { return s.cfg.Name == c.Name && s.fingerprint == fingerprint })
 		if s == nil {
-			var err error
-			if s, err = a.newSource(c, cfg.Routes, sinks); err != nil {
+			if s, err = a.newSource(c, cfg.Routes, sinks, p.audit.auditor, dry); err != nil {
 				return nil, fmt.Errorf("open source %q: %w", c.Name, err)
 			}
 			s.fingerprint = fingerprint
@@ -191,6 +207,9 @@ func (a *App) apply(receive, work, connected context.Context, p *plan) {
 			<-s.ended
 		}
 	}
+	if before := a.present().audit; before != p.audit {
+		before.end()
+	}
 	for _, s := range p.stopSinks {
 		s.stop()
 	}
@@ -201,6 +220,9 @@ func (a *App) apply(receive, work, connected context.Context, p *plan) {
 	a.shared.SetBounds(p.cfg.InFlight.Messages, int64(p.cfg.InFlight.Bytes))
 	for _, s := range p.startSinks {
 		s.start(connected, a.supervise)
+	}
+	if p.audit != a.present().audit {
+		p.audit.start(connected)
 	}
 	a.mu.Lock()
 	for _, s := range p.startSources {

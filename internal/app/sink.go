@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -20,15 +21,17 @@ type sink struct {
 	stats       *relay.SinkStats
 	took        func(time.Duration)
 	worked      atomic.Bool
+	// idle says that only sources in shadow mode lead here: the sink does not run.
+	idle bool
 
 	stop  context.CancelFunc
 	ended chan struct{}
 }
 
-func newSink(c config.Sink, deps Deps, m *metrics, meters *meters) (*sink, error) {
+func newSink(c config.Sink, idle bool, deps Deps, m *metrics, meters *meters) (*sink, error) {
 	endpoint, err := c.Settings.Open(relay.SinkDeps{
 		Name:     c.Name,
-		Instance: fmt.Sprintf("mnsrelay/%s (%s)", deps.Version, deps.Instance),
+		Instance: deps.agent(),
 		Log:      deps.Log.With(zap.String("sink", c.Name)),
 	})
 	if err != nil {
@@ -37,7 +40,7 @@ func newSink(c config.Sink, deps Deps, m *metrics, meters *meters) (*sink, error
 	duration := m.deliveryDuration.WithLabelValues(c.Name)
 	latency := &meters.of(meterName{sink: c.Name}).latency
 	return &sink{
-		name: c.Name, kind: c.Type, endpoint: endpoint, stats: relay.NewSinkStats(),
+		name: c.Name, kind: c.Type, idle: idle, endpoint: endpoint, stats: relay.NewSinkStats(),
 		took: func(d time.Duration) {
 			duration.Observe(d.Seconds())
 			latency.observe(d)
@@ -57,6 +60,9 @@ func (s *sink) target(route string, with relay.Overrides) (relay.Target, error) 
 		Sink:   relay.Measure(bound, s.stats, s.took),
 		Health: s.endpoint,
 	}
+	if addressed, ok := bound.(relay.Addressed); ok {
+		target.Address = addressed.Address()
+	}
 	if r, ok := bound.(relay.Retrier); ok {
 		target.Retries = r.Retries()
 	}
@@ -67,11 +73,39 @@ func (s *sink) target(route string, with relay.Overrides) (relay.Target, error) 
 func (s *sink) start(connected context.Context, supervise func(part string, err error)) {
 	ctx, stop := context.WithCancel(connected)
 	s.stop = stop
+	if s.idle {
+		close(s.ended)
+		return
+	}
 	go func() {
 		defer close(s.ended)
 		defer stop()
 		supervise("sink "+s.name, s.endpoint.Run(ctx))
 	}()
+}
+
+// onlyShadowed are the sinks that nothing is sent to, since the sources that lead there are
+// all in shadow mode. A connection could declare an exchange, or take a place at the broker.
+func onlyShadowed(cfg *config.Config) map[string]bool {
+	only := make(map[string]bool)
+	for _, shadow := range []bool{true, false} {
+		for _, s := range cfg.Sources {
+			if s.Shadow() != shadow {
+				continue
+			}
+			if s.DeadLetter != "" {
+				only[s.DeadLetter] = shadow
+			}
+			for _, r := range cfg.Routes {
+				for _, to := range r.To {
+					if slices.Contains(r.From, s.Name) {
+						only[to.Sink] = shadow
+					}
+				}
+			}
+		}
+	}
+	return only
 }
 
 // hasWorked tells whether the sink has worked once: it has delivered, or it is up and has

@@ -11,8 +11,10 @@ import (
 
 	"mnsrelay/internal/config"
 	"mnsrelay/internal/credentials"
+	"mnsrelay/internal/dryrun"
 	"mnsrelay/internal/mns"
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/shadow"
 )
 
 // source is one configured queue at work.
@@ -22,7 +24,8 @@ type source struct {
 	refresher   *credentials.Refresher
 	queue       *mns.Source
 	stats       *relay.Stats
-	pipeline    *relay.Pipeline
+	pipeline    pipeline
+	shadow      *shadow.Pipeline // nil: the source relays
 	// sinks are those that the pipeline waits for, by name.
 	sinks map[string]*sink
 	// depth is what the queue last told of itself; nil: it does not tell.
@@ -33,7 +36,28 @@ type source struct {
 	ended          chan struct{}
 }
 
-func (a *App) newSource(c config.Source, routes config.Routes, sinks map[string]*sink) (*source, error) {
+// pipeline is what a source does with its queue: it relays or looks.
+type pipeline interface {
+	// Run goes on until receive ends and what is in flight is settled, or until work ends.
+	Run(receive, work context.Context)
+	Pause(reason string)
+	Resume()
+	State() (state relay.SourceState, reason string)
+	// UnderWay counts the messages that a drain waits for.
+	UnderWay() int
+	InFlight(id string) (attempt int, found bool)
+	SetRetention(retention time.Duration)
+	Retention() time.Duration
+	SetQueuePolicy(maxReceives int, queue string)
+}
+
+var (
+	_ pipeline = (*relay.Pipeline)(nil)
+	_ pipeline = (*shadow.Pipeline)(nil)
+)
+
+// newSource makes a source; auditor may be nil, and dry is for one in shadow mode.
+func (a *App) newSource(c config.Source, routes config.Routes, sinks map[string]*sink, auditor relay.Auditor, dry *dryrun.Relay) (*source, error) {
 	s := &source{
 		cfg: c, stats: a.statsOf(c.Name), sinks: make(map[string]*sink), ended: make(chan struct{}),
 		log: a.deps.Log.With(zap.String("source", c.Name)),
@@ -52,6 +76,14 @@ func (a *App) newSource(c config.Source, routes config.Routes, sinks map[string]
 	if err != nil {
 		return nil, err
 	}
+	if c.Shadow() {
+		s.shadow = shadow.New(c.Paused, shadow.Deps{
+			Peek: s.queue.Queue().Peek, Denied: mns.NotAllowed, Audit: auditor, Log: s.log,
+			Explain: func(m relay.Message) (*dryrun.Explanation, error) { return dry.ExplainPeeked(c.Name, m) },
+		})
+		s.pipeline = s.shadow
+		return s, nil
+	}
 	bound, err := s.bind(routes, sinks)
 	if err != nil {
 		return nil, err
@@ -61,7 +93,7 @@ func (a *App) newSource(c config.Source, routes config.Routes, sinks map[string]
 	deps := relay.Deps{
 		Source: s.queue, Decode: c.Decoder().Decode, Routes: bound, Ledger: a.ledger,
 		Room: relay.NewRoom(c.InFlight.Messages, int64(c.InFlight.Bytes)), Shared: a.shared,
-		Stats: s.stats, Log: a.deps.Log,
+		Stats: s.stats, Log: a.deps.Log, Audit: auditor,
 		Confirmed: func(d time.Duration) {
 			duration.Observe(max(d.Seconds(), 0))
 			latency.observe(d)
@@ -198,7 +230,7 @@ func (s *source) watchDepth(ctx context.Context) {
 		}
 		counts := s.stats.Counts()
 		if !worked {
-			if worked = counts.Worked; worked {
+			if worked = s.hasWorked(&counts); worked {
 				ticker.Reset(depthTick)
 				s.readDepth(ctx)
 			}
@@ -208,6 +240,14 @@ func (s *source) watchDepth(ctx context.Context) {
 			s.readDepth(ctx)
 		}
 	}
+}
+
+// hasWorked tells whether the queue has answered a receive or, in shadow mode, a peek.
+func (s *source) hasWorked(counts *relay.Counts) bool {
+	if s.shadow != nil {
+		return !s.shadow.Report().LastPeek.IsZero()
+	}
+	return counts.Worked
 }
 
 // readDepth keeps nothing where the queue does not tell: unknown is not nought.

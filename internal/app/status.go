@@ -10,6 +10,7 @@ import (
 	"mnsrelay/api"
 	"mnsrelay/internal/httpapi"
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/shadow"
 )
 
 var _ httpapi.Relay = (*App)(nil)
@@ -94,6 +95,28 @@ func (s *source) status(counts *relay.Counts) api.Source {
 	if depth := s.depth.Load(); depth != nil {
 		out.QueueMessages = &api.QueueMessages{Active: &depth.Active, Inactive: &depth.Inactive, Delayed: &depth.Delayed}
 	}
+	if s.shadow != nil {
+		out.Shadow = shadowStatus(s.shadow.Report())
+	}
+	return out
+}
+
+// shadowStatus is a report as the API shows it.
+func shadowStatus(r shadow.Report) *api.Shadow {
+	out := &api.Shadow{
+		Seen: r.Seen, WouldDeliver: r.Delivered, WouldDeadLetter: r.DeadLettered, WouldDelete: r.Deleted, WouldRetain: r.Retained,
+		Head: r.Head, LastPeek: r.LastPeek.UTC(), Previews: []api.Preview{},
+	}
+	for _, p := range r.Previews {
+		preview := api.Preview{
+			Time: p.Time.UTC(), MessageId: p.Message, Attempt: p.Attempt, EnqueuedAt: p.EnqueuedAt.UTC(), End: p.End,
+			Reason: p.Reason, Text: p.Text, Deliveries: []api.WouldDeliver{},
+		}
+		for _, d := range p.Deliveries {
+			preview.Deliveries = append(preview.Deliveries, api.WouldDeliver{Route: d.Route, Sink: d.Sink, Target: d.Address, Reason: d.Reason, Text: d.Text})
+		}
+		out.Previews = append(out.Previews, preview)
+	}
 	return out
 }
 
@@ -112,6 +135,12 @@ func (s *source) credential() *api.Credential {
 func (s *sink) status() api.Sink {
 	health, _ := s.endpoint.Health()
 	delivered, failed := s.stats.Counts()
+	if s.idle {
+		return api.Sink{
+			Name: s.name, Type: s.kind, State: api.SinkStateIdle, Since: health.Since.UTC(), Failed: failed,
+			Reason: "only sources in shadow mode lead here: it is not connected to",
+		}
+	}
 	return api.Sink{
 		Name: s.name, Type: s.kind, State: api.SinkState(health.State.String()), Reason: health.Reason,
 		Since: health.Since.UTC(), Delivered: delivered, Failed: failed,
@@ -160,7 +189,12 @@ func (a *App) Message(ctx context.Context, id string) (api.MessageState, error) 
 			state.Confirmed = append(state.Confirmed, api.Confirmation{Source: keys[i].Source, Route: keys[i].Route, Sink: keys[i].Sink})
 		}
 	}
-	if len(state.Confirmed) == 0 && len(state.Failures) == 0 {
+	for _, s := range a.present().sources {
+		if attempt, found := s.pipeline.InFlight(id); found {
+			state.InFlight = append(state.InFlight, api.Flight{Source: s.cfg.Name, Attempt: attempt})
+		}
+	}
+	if len(state.Confirmed) == 0 && len(state.Failures) == 0 && len(state.InFlight) == 0 {
 		return state, fmt.Errorf("message %q: %w", id, httpapi.ErrNotFound)
 	}
 	return state, nil
@@ -205,10 +239,11 @@ func (s *sink) used(sources []*source) bool {
 }
 
 // waiting says what of the source has not worked yet. A source that is paused is not
-// expected to receive.
+// expected to receive. Neither is one in shadow mode, whose keys may not even peek: it must
+// not keep the probes from the sources beside it, nor end a rollout.
 func (s *source) waiting() (waiting []string) {
 	state, reason := s.state()
-	if s.stats.Counts().Worked || state == relay.SourcePaused {
+	if s.stats.Counts().Worked || state == relay.SourcePaused || s.shadow != nil {
 		return nil
 	}
 	if reason == "" {

@@ -43,6 +43,7 @@ func (d *decoder) check(c *Config) {
 	}
 	d.checkRings(c)
 	d.checkLedger(c)
+	d.checkAudit(c)
 	d.checkWhole(c)
 }
 
@@ -138,6 +139,7 @@ func (d *decoder) checkSource(s *Source) {
 	at := func(key string) string { return join(path, key) }
 
 	d.oneOf(at("type"), s.Type, sourceTypeMNS)
+	d.oneOf(at("mode"), s.Mode, modeRelay, modeShadow)
 	d.oneOf(at("preset"), s.Preset, credentials.PresetAlicomCN, credentials.PresetAlicomIntl, presetNone)
 	if s.BatchSize < 1 || s.BatchSize > maxBatch {
 		d.checked(at("batch_size"), "must be from 1 to %d, not %s", maxBatch, d.plain(at("batch_size"), s.BatchSize))
@@ -419,7 +421,7 @@ func (d *decoder) checkWhole(c *Config) {
 			d.problem(path, "no route takes its messages: write to: %s here, or a route with from: [%s]", firstOr(sinkNames(c), "SINK"), s.Name)
 		}
 		for _, other := range c.Sources[:i] {
-			if s.Queue != "" && s.Queue == other.Queue && s.Endpoint == other.Endpoint {
+			if s.Queue != "" && s.Queue == other.Queue && s.Endpoint == other.Endpoint && !s.Shadow() && !other.Shadow() {
 				d.warn(join(path, "queue"), "the source %s receives from it too: each gets a part of the messages", other.Name)
 			}
 		}
@@ -432,7 +434,7 @@ func (d *decoder) checkWhole(c *Config) {
 		used := slices.ContainsFunc(c.Sources, func(source Source) bool { return source.DeadLetter == s.Name }) || slices.ContainsFunc(c.Routes, func(r Route) bool {
 			return slices.ContainsFunc(r.To, func(t Target) bool { return t.Sink == s.Name })
 		})
-		if !used {
+		if !used && s.Name != c.Audit.To {
 			d.warn(join("sinks", s.Name), "no route leads to it, and no source has it for its dead letters")
 		}
 	}

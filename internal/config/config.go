@@ -20,6 +20,7 @@ package config
 import (
 	"time"
 
+	"mnsrelay/internal/audit"
 	"mnsrelay/internal/credentials"
 	"mnsrelay/internal/ledger"
 	"mnsrelay/internal/mns"
@@ -39,6 +40,8 @@ type Config struct {
 	// Ledger remembers which sink has confirmed which message.
 	Ledger  ledger.Config `yaml:"ledger"`
 	Tracing Tracing       `yaml:"tracing"`
+	// Audit writes down what became of each message.
+	Audit audit.Config `yaml:"audit"`
 	// InFlight is room: how much all sources together may have between receive and settle.
 	InFlight InFlight `yaml:"in_flight"`
 	// Sources are the queues that messages come from, by name.
@@ -120,6 +123,9 @@ type Source struct {
 	Preset string `yaml:"preset" schema:"enum=alicom-cn|alicom-intl|none"`
 	// Endpoint is the URL of the MNS server.
 	Endpoint setting.URL `yaml:"endpoint"`
+	// Mode is relay, or shadow: look into the queue without taking anything, and show what
+	// would be sent.
+	Mode string `yaml:"mode" schema:"enum=relay|shadow"`
 	// Queue is its name. That of an Alicom queue implies a preset.
 	Queue string `yaml:"queue" schema:"required"`
 	// Credentials say whose keys sign the requests.
@@ -155,6 +161,9 @@ type Source struct {
 	// To makes a route of the source's name, without a condition: one sink or several.
 	To Targets `yaml:"to"`
 }
+
+// Shadow tells whether the source only looks.
+func (s *Source) Shadow() bool { return s.Mode == modeShadow }
 
 // Decoder gives what unwraps and decodes the messages of the source.
 func (s *Source) Decoder() *mns.Decoder {

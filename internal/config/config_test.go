@@ -52,6 +52,7 @@ func usual() config.Environment {
 		"/run/secrets/aliyun/access-key-secret": "file-secret\n",
 		"/run/secrets/admin-token":              "0123456789abcdef\n",
 		"/run/secrets/redis/password":           "redis-secret\n",
+		"/run/secrets/audit-hash":               "0123456789abcdef0123456789abcdef\n",
 		"/run/secrets/apsaramq/username":        "MjphbXFwOmNuLXh4eHg=\n",
 		"/run/secrets/apsaramq/password":        "QkY5RkM=\n",
 		"/run/secrets/artemis/password":         "artemis-secret\n",
@@ -108,7 +109,7 @@ func TestEveryExampleLoads(t *testing.T) {
 	}
 	require.Subset(t, names, []string{ // those that the documentation points at
 		"sms-reports.yaml", "sms-reports-webhook.yaml", "oss-events.yaml", "routing.yaml", "dead-letters.yaml", "everything.yaml",
-		"amqp091-cluster.yaml", "amqp091-apsaramq.yaml", "amqp10.yaml", "azure-service-bus.yaml",
+		"amqp091-cluster.yaml", "amqp091-apsaramq.yaml", "amqp10.yaml", "azure-service-bus.yaml", "shadow.yaml",
 	})
 	for _, path := range examples {
 		t.Run(filepath.Base(path), func(t *testing.T) {

@@ -16,6 +16,9 @@ const (
 	presetNone    = "none"
 	sinkTypeKey   = "type"
 
+	modeRelay  = "relay"
+	modeShadow = "shadow"
+
 	atLeastOnce = "at_least_once"
 	atMostOnce  = "at_most_once"
 )
@@ -40,6 +43,7 @@ func DefaultSource(name string) Source {
 	return Source{
 		Name:            name,
 		Type:            sourceTypeMNS,
+		Mode:            modeRelay,
 		BatchSize:       16,
 		Wait:            30 * time.Second,
 		Pollers:         Pollers{Min: 1, Max: 4},

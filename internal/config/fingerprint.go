@@ -21,7 +21,7 @@ import (
 // taken of secrets, they are compared and never shown.
 
 // SourceFingerprint is equal for equal pipelines: the source, its routes, and the sinks
-// that these and its dead letters go to. It is empty where there is no such source.
+// that these and its dead letters go to, and the audit. It is empty where there is no such source.
 func (c *Config) SourceFingerprint(name string) string {
 	i := slices.IndexFunc(c.Sources, func(s Source) bool { return s.Name == name })
 	if i < 0 {
@@ -41,6 +41,7 @@ func (c *Config) SourceFingerprint(name string) string {
 	for _, sink := range slices.Sorted(maps.Keys(sinks)) {
 		f.text(sink, c.SinkFingerprint(sink))
 	}
+	f.text(c.AuditFingerprint())
 	return f.sum()
 }
 

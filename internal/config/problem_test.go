@@ -273,7 +273,7 @@ sinks:
 		{"a word", "hello\n", []string{`1:1: must be a mapping that holds sources: and sinks:, not a single value`}},
 		{"not text", "a: \"\xff\"\n", []string{`1:5: is not YAML: invalid leading UTF-8 octet (value: 255)`}},
 		{"an anchor inside itself", "a: &a [*a]\nsources: &s {x: {credentials: &c {base: *c}, to: &t [*t]}}\nsinks: {e: &e {<<: *e, type: file, path: a}}\nlog: &l {<<: [*l, 1]}\ntracing: {<<: 5}\n", []string{
-			`1:1: a: unknown key: the keys here are server, log, drain_timeout, reload, ledger, tracing, in_flight, sources, sinks and routes`,
+			`1:1: a: unknown key: the keys here are server, log, drain_timeout, reload, ledger, tracing, audit, in_flight, sources, sinks and routes`,
 			`2:14: sources.x.queue: required: write the queue's name`,
 			`2:18: sources.x.credentials.type: required: write static, mns_token, ram_role_arn, oidc_role_arn, ecs_ram_role, credentials_uri or default`,
 			`2:35: sources.x.credentials.base: is inside the anchor that it refers to: write the value out`,
@@ -282,14 +282,14 @@ sinks:
 			`5:11: tracing: << takes a mapping, as in <<: *anchor`,
 		}},
 		{"control characters", "\"a\\e[2J\\nb\": 1\n" + with("to: events", `to: "\e[2J"`), []string{
-			`1:1: a\x1b[2J\nb: unknown key: the keys here are server, log, drain_timeout, reload, ledger, tracing, in_flight, sources, sinks and routes`,
+			`1:1: a\x1b[2J\nb: unknown key: the keys here are server, log, drain_timeout, reload, ledger, tracing, audit, in_flight, sources, sinks and routes`,
 			`7:9: sources.sms.to: there is no sink "\x1b[2J": there is events`,
 		}},
 		{"everything at once", "log: {level: loud}\n" + with("queue: orders", "queue: orders\n    wait: 31s\n    batch_size: 17\n    sink: events"), []string{
 			`1:14: log.level: must be debug, info, warn or error, not "loud"`,
 			`5:11: sources.sms.wait: must be whole seconds from 0s to 30s, not 31s`,
 			`6:17: sources.sms.batch_size: must be from 1 to 16, not 17`,
-			`7:5: sources.sms.sink: unknown key: the keys here are type, preset, endpoint, queue, credentials, batch_size, wait, pollers, in_flight, body, unwrap, guarantee, redelivery, max_receives, dead_letter, dead_letter_limit, unmatched, paused and to`,
+			`7:5: sources.sms.sink: unknown key: the keys here are type, preset, endpoint, mode, queue, credentials, batch_size, wait, pollers, in_flight, body, unwrap, guarantee, redelivery, max_receives, dead_letter, dead_letter_limit, unmatched, paused and to`,
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

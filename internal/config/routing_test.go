@@ -200,6 +200,11 @@ func TestProblemsOfTheProcess(t *testing.T) {
 		`tracing: {otlp_endpoint: "http://h:4318"}`:        `1:26: tracing.otlp_endpoint: tracing is not supported yet`,
 		`ledger: {type: redis, url: "http://u:hunter2@h"}`: `1:28: ledger.url: must begin with redis:// or, with TLS, rediss://`,
 		`ledger: {type: redis, url: "${file:/url}"}`:       `1:28: ledger.url: has a path that is not the number of a database: write redis://host:6379/0`,
+		`audit: {to: nowhere}`:                             `1:13: audit.to: there is no sink "nowhere": there are events and log`,
+		`audit: {to: events}`:                              `1:13: audit.to: must be log or a sink of type file, and "events" is of type amqp091`,
+		`audit: {key: "{{ id }}"}`:                         `1:1: audit.to: is missing, so nothing is audited: write log, or the name of a file sink`,
+		`audit: {to: log, hash_secret: hunter2}`:           `1:31: audit.hash_secret: has a meaning with a key only: write key too, or remove it`,
+		`audit: {to: log, key: "{{ boddy.x }}"}`:           `1:27: audit.key: there is no variable "boddy": did you mean "body"?`,
 		`in_flight: {messages: 15, bytes: 1MiB}`:           `1:23: in_flight.messages: must be at least 16, the largest batch_size, not 15`,
 	} {
 		require.Equal(t, []string{want}, problems(t, text+"\n"+with("sources:", "sources:"), env), text)
@@ -425,6 +430,10 @@ func TestWarningsOfRoutes(t *testing.T) {
 			`1:23: server.admin_token: is shorter than 16 characters, so it can be guessed; openssl rand -hex 32 makes one that cannot`,
 			`2:15: ledger.ttl: is shorter than the redelivery.max of the source sms: what comes again later goes to the sinks that have it, too`,
 		}},
+		{"an audit", "audit: {to: log, key: id, hash_secret: short}\n" + with("sources:", "sources:"), []string{
+			`1:23: audit.key: is the same for every message: write a template, as in '{{ body.biz_id }}'`,
+			`1:40: audit.hash_secret: is shorter than 16 characters, so it can be guessed, and with it every key; openssl rand -hex 32 makes one that cannot`,
+		}},
 		{"an empty token", "server: {admin_token: '${TOKEN}'}\n" + with("sources:", "sources:"), []string{
 			`1:23: server.admin_token: what came from environment TOKEN is empty: the endpoints that change something stay closed`,
 		}},
@@ -504,6 +513,8 @@ routes:
 		{"an override that goes", "with: {routing_key: k, headers: {z: z}}", "required: true", []string{"a", "b"}},
 		{"the name of a route", "name: own", "name: owned", []string{"b"}},
 		{"required", "{sink: hook}", "{sink: hook, required: false}", []string{"b"}},
+		{"the audit", "# one\n", "audit: {to: log}\n", []string{"a", "b"}},
+		{"the mode", "queue: other", "queue: other\n    mode: shadow", []string{"b"}},
 		{"a secret in the file", "0123456789", "0123456788", []string{"server"}},
 		{"the ledger", "# one\n", "ledger: {ttl: 20h}\n", []string{"ledger"}},
 	} {
@@ -530,4 +541,31 @@ func changed(before, after map[string]string) []string {
 		}
 	}
 	return names
+}
+
+// The audit has a file of its own, and a queue may be looked into beside whoever receives.
+func TestTheFileOfAnAudit(t *testing.T) {
+	t.Parallel()
+	const text = `audit: {to: lines}
+sources:
+  a: {queue: q, endpoint: "https://h", credentials: &keys {type: static, access_key_id: i, access_key_secret: s}, to: out, dead_letter: dead}
+  b: {queue: q, endpoint: "https://h", credentials: *keys, mode: shadow, to: out}
+sinks:
+  out: {type: file, path: out}
+  dead: {type: file, path: dead}
+  lines: {type: file, path: lines}
+`
+	c := parse(t, text, environment(nil, nil))
+	require.Equal(t, "lines", c.AuditFile())
+	require.True(t, c.Sources[1].Shadow())
+	for change, want := range map[[2]string]string{
+		{"to: lines}", "to: out}"}:          `1:13: audit.to: is a sink that the route a leads to: write one of its own`,
+		{"to: lines}", "to: dead}"}:         `1:13: audit.to: is the dead_letter of the source a too: write a sink of its own`,
+		{"path: lines", "path: '{{ id }}'"}: `1:13: audit.to: must be a sink with one file, and the path of "lines" holds a {{ }}`,
+		{"mode: shadow", "mode: shaddow"}:   `4:66: sources.b.mode: must be relay or shadow, not "shaddow"; did you mean "shadow"?`,
+	} {
+		require.Equal(t, []string{want}, problems(t, strings.Replace(text, change[0], change[1], 1), environment(nil, nil)))
+	}
+	require.Equal(t, []string{`1:13: audit.to: is the log, and there is a sink of this name: give the sink another`},
+		problems(t, strings.NewReplacer("to: lines}", "to: log}", "  lines:", "  log:").Replace(text), environment(nil, nil)))
 }

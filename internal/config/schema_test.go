@@ -322,6 +322,7 @@ func everything(t *testing.T) []string {
 	text, err := os.ReadFile("../../configs/everything.yaml")
 	require.NoError(t, err)
 	plain := regexp.MustCompile(`\{\{.*?\}\}`).ReplaceAllString(string(text), "x")
+	plain = strings.Replace(plain, "  key: 'x'", "  key: '{{ id }}'", 1) // that of the audit needs one
 	before, rest, found := strings.Cut(plain, "\nsinks:\n")
 	require.True(t, found)
 	sinks, after, found := strings.Cut(rest, "\nroutes: ")
@@ -338,6 +339,10 @@ func everything(t *testing.T) []string {
 		name := sinks[head[2]:head[3]]
 		documents = append(documents, "sources: {s: {queue: Alicom-Queue-1-SmsUp, to: "+name+", dead_letter: dead}}\nsinks:\n"+
 			sinks[head[0]:end]+"\n  dead: {type: file, path: dead}\n")
+		if name == "audit-lines" { // the audit goes to a file only
+			few.WriteString("  audit-lines: {type: file, path: lines}\n")
+			continue
+		}
 		fmt.Fprintf(&few, "  %s: {type: webhook, url: https://%s.example}\n", name, name)
 	}
 	return append(documents, before+"\nsinks:\n"+few.String()+"\nroutes: "+after)

@@ -38,7 +38,9 @@ type Delivery struct {
 	// Route is empty for a dead letter.
 	Route, Sink, Type string
 	Required          bool
-	Preview           relay.Preview
+	// Address is what an audit calls the far side (relay.Addressed).
+	Address string
+	Preview relay.Preview
 	// Err is why the sink would reject the message.
 	Err error
 }

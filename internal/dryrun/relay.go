@@ -36,6 +36,7 @@ type boundRoute struct {
 type target struct {
 	route, name, kind string
 	required          bool
+	address           string
 	sink              relay.Previewer
 }
 
@@ -61,7 +62,11 @@ func New(cfg *config.Config, instance string) (*Relay, error) {
 		if !can {
 			return target{}, fmt.Errorf("sink %q does not tell what it would send", t.Sink)
 		}
-		return target{route: routeName, name: t.Sink, kind: kinds[t.Sink], required: t.Required, sink: previewer}, nil
+		bound := target{route: routeName, name: t.Sink, kind: kinds[t.Sink], required: t.Required, sink: previewer}
+		if addressed, can := sink.(relay.Addressed); can {
+			bound.address = addressed.Address()
+		}
+		return bound, nil
 	}
 	for _, c := range cfg.Sources {
 		s := &source{cfg: c, decoder: c.Decoder()}
@@ -102,14 +107,36 @@ func (r *Relay) Explain(given *Message) (*Explanation, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Explanation{Message: m}
-	if encoded {
-		if m, err = s.decoder.Decode(m); err != nil {
-			s.reject(e, "", err)
-			return e, nil
-		}
-		e.Message = m
+	if !encoded {
+		return s.explain(m), nil
 	}
+	return s.decode(m), nil
+}
+
+// ExplainPeeked is Explain for a message that is in the queue of the named source, as it is
+// there, for the next time that it is received.
+func (r *Relay) ExplainPeeked(source string, m relay.Message) (*Explanation, error) {
+	s, err := r.source(source)
+	if err != nil {
+		return nil, err
+	}
+	m.Attempt++
+	return s.decode(m), nil
+}
+
+// decode explains a message as it is in the queue.
+func (s *source) decode(m relay.Message) *Explanation {
+	decoded, err := s.decoder.Decode(m)
+	if err != nil {
+		e := &Explanation{Message: m}
+		s.reject(e, "", err)
+		return e
+	}
+	return s.explain(decoded)
+}
+
+func (s *source) explain(m relay.Message) *Explanation {
+	e := &Explanation{Message: m}
 	matched := false
 	for _, rt := range s.routes {
 		explained := rt.explain(&m)
@@ -119,16 +146,16 @@ func (r *Relay) Explain(given *Message) (*Explanation, error) {
 				e.Routes[i].Deliveries = nil
 			}
 			s.reject(e, "", fmt.Errorf("route %s: %w", rt.Name, explained.Err))
-			return e, nil
+			return e
 		}
 		matched = matched || explained.Matches
 	}
 	if !matched {
 		s.unmatched(e)
-		return e, nil
+		return e
 	}
 	s.end(e)
-	return e, nil
+	return e
 }
 
 // end says what becomes of a message that routes take.
@@ -193,7 +220,7 @@ func (rt *boundRoute) explain(m *relay.Message) Route {
 }
 
 func (t *target) preview(m *relay.Message) Delivery {
-	d := Delivery{Route: t.route, Sink: t.name, Type: t.kind, Required: t.required}
+	d := Delivery{Route: t.route, Sink: t.name, Type: t.kind, Required: t.required, Address: t.address}
 	d.Preview, d.Err = t.sink.Preview(m)
 	return d
 }

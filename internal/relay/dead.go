@@ -122,7 +122,7 @@ func (p *Pipeline) bury(ctx, work context.Context, b *batch, index []int) {
 		m.Dead = &DeadLetter{Reason: reason, Error: v.err.Error(), Sink: v.sink, First: m.EnqueuedAt, Last: now}
 		letters, of = append(letters, m), append(of, i)
 	}
-	p.deadLetter(ctx, b, letters, &p.dead.recent, func(k int) { b.verdicts[of[k]].buried = letters[k].Dead.Reason })
+	p.deadLetter(ctx, b, letters, of, &p.dead.recent, func(k int) { b.verdicts[of[k]].buried = letters[k].Dead.Reason })
 }
 
 // buryOptional sends what an optional target would not take to the dead-letter sink
@@ -134,6 +134,7 @@ func (p *Pipeline) buryOptional(ctx context.Context, b *batch, t *target, refuse
 	for k, i := range refused.index {
 		reason := ReasonOf(refused.results[k].Err)
 		p.deps.Stats.givenUp(reason)
+		p.audit(AuditGivenUp, &b.messages[i], t, reason)
 		if p.dead == nil || errors.Is(refused.results[k].Err, ErrSinkDown) || ctx.Err() != nil || !p.dead.allow(&p.dead.optional, time.Now()) {
 			continue
 		}
@@ -145,13 +146,14 @@ func (p *Pipeline) buryOptional(ctx context.Context, b *batch, t *target, refuse
 		letters, of = append(letters, m), append(of, i)
 	}
 	if p.dead != nil {
-		p.deadLetter(ctx, b, letters, &p.dead.optional, func(k int) { b.confirm(of[k], t) })
+		p.deadLetter(ctx, b, letters, of, &p.dead.optional, func(k int) { b.confirm(of[k], t) })
 	}
 }
 
-// deadLetter delivers letters and calls buried for each that was confirmed; the places
-// of the others under the limit are given back.
-func (p *Pipeline) deadLetter(ctx context.Context, b *batch, letters []Message, recent *[]time.Time, buried func(k int)) {
+// deadLetter delivers letters, of names the messages in the batch that they are of, and
+// calls buried for each that was confirmed; the places of the others under the limit are
+// given back.
+func (p *Pipeline) deadLetter(ctx context.Context, b *batch, letters []Message, of []int, recent *[]time.Time, buried func(k int)) {
 	if len(letters) == 0 {
 		return
 	}
@@ -166,6 +168,7 @@ func (p *Pipeline) deadLetter(ctx context.Context, b *batch, letters []Message, 
 		}
 		buried(k)
 		p.deps.Stats.deadLettered(letters[k].Dead.Reason)
+		p.audit(AuditDeadLettered, &b.messages[of[k]], p.dead.target, letters[k].Dead.Reason)
 		p.log.Warn("message dead-lettered", zap.String("message_id", letters[k].ID), zap.String("reason", letters[k].Dead.Reason),
 			zap.String("sink", letters[k].Dead.Sink), zap.String("error", letters[k].Dead.Error), zap.Int("attempt", letters[k].Attempt))
 	}}

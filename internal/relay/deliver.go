@@ -19,6 +19,8 @@ type Target struct {
 	Health Reporter
 	// Optional targets never hold up the delete nor stop the source.
 	Optional bool
+	// Address is what an audit calls the far side of the sink: see Addressed.
+	Address string
 	// Retries is how often the sink's failed messages are tried again under lease; the
 	// zero value means once.
 	Retries Retries
@@ -33,6 +35,8 @@ type target struct {
 	// refused is about messages that were rejected, of which a delivery says nothing.
 	refused trouble
 	stats   *Stats
+	// audit is told of confirms; nil: nobody is.
+	audit Auditor
 	// probing holds the right to send one message to a sink that is to be found out
 	// about; size 1.
 	probing chan struct{}
@@ -273,6 +277,7 @@ func (d *delivery) send(ctx context.Context, index []int) failures {
 		left      failures
 		delivered int
 	)
+	begun := d.begun()
 	d.Sink.Deliver(ctx, sent, func(k int, r Result) {
 		mu.Lock()
 		if ended || answered[k] {
@@ -293,6 +298,8 @@ func (d *delivery) send(ctx context.Context, index []int) failures {
 		mu.Unlock()
 		if r.Outcome == Rejected {
 			d.failed(&sent[k], r)
+		} else {
+			d.confirmed(&sent[k], r, begun)
 		}
 		d.answer(index[k], r)
 	})

@@ -39,6 +39,16 @@ func (l *lease) deadline() time.Time {
 	return l.delivery.Deadline
 }
 
+// of tells whether the lease is that of a message which is not being settled.
+func (l *lease) of(id string) bool {
+	if l.delivery.ID != id { // it never changes
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state != leaseSettling
+}
+
 func (l *lease) held() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

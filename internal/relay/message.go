@@ -204,6 +204,9 @@ type Result struct {
 	// Err says why the outcome is not Delivered. Wrap it with Fail to give it the
 	// reason under which it is counted.
 	Err error
+	// Dropped says of Delivered that the far side threw the message away and that the
+	// configuration wants it so.
+	Dropped bool
 	// RetryAfter is how long the far side asked to be left alone; zero where it
 	// did not ask.
 	RetryAfter time.Duration

@@ -70,6 +70,9 @@ type Deps struct {
 	// Room is that of this source, Shared that of all sources together.
 	Room, Shared *Room
 	Stats        *Stats
+	// Audit, if not nil, is told what becomes of each message. Of required sinks and dead
+	// letters it is flushed before the delete is asked for.
+	Audit Auditor
 	// Confirmed, if not nil, is told how long after it was enqueued a message was
 	// confirmed by all its sinks.
 	Confirmed func(time.Duration)
@@ -113,6 +116,8 @@ type Pipeline struct {
 	mu     sync.Mutex
 	asking int
 	phase  SourceState // starting, draining, stopped
+	// underWay are the batches that are not settled.
+	underWay map[*batch]struct{}
 }
 
 // maxBody is the most that one message can weigh (MNS: message size limit).
@@ -127,7 +132,7 @@ const settleGrace = 5 * time.Second
 // New makes a pipeline; Run runs it.
 func New(cfg Config, deps Deps) *Pipeline {
 	p := &Pipeline{
-		cfg: cfg, deps: deps, phase: SourceStarting,
+		cfg: cfg, deps: deps, phase: SourceStarting, underWay: make(map[*batch]struct{}),
 		log: deps.Log.With(zap.String("source", cfg.Source)),
 	}
 	p.trouble.log, p.aged.log, p.undeleted.log, p.preempted.log = p.log, p.log, p.log, p.log
@@ -138,7 +143,7 @@ func New(cfg Config, deps Deps) *Pipeline {
 		p.conditional = p.conditional || deps.Routes[r].Match != nil
 		for _, to := range deps.Routes[r].Targets {
 			t := newTarget(to, deps.Stats, p.log)
-			t.route, t.index = r, len(p.targets)
+			t.route, t.index, t.audit = r, len(p.targets), deps.Audit
 			p.targets = append(p.targets, t)
 			if t.Optional {
 				continue
@@ -178,6 +183,33 @@ func (p *Pipeline) UnderWay() int {
 	messages, _ := p.deps.Room.InFlight()
 	optional, _ := p.spare.InFlight()
 	return messages + optional
+}
+
+// track notes that a batch is under way, until untrack is called.
+func (p *Pipeline) track(b *batch) (untrack func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.underWay[b] = struct{}{}
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.underWay, b)
+	}
+}
+
+// InFlight tells whether a message is between receive and settle, and how often it was
+// received.
+func (p *Pipeline) InFlight(id string) (attempt int, found bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for b := range p.underWay {
+		for i := range b.leases {
+			if b.leases[i].of(id) {
+				return b.leases[i].delivery.Attempt, true
+			}
+		}
+	}
+	return 0, false
 }
 
 // SetRetention tells how long the queue keeps a message, consumed or not. It bounds

@@ -19,11 +19,12 @@ const (
 	SourceRetrying SourceState = "retrying" // the queue or the credential fails
 	SourceDraining SourceState = "draining"
 	SourceStopped  SourceState = "stopped"
+	SourceShadow   SourceState = "shadow" // it looks and takes nothing
 )
 
 // SourceStates are all of them.
 func SourceStates() []SourceState {
-	return []SourceState{SourceStarting, SourceRunning, SourceWaiting, SourcePaused, SourceRetrying, SourceDraining, SourceStopped}
+	return []SourceState{SourceStarting, SourceRunning, SourceWaiting, SourcePaused, SourceRetrying, SourceDraining, SourceStopped, SourceShadow}
 }
 
 // TargetName names one target of a route.

@@ -80,6 +80,7 @@ func answered(ctx context.Context) (poll context.Context, done func()) {
 func (p *Pipeline) carry(work, settle context.Context, draining <-chan struct{}, b *batch) {
 	release := p.keeper.keep(settle, b.leases)
 	defer release()
+	defer p.track(b)()
 
 	accepted := p.decode(b)
 	plans := p.route(b, accepted)
@@ -105,6 +106,9 @@ func (p *Pipeline) end(ctx, work context.Context, b *batch, index []int) {
 		return
 	}
 	p.record(ctx, b, index)
+	if p.deps.Audit != nil {
+		p.deps.Audit.Flush(ctx)
+	}
 	deleted := p.settle(ctx, work, b, index)
 	p.give(b, index)
 	p.forget(ctx, b, deleted)
@@ -182,6 +186,7 @@ func (p *Pipeline) match(m *Message, matches []bool) (matched bool, err error) {
 func (p *Pipeline) unmatched(b *batch, i int) {
 	switch p.cfg.Unmatched {
 	case UnmatchedDelete:
+		p.audit(AuditUnmatched, &b.messages[i], nil, "")
 		b.decide(i, Result{Outcome: Delivered})
 	case UnmatchedDeadLetter:
 		b.decide(i, Result{Outcome: Rejected, Err: ErrUnmatched})
@@ -238,8 +243,9 @@ func (p *Pipeline) deliverTo(ctx context.Context, d *delivery, b *batch, index [
 	// The room of the batch is given back without asking an optional target, so what
 	// is on its way to it has a room of its own.
 	if !p.spare.Try(len(index), b.size) {
-		for range index {
+		for _, i := range index {
 			p.deps.Stats.givenUp("busy")
+			p.audit(AuditGivenUp, &b.messages[i], d.target, "busy")
 		}
 		return
 	}
@@ -292,9 +298,10 @@ func (p *Pipeline) once(work, settle context.Context, draining <-chan struct{}, 
 		if len(index) == 0 {
 			continue
 		}
-		d := &delivery{target: t, leases: b.leases, messages: b.messages, draining: draining, answer: func(_ int, r Result) {
+		d := &delivery{target: t, leases: b.leases, messages: b.messages, draining: draining, answer: func(i int, r Result) {
 			if r.Outcome != Delivered {
 				p.deps.Stats.givenUp(ReasonOf(r.Err))
+				p.audit(AuditGivenUp, &b.messages[i], t, ReasonOf(r.Err))
 			}
 		}}
 		deliveries.Go(func() { d.deliver(work, index) })

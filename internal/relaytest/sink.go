@@ -401,6 +401,9 @@ func testPreview(t *testing.T, h SinkHarness) {
 	require.NoError(t, err)
 	previewer, can := sink.(relay.Previewer)
 	require.True(t, can, "a sink tells what it would send: relay.Previewer")
+	addressed, can := sink.(relay.Addressed)
+	require.True(t, can, "a sink names what it delivers to: relay.Addressed")
+	require.NotEmpty(t, addressed.Address())
 	m := message("preview-1", []byte("what is sent"))
 	before := clone([]relay.Message{m})[0]
 	p, err := previewer.Preview(&m)

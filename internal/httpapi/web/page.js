@@ -43,6 +43,7 @@ const sum = (counts) => Object.values(counts).reduce((a, b) => a + b, 0);
 const looks = {
   running: "good", up: "good", ok: "good",
   starting: "warn", probe: "warn", paused: "warn", draining: "warn", stopped: "warn",
+  shadow: "warn", idle: "warn",
   waiting: "bad", retrying: "bad", down: "bad",
 };
 
@@ -85,6 +86,13 @@ function show(c, look, state, reason, pairs) {
   put(c.badge, state);
   c.reason.hidden = !reason;
   put(c.reason, reason || "");
+  const labels = new Set(pairs.map(([label]) => label));
+  for (const [label, value] of c.values) {
+    if (!labels.has(label)) { // a reload has changed the mode
+      value.parentElement.remove();
+      c.values.delete(label);
+    }
+  }
   for (const [label, text] of pairs) {
     let value = c.values.get(label);
     if (!value) {
@@ -105,6 +113,24 @@ function draw(c, points, unit) {
   c.line.setAttribute("aria-label", "the last 30 minutes, at most " + rate(Math.max(0, ...points)) + " " + unit);
 }
 
+// shadowed are the values of a source that only looks.
+function shadowed(s) {
+  const q = s.queue_messages;
+  const token = s.credential;
+  const newest = s.shadow.previews[0];
+  return [
+    ["would send", number(s.shadow.would_deliver)],
+    ["would be dead letters", number(s.shadow.would_dead_letter)],
+    ["would be deleted unmatched", number(s.shadow.would_delete)],
+    ["would stay in the queue", number(s.shadow.would_retain)],
+    ["seen", number(s.shadow.seen)],
+    ["backlog", q && q.active !== undefined ? number(q.active) : "not told"],
+    ["last look", s.shadow.last_peek ? span(since(s.shadow.last_peek)) + " ago, " + s.shadow.head + " there" : "–"],
+    ["newest", newest ? newest.message_id + ": " + (newest.deliveries.map((d) => (d.reason ? "rejected by " : "") + d.sink + (d.target ? " " + d.target : "")).join(", ") || newest.end) : "–"],
+    ["token ends in", token && token.expires ? span(-since(token.expires)) : "never"],
+  ];
+}
+
 let tick = 0;
 
 function render(status) {
@@ -118,7 +144,8 @@ function render(status) {
     const c = card("source", s.name, "sources");
     const q = s.queue_messages;
     const token = s.credential;
-    const pairs = [
+    const shadow = s.shadow;
+    const pairs = shadow ? shadowed(s) : [
       ["received", rate(s.received_per_second)],
       ["backlog", q && q.active !== undefined ? number(q.active) : "not told"],
       ["in flight", number(s.balance.in_flight)],
@@ -131,7 +158,7 @@ function render(status) {
     ];
     let look = looks[s.state] || "warn";
     if (look === "good" && s.reason) look = "warn";
-    show(c, look, s.state, s.reason, pairs);
+    show(c, look, s.state, s.reason || (shadow ? "shadow: would send " + number(shadow.would_deliver) + " of " + number(shadow.seen) + " seen; nothing is received, sent or deleted" : ""), pairs);
     if (look === "bad" || s.state === "paused") wrong("Source " + s.name + " is " + s.state, s.reason || "");
     else if (s.reason) wrong("Source " + s.name, s.reason);
     if (token && token.last_error) wrong("The credential of source " + s.name, token.last_error.text);
@@ -164,7 +191,7 @@ function render(status) {
       ["failed tries", number(sum(s.failed))],
       ["in this state for", span(since(s.since))],
     ]);
-    if (s.state !== "up") wrong("Sink " + s.name + " is " + s.state, s.reason || "");
+    if (s.state !== "up" && s.state !== "idle") wrong("Sink " + s.name + " is " + s.state, s.reason || "");
     draw(c, history && history.sinks[s.name], "delivered");
   }
 
@@ -194,7 +221,7 @@ function tell(problems) {
 function lines(status) {
   const svg = $("lines");
   const box = $("way").getBoundingClientRect();
-  const down = new Set(status.sinks.filter((s) => s.state !== "up").map((s) => s.name));
+  const down = new Set(status.sinks.filter((s) => s.state !== "up" && s.state !== "idle").map((s) => s.name));
   const flowing = new Set(status.sources.filter((s) => s.received_per_second > 0).map((s) => s.name));
   const stuck = new Set(status.sources.filter((s) => looks[s.state] === "bad").map((s) => s.name));
   const paths = [];

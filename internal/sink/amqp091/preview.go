@@ -10,6 +10,9 @@ import (
 	"mnsrelay/internal/relay"
 )
 
+// Address is part of relay.Addressed: the exchange.
+func (s *Sink) Address() string { return s.exchange.Name }
+
 // Preview is part of relay.Previewer. Times are in whole seconds, as AMQP has them. The
 // correlation id of acknowledge: reply is that of the first message on a channel.
 func (s *Sink) Preview(m *relay.Message) (relay.Preview, error) {

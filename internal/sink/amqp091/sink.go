@@ -263,7 +263,7 @@ func (s *Sink) unroutable(code uint16) relay.Result {
 		if n := s.dropped.Add(1); n&(n-1) == 0 {
 			s.endpoint.log.Warn("message dropped, as unroutable: drop asks for", zap.Uint64("dropped", n), zap.Error(cause))
 		}
-		return relay.Result{Outcome: relay.Delivered}
+		return relay.Result{Outcome: relay.Delivered, Dropped: true}
 	case UnroutableRetry:
 	}
 	return relay.Result{Err: relay.Fail(reasonUnroutable, cause)}

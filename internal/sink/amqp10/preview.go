@@ -11,6 +11,9 @@ import (
 	"mnsrelay/internal/setting"
 )
 
+// Address is part of relay.Addressed: the address, which may hold {{ }}.
+func (s *Sink) Address() string { return s.settings.Address }
+
 // Preview is part of relay.Previewer. Times are in milliseconds, as AMQP has them.
 func (s *Sink) Preview(m *relay.Message) (relay.Preview, error) {
 	address, message, err := s.prepare(m)

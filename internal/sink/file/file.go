@@ -57,6 +57,7 @@ var (
 // Endpoint owns one file. Make it with New.
 type Endpoint struct {
 	open    func() (output, error)
+	written string         // the path as the configuration has it
 	path    string         // of the file; where a message decides its name, of the folder
 	name    *expr.Template // of the file in the folder; nil: there is one file
 	log     *zap.Logger
@@ -101,6 +102,7 @@ func New(c *Config, deps relay.SinkDeps, stdout io.Writer) (*Endpoint, error) {
 		return nil, err
 	}
 	e := &Endpoint{
+		written: c.Path,
 		path:    c.Path,
 		name:    name,
 		log:     deps.Log,
@@ -287,6 +289,9 @@ func (s *Sink) Deliver(ctx context.Context, ms []relay.Message, done func(i int,
 	}
 }
 
+// Address is part of relay.Addressed: the file, whose name may hold {{ }}.
+func (s *Sink) Address() string { return s.endpoint.written }
+
 // Preview is part of relay.Previewer. The body is the line, with its end.
 func (s *Sink) Preview(m *relay.Message) (relay.Preview, error) {
 	name, err := s.endpoint.nameFor(m)
@@ -312,17 +317,30 @@ func (e *Endpoint) append(ctx context.Context, files []lot) error {
 	if len(files) == 0 || len(files[0].messages) == 0 {
 		return nil
 	}
-	if ctx.Err() != nil {
-		return relay.Fail(reasonStopped, context.Cause(ctx))
-	}
-	b := batch{written: make(chan error, 1)}
+	var parts []part
 	for _, l := range files {
 		lines, err := format.Envelopes(l.messages)
 		if err != nil {
 			return relay.Fail(reasonEncode, err)
 		}
-		b.parts = append(b.parts, part{l.name, lines})
+		parts = append(parts, part{l.name, lines})
 	}
+	return e.write(ctx, parts)
+}
+
+// Append writes lines that are no messages, each with its end, to the one file of the
+// endpoint, and returns when the disk has them. After an error they are cut off again, as far
+// as that is possible.
+func (e *Endpoint) Append(ctx context.Context, lines []byte) error {
+	return e.write(ctx, []part{{lines: lines}})
+}
+
+// write hands parts over to Run and waits for their end.
+func (e *Endpoint) write(ctx context.Context, parts []part) error {
+	if ctx.Err() != nil {
+		return relay.Fail(reasonStopped, context.Cause(ctx))
+	}
+	b := batch{parts: parts, written: make(chan error, 1)}
 	select {
 	case e.batches <- b:
 	case <-ctx.Done():

@@ -82,6 +82,9 @@ func (s *Sink) encode(m *relay.Message) (body []byte, err error) {
 	return body, nil
 }
 
+// Address is part of relay.Addressed: the queue.
+func (s *Sink) Address() string { return s.endpoint.name }
+
 // Preview is part of relay.Previewer. The body is what MNS gets, encoded.
 func (s *Sink) Preview(m *relay.Message) (relay.Preview, error) {
 	body, err := s.encode(m)

@@ -12,6 +12,25 @@ import (
 
 var _ relay.Previewer = (*Sink)(nil)
 
+// Address is part of relay.Addressed: the path of the URL, with {{...}} where a message
+// decides it. It is concealed where a part of the URL was brought into the configuration.
+func (s *Sink) Address() string {
+	e := s.poster.endpoint
+	if !e.written {
+		return "/" + relay.Masked
+	}
+	path := e.url.EscapedPath()
+	if e.template != nil {
+		_, path, _ = strings.Cut(e.template.Sample("{{...}}"), "://")
+		path = path[min(len(path), strings.IndexAny(path+"/", "/?#")):]
+		path = path[:strings.IndexAny(path+"?", "?#")]
+	}
+	if path == "" {
+		return "/"
+	}
+	return path
+}
+
 // Preview is the request of a message, as it would be signed now. Where messages share
 // requests it is that of a message alone. The body is shown before its compression.
 func (s *Sink) Preview(m *relay.Message) (relay.Preview, error) {
