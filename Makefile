@@ -24,9 +24,10 @@ PKG       ?=
 TESTFLAGS ?=
 # How long `make fuzz` tries each target.
 FUZZTIME  ?= 60s
-# make chaos: how long, how many messages (10000 a minute), which schedule (a new one), and
-# a folder for the logs of the relays. make soak: how many messages (200000), how many a second.
-MINUTES  ?= 5
+# make chaos, make replicas and make soak: how long (5, 5 and 30 minutes), how many messages (10000 a minute),
+# which schedule (a new one), and a folder for the logs of the relays. make soak-cluster: how many messages
+# (200000), how many a second.
+MINUTES  ?=
 MESSAGES ?=
 RATE     ?= 1000
 SEED     ?=
@@ -121,12 +122,19 @@ test-image: image ## Check the image, run it, build the Dockerfile with buildah,
 	go -C image test -count=1 $(TESTFLAGS) ./...
 
 # The wrapper cleans up after Ctrl-C too; the test starts its own broker, so that it needs no address.
+CHAOS = go build -o $(BIN)/withbroker ./test/withbroker; \
+	exec env MNSRELAY_TEST_AMQP_URL=none $(BIN)/withbroker -- go test -count=1 -timeout 0 -v ./test/chaos \
+		$(if $(MESSAGES),-messages $(MESSAGES)) $(if $(SEED),-seed $(SEED)) $(if $(LOGS),-logs '$(abspath $(LOGS))')
+
 .PHONY: chaos
 chaos: ## Run the relay through faults at random for MINUTES (5); SEED replays a schedule.
 	./test/setup
-	go build -o $(BIN)/withbroker ./test/withbroker
-	exec env MNSRELAY_TEST_AMQP_URL=none $(BIN)/withbroker -- go test -count=1 -timeout 0 -v ./test/chaos \
-		-minutes $(MINUTES) $(if $(MESSAGES),-messages $(MESSAGES)) $(if $(SEED),-seed $(SEED)) $(if $(LOGS),-logs '$(abspath $(LOGS))')
+	$(CHAOS) -run '^TestChaos$$' -minutes $(or $(MINUTES),5)
+
+.PHONY: replicas
+replicas: ## Share a queue between four relays, some of which die, for MINUTES (5).
+	./test/setup
+	$(CHAOS) -run '^TestReplicas$$' -minutes $(or $(MINUTES),5)
 
 .PHONY: bench
 bench: ## Measure sinks against bare clients, in one run; BENCHFLAGS='-of webhook -json'.
@@ -135,10 +143,15 @@ bench: ## Measure sinks against bare clients, in one run; BENCHFLAGS='-of webhoo
 	exec $(BIN)/bench $(BENCHFLAGS)
 
 .PHONY: soak
-soak: ## Relay MESSAGES (200000) at RATE (1000) a second while a node of three restarts every 20 s.
+soak: ## Run one relay under load and faults for MINUTES (30): does anything that it needs grow?
+	./test/setup
+	$(CHAOS) -run '^TestSoak$$' -minutes $(or $(MINUTES),30)
+
+.PHONY: soak-cluster
+soak-cluster: ## Relay MESSAGES (200000) at RATE (1000) a second while a node of three restarts every 20 s.
 	./test/setup
 	go build -o $(BIN)/withbroker ./test/withbroker
-	exec env MNSRELAY_TEST_AMQP_URL=none $(BIN)/withbroker -- go test -count=1 -timeout 0 -v ./test/faults -run '^TestCluster$$/^Soak$$' \
+	exec env MNSRELAY_TEST_AMQP_URL=none $(BIN)/withbroker -- go test -count=1 -timeout 0 -v ./test/faults -run '^TestCluster$$/^RestartsInTurn$$' \
 		-messages $(or $(MESSAGES),200000) -rate $(RATE) -every 20s
 
 .PHONY: lint
@@ -160,8 +173,8 @@ fmt: ## Format the Go files.
 	go run $(GOLANGCI_LINT) fmt
 
 .PHONY: generate
-generate: ## Make the configuration's JSON Schema and docs/configuration.md of the source, and the API's server of api/openapi.yaml.
-	go generate ./configs ./api
+generate: ## Make the configuration's JSON Schema, docs/configuration.md and docs/cli.md of the source, and the API's server of api/openapi.yaml.
+	go generate ./configs ./api ./cmd/mnsrelay
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (60s).

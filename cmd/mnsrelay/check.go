@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/url"
@@ -61,7 +60,7 @@ Exit codes: 0 nothing failed, 1 something failed, 2 wrong usage or configuration
 			if asJSON {
 				err = checkJSON(&b, report)
 			} else {
-				checkText(&b, report)
+				checkText(&b, report, painterFor(cmd.OutOrStdout()))
 			}
 			if err != nil {
 				return err
@@ -76,16 +75,18 @@ Exit codes: 0 nothing failed, 1 something failed, 2 wrong usage or configuration
 		},
 	}
 	configFlag(cmd, &path)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	jsonFlag(cmd, &asJSON)
 	cmd.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "how long one source or sink may take")
 	cmd.Flags().StringVar(&sts, "sts", "", "the `URL` of the STS to ask whose keys they are")
 	return cmd
 }
 
 // checkText prints a report for people.
-func checkText(w io.Writer, r check.Report) {
+func checkText(w io.Writer, r check.Report, p painter) {
+	colours := map[relay.Verdict]colour{relay.OK: green, relay.Failed: red, relay.Unknown: yellow}
 	for _, line := range r {
-		_, _ = fmt.Fprintf(w, "%-9s  %s: %s: %s\n", verdictWord(line.Verdict), strings.TrimSpace(string(line.Kind)+" "+line.Name), line.What, oneLine(line.Text))
+		verdict := p.paint(colours[line.Verdict], fmt.Sprintf("%-9s", verdictWord(line.Verdict)))
+		_, _ = fmt.Fprintf(w, "%s  %s: %s: %s\n", verdict, strings.TrimSpace(string(line.Kind)+" "+line.Name), line.What, oneLine(line.Text))
 	}
 	_, _ = fmt.Fprintf(w, "%d ok, %d failed, %d not known\n", r.Count(relay.OK), r.Count(relay.Failed), r.Count(relay.Unknown))
 }
@@ -122,8 +123,5 @@ func checkJSON(w io.Writer, r check.Report) error {
 	for i, line := range r {
 		out.Lines[i] = lineJSON{line.Kind, line.Name, line.What, line.Verdict, line.Text, line.Details}
 	}
-	encoder := json.NewEncoder(w)
-	encoder.SetEscapeHTML(false)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(out)
+	return printJSON(w, out)
 }

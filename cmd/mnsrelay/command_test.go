@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"os"
 	"strings"
 	"testing"
 
@@ -12,7 +13,21 @@ import (
 	"go.uber.org/goleak"
 )
 
+// actAsProgram makes the test binary the program, for tests of a process.
+const actAsProgram = "MNSRELAY_TEST_ACT_AS_PROGRAM"
+
+// program is what to start, with actAsProgram set.
+func program(t *testing.T) string {
+	t.Helper()
+	path, err := os.Executable()
+	require.NoError(t, err)
+	return path
+}
+
 func TestMain(m *testing.M) {
+	if os.Getenv(actAsProgram) != "" {
+		main()
+	}
 	goleak.VerifyTestMain(m,
 		// The HTTP client inside the SDK looks for idle hosts once a second, and ends
 		// some seconds after its last request; it cannot be stopped.
@@ -46,6 +61,23 @@ func TestWrongUsage(t *testing.T) {
 		{"a command of a group mistyped", []string{"queue", "sent"}, "there is no command \"queue sent\"; did you mean send?"},
 		{"help about nothing", []string{"help", "nothing"}, "there is no command \"nothing\""},
 		{"unknown flag", []string{"version", "--bogus"}, "unknown flag: --bogus\nSee 'mnsrelay version --help'.\n"},
+		{"a flag mistyped", []string{"run", "--confg", "x"}, "unknown flag: --confg; did you mean --config?\n"},
+		{"unknown letter", []string{"run", "-x"}, "unknown shorthand flag: 'x' in -x\n"},
+		{"a flag without its value", []string{"run", "--config"}, "--config is without its value: write --config FILE\n"},
+		{"a letter without its value", []string{"run", "-c"}, "--config is without its value: write --config FILE\n"},
+		{"a time without its unit", []string{"check", "--timeout", "5"}, "--timeout \"5\" is wrong: write a time with its unit, as in --timeout 500ms, 10s or 2m\n"},
+		{"no whole number", []string{"queue", "peek", "--max", "many"}, "--max \"many\" is wrong: write a whole number, as in --max 10\n"},
+		{"no number", []string{"queue", "redrive", "--rate", "slow"}, "--rate \"slow\" is wrong: write a number, as in --rate 2.5\n"},
+		{"no yes or no", []string{"check", "--json=maybe"}, "--json \"maybe\" is wrong: write --json, or --json=false\n"},
+		{"completion for no shell", []string{"completion"}, "for which shell? write one of: bash, zsh, fish, powershell\n"},
+		{"completion for another shell", []string{"completion", "tcsh"}, "there is no script for \"tcsh\": write one of: bash, zsh, fish, powershell\n"},
+		{"completion for two", []string{"completion", "bash", "zsh"}, "for which shell?"},
+		{"watch too often", []string{"queue", "stats", "--watch", "--interval", "10ms"}, "--interval 10ms is too short: write 1s or more"},
+		{"an interval of nothing", []string{"queue", "stats", "--interval", "5s"}, "--interval is of --watch: write both"},
+		{"print and JSON", []string{"validate", "--config", "x", "--print", "--json"}, "write --print or --json, not both"},
+		{"JSON of nothing", []string{"validate", "--json"}, "which configuration? write --config FILE"},
+		{"test nothing", []string{"test"}, "name one file of tests or more"},
+		{"explain nothing", []string{"explain", "--config", "x"}, "which message? write --message FILE, or --body FILE"},
 		{"an argument too many", []string{"version", "x"}, "version takes no argument, and there is \"x\""},
 		{"validate nothing", []string{"validate"}, "write --config FILE"},
 		{"run nothing", []string{"run"}, "write --config FILE"},
@@ -62,6 +94,7 @@ func TestWrongUsage(t *testing.T) {
 		{"peek in no encoding", []string{"queue", "peek", "--body", "hex"}, "there is no encoding \"hex\""},
 		{"send before now", []string{"queue", "send", "--delay", "-1s", "x"}, "--delay must be"},
 		{"emulator of half a key", []string{"emulator", "--access-key", "id"}, "--access-key wants ID:SECRET"},
+		{"emulator of no policy", []string{"emulator", "--token-policy", "none"}, "mnsrelay: --token-policy \"none\" is none: write full or receive-and-delete\nSee"},
 		{"emulator of short tokens", []string{"emulator", "--token-life", "1s"}, "token_life"},
 		{"emulator of no queue's name", []string{"emulator", "--queue", "a/b"}, "a/b"},
 	}
@@ -81,7 +114,7 @@ func TestEveryCommandHasHelpAndAnExample(t *testing.T) {
 	check = func(t *testing.T, cmd *cobra.Command) {
 		t.Helper()
 		require.NotEmpty(t, cmd.Short, cmd.CommandPath())
-		require.Contains(t, cmd.Example, cmd.CommandPath())
+		require.Contains(t, cmd.Example, "  "+cmd.CommandPath(), "an example of %s", cmd.CommandPath())
 		words := strings.Fields(cmd.CommandPath())[1:]
 		for _, args := range [][]string{append(words, "--help"), append([]string{"help"}, words...)} {
 			got := command(t, "", args...)
@@ -90,7 +123,7 @@ func TestEveryCommandHasHelpAndAnExample(t *testing.T) {
 			require.Empty(t, got.stderr)
 		}
 		for _, sub := range cmd.Commands() {
-			if sub.Name() != "help" && sub.Name() != "completion" {
+			if sub.Name() != "help" { // there is no help about help
 				check(t, sub)
 			}
 		}

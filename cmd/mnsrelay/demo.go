@@ -1,8 +1,6 @@
 package main
 
 import (
-	"io"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -51,13 +49,4 @@ Exit codes: 0 every message arrived or is still in its queue, 1 a message was lo
 	flags.StringVar(&cfg.Listen, "listen", "127.0.0.1:0", "the `ADDRESS` of the relay's API")
 	flags.DurationVar(&cfg.TokenLife, "token-life", 30*time.Second, "how long a token lives")
 	return cmd
-}
-
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }

@@ -55,15 +55,19 @@ who reaches the address, so listen on loopback.`,
 	cmd.Flags().StringArrayVar(&f.queues, "queue", nil, "a queue's `NAME`, as often as you like (default Alicom-Queue-"+emulator.DefaultAccountID+"-SmsReport)")
 	cmd.Flags().StringArrayVar(&f.keys, "access-key", nil, "keys that clients sign with, `ID:SECRET`, as often as you like (default "+emulator.DemoAccessKeyID+":"+emulator.DemoAccessKeySecret+")")
 	cmd.Flags().DurationVar(&f.tokenLife, "token-life", emulator.DefaultTokenLife, "how long tokens and sessions live at most, whole seconds from 2s")
-	cmd.Flags().StringVar(&f.tokenPolicy, "token-policy", string(emulator.PolicyFull), "what tokens and sessions allow: full or receive-and-delete")
+	cmd.Flags().StringVar(&f.tokenPolicy, "token-policy", string(emulator.PolicyFull), "the `POLICY` of tokens and sessions: full or receive-and-delete")
 	cmd.Flags().DurationVar(&f.visibility, "visibility-timeout", 0, "how long a received message stays invisible (default 30s)")
 	cmd.Flags().BoolVar(&f.hideCounts, "hide-counts", false, "give 0 for the counts of messages, as newer servers do")
+	oneOf(cmd, "token-policy", string(emulator.PolicyFull), string(emulator.PolicyReceiveDelete))
 	cmd.Flags().BoolVar(&f.verbose, "verbose", false, "log every request")
 	return cmd
 }
 
 func (f emulatorFlags) config() (emulator.Config, error) {
 	policy := emulator.Policy(f.tokenPolicy)
+	if policy != emulator.PolicyFull && policy != emulator.PolicyReceiveDelete {
+		return emulator.Config{}, fmt.Errorf("--token-policy %q is none: write %s or %s", policy, emulator.PolicyFull, emulator.PolicyReceiveDelete)
+	}
 	cfg := emulator.Config{
 		Queues:      map[string]emulator.QueueConfig{},
 		TokenLife:   f.tokenLife,

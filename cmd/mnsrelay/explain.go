@@ -67,7 +67,8 @@ header, property or URL that holds ${...}.`,
 				return explainJSON(cmd.OutOrStdout(), e, cfg.Conceal)
 			}
 			var b strings.Builder
-			explainText(&b, e, cfg.Conceal)
+			paint := painterFor(cmd.OutOrStdout())
+			explainText(&b, e, paint, cfg.Conceal)
 			_, err = io.WriteString(cmd.OutOrStdout(), cfg.Conceal(b.String()))
 			return err
 		},
@@ -76,7 +77,7 @@ header, property or URL that holds ${...}.`,
 	cmd.Flags().StringVarP(&messageFile, "message", "m", "", "the `FILE` with the message; - reads standard input")
 	cmd.Flags().StringVar(&bodyFile, "body", "", "a `FILE` that is the body of the message; - reads standard input")
 	cmd.Flags().StringVar(&source, "source", "", "the `NAME` of the source it came from, if the message does not say")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 
@@ -105,19 +106,19 @@ func readGiven(stdin io.Reader, messageFile, bodyFile string) (*dryrun.Message, 
 
 // explainText prints an explanation for people. It conceals what could not be found in its
 // text any more.
-func explainText(w io.Writer, e *dryrun.Explanation, conceal func(string) string) {
+func explainText(w io.Writer, e *dryrun.Explanation, paint painter, conceal func(string) string) {
 	m := &e.Message
 	_, _ = fmt.Fprintf(w, "message %s of source %s: %d bytes, attempt %d, enqueued at %s\n\n", fieldText(relay.Field{Value: m.ID}), m.Source, len(m.Body), m.Attempt, m.EnqueuedAtText())
 	for _, r := range e.Routes {
 		switch {
 		case r.Err != nil:
-			_, _ = fmt.Fprintf(w, "route %s cannot tell: %s\n", r.Name, r.When)
+			_, _ = fmt.Fprintf(w, "route %s %s: %s\n", r.Name, paint.paint(red, "cannot tell"), r.When)
 		case !r.Matches:
-			_, _ = fmt.Fprintf(w, "route %s does not take it, for this is not true: %s\n", r.Name, r.When)
+			_, _ = fmt.Fprintf(w, "route %s %s, for this is not true: %s\n", r.Name, paint.paint(yellow, "does not take it"), r.When)
 		case r.When == "":
-			_, _ = fmt.Fprintf(w, "route %s takes it, as every message\n", r.Name)
+			_, _ = fmt.Fprintf(w, "route %s %s, as every message\n", r.Name, paint.paint(green, "takes it"))
 		default:
-			_, _ = fmt.Fprintf(w, "route %s takes it: %s\n", r.Name, r.When)
+			_, _ = fmt.Fprintf(w, "route %s %s: %s\n", r.Name, paint.paint(green, "takes it"), r.When)
 		}
 		for _, s := range r.Steps {
 			value := s.Value
@@ -127,28 +128,28 @@ func explainText(w io.Writer, e *dryrun.Explanation, conceal func(string) string
 			_, _ = fmt.Fprintf(w, "  %s%s  is  %s\n", strings.Repeat("  ", s.Depth), s.Text, value)
 		}
 		for i := range r.Deliveries {
-			explainDelivery(w, &r.Deliveries[i], conceal)
+			explainDelivery(w, &r.Deliveries[i], paint, conceal)
 		}
 		_, _ = fmt.Fprintln(w)
 	}
 	if e.Rejected != nil {
-		_, _ = fmt.Fprintf(w, "rejected: %v\n", e.Rejected)
+		_, _ = fmt.Fprintf(w, "%s: %v\n", paint.paint(red, "rejected"), e.Rejected)
 	}
 	if e.DeadLetter != nil {
 		_, _ = fmt.Fprintln(w, "dead letter")
-		explainDelivery(w, e.DeadLetter, conceal)
+		explainDelivery(w, e.DeadLetter, paint, conceal)
 	}
 	_, _ = fmt.Fprintln(w, e.End)
 }
 
-func explainDelivery(w io.Writer, d *dryrun.Delivery, conceal func(string) string) {
+func explainDelivery(w io.Writer, d *dryrun.Delivery, paint painter, conceal func(string) string) {
 	optional := ""
 	if !d.Required && d.Route != "" {
 		optional = ", not required"
 	}
-	_, _ = fmt.Fprintf(w, "  -> %s (%s%s)\n", d.Sink, d.Type, optional)
+	_, _ = fmt.Fprintf(w, "  -> %s (%s%s)\n", paint.paint(bold, d.Sink), d.Type, optional)
 	if d.Err != nil {
-		_, _ = fmt.Fprintf(w, "     is rejected: %v\n", d.Err)
+		_, _ = fmt.Fprintf(w, "     %s: %v\n", paint.paint(red, "is rejected"), d.Err)
 		return
 	}
 	for _, f := range d.Preview.Fields {
@@ -259,10 +260,7 @@ func explainJSON(w io.Writer, e *dryrun.Explanation, conceal func(string) string
 	if e.DeadLetter != nil {
 		out.DeadLetter = c.delivery(e.DeadLetter)
 	}
-	encoder := json.NewEncoder(w)
-	encoder.SetEscapeHTML(false)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(out)
+	return printJSON(w, out)
 }
 
 // concealer makes JSON of what it conceals.

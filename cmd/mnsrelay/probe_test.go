@@ -10,8 +10,10 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
 
 	"mnsrelay/internal/httpapi"
+	"mnsrelay/test/certs"
 )
 
 // relayServer answers as a relay does.
@@ -35,11 +37,11 @@ func relayServer(t *testing.T) *httptest.Server {
 	return s
 }
 
-func configAt(t *testing.T, listen string) string {
+func configAt(t *testing.T, listen string, more ...string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "mnsrelay.yaml")
 	require.NoError(t, os.WriteFile(path, []byte(`
-server: {listen: "`+listen+`"}
+server: {listen: "`+listen+`"`+strings.Join(more, "")+`}
 sources:
   orders:
     endpoint: http://127.0.0.1:1
@@ -80,6 +82,51 @@ func TestHealthcheck(t *testing.T) {
 			require.Contains(t, got.stderr, tt.stderr)
 		})
 	}
+}
+
+// A relay with a certificate is asked by TLS. Here it is not checked, and elsewhere it is.
+func TestHealthcheckOfTLS(t *testing.T) {
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(httpapi.HeaderInstance, "relay-0")
+		if r.URL.Path == "/bad" {
+			w.WriteHeader(http.StatusBadRequest)
+		}
+	}))
+	s.Config.ErrorLog = zap.NewStdLog(zap.NewNop())
+	s.StartTLS()
+	defer s.Close()
+	files := certs.New(t)
+	address := strings.TrimPrefix(s.URL, "https://")
+	configuration := configAt(t, address, ", tls: {cert_file: "+files.ServerCert+", key_file: "+files.ServerKey+"}")
+	tests := map[string]struct {
+		args   []string
+		code   int
+		stderr string
+	}{
+		"by the configuration":                {[]string{"--config", configuration}, exitDone, ""},
+		"by the configuration, ready":         {[]string{"--ready", "--config", configuration}, exitDone, ""},
+		"without TLS in the configuration":    {[]string{"--config", configAt(t, address)}, exitFailed, "400 Bad Request: no relay answers so"},
+		"by its URL":                          {[]string{"--url", s.URL + "/livez"}, exitFailed, "certificate signed by unknown authority"},
+		"by its URL, not checked":             {[]string{"--insecure", "--url", s.URL + "/livez"}, exitDone, ""},
+		"by its URL, without TLS":             {[]string{"--url", "http://" + address + "/livez"}, exitFailed, "400 Bad Request: no relay answers so"},
+		"an answer of the relay's is its own": {[]string{"--insecure", "--url", s.URL + "/bad"}, exitFailed, "the answer is 400"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			got := command(t, "", append([]string{"healthcheck"}, test.args...)...)
+			require.Equal(t, test.code, got.code, got.stderr)
+			require.Contains(t, got.stderr, test.stderr)
+			if test.code == exitDone {
+				require.Equal(t, "ok: relay-0\n", got.stdout)
+			}
+		})
+	}
+	// Without a flag nothing says whether it has TLS.
+	var out strings.Builder
+	require.NoError(t, prober{out: &out}.askHere(t.Context(), address+"/livez"))
+	require.NoError(t, prober{out: &out}.askHere(t.Context(), strings.TrimPrefix(relayServer(t).URL, "http://")+"/livez"))
+	require.Equal(t, "ok: relay-0\nok: relay-0\n", out.String())
+	require.ErrorContains(t, prober{out: &out}.askHere(t.Context(), strings.TrimPrefix(relayServer(t).URL, "http://")+"/readyz"), "not ready")
 }
 
 func TestValidate(t *testing.T) {

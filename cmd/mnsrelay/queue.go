@@ -61,13 +61,8 @@ func (f *queueFlags) open(cmd *cobra.Command) (*mns.Queue, config.Source, error)
 	if err != nil {
 		return nil, source, err
 	}
-	cfg := mns.Config{
-		Name: source.Name, Endpoint: source.Endpoint.Reveal(), Queue: source.Queue, RequestTimeout: f.timeout,
-	}
-	if err := cfg.Validate(); err != nil {
-		if problem, found := errors.AsType[*setting.Problem](err); found {
-			return nil, source, usagef(cmd, "--%s %s", problem.Path, problem.Message)
-		}
+	cfg, err := f.client(cmd, &source)
+	if err != nil {
 		return nil, source, err
 	}
 	provider, err := source.Credentials.Provider(source.Queue)
@@ -84,18 +79,45 @@ func (f *queueFlags) open(cmd *cobra.Command) (*mns.Queue, config.Source, error)
 	return queue, source, err
 }
 
+// client makes the settings of a source's client.
+func (f *queueFlags) client(cmd *cobra.Command, source *config.Source) (mns.Config, error) {
+	cfg := mns.Config{
+		Name: source.Name, Endpoint: source.Endpoint.Reveal(), Queue: source.Queue, RequestTimeout: f.timeout,
+	}
+	err := cfg.Validate()
+	if problem, found := errors.AsType[*setting.Problem](err); found {
+		return cfg, usagef(cmd, "--%s %s", problem.Path, problem.Message)
+	}
+	return cfg, err
+}
+
 // find gives the source that the flags name, or one made of them.
 func (f *queueFlags) find(cmd *cobra.Command) (config.Source, error) {
-	if err := errors.Join(exclusive(cmd, "config", "endpoint"), exclusive(cmd, "config", "queue")); err != nil {
+	sources, err := f.candidates(cmd)
+	if err != nil {
 		return config.Source{}, err
+	}
+	return f.choose(cmd, sources)
+}
+
+// candidates gives the sources of the configuration, or the one that is made of the flags.
+func (f *queueFlags) candidates(cmd *cobra.Command) (config.Sources, error) {
+	if err := errors.Join(exclusive(cmd, "config", "endpoint"), exclusive(cmd, "config", "queue")); err != nil {
+		return nil, err
 	}
 	if f.config != "" {
 		cfg, err := load(cmd, f.config)
 		if err != nil {
-			return config.Source{}, err
+			return nil, err
 		}
-		return f.choose(cmd, cfg.Sources)
+		return cfg.Sources, nil
 	}
+	source, err := f.made(cmd)
+	return config.Sources{source}, err
+}
+
+// made makes a source of the flags.
+func (f *queueFlags) made(cmd *cobra.Command) (config.Source, error) {
 	switch {
 	case f.source != "":
 		return config.Source{}, usagef(cmd, "--source is a name in a configuration: write --config FILE too")

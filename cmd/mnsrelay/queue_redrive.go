@@ -5,18 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"strings"
 	"sync"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
-	"go.uber.org/zap"
 
 	"mnsrelay/internal/config"
 	"mnsrelay/internal/credentials"
 	"mnsrelay/internal/mns"
 	"mnsrelay/internal/redrive"
+	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
 	sinkmns "mnsrelay/internal/sink/mns"
 )
@@ -53,6 +53,7 @@ Exit codes: 0 all moved, 1 something stayed or the move was cut short, 2 wrong u
 	cmd.Flags().Float64Var(&f.rate, "rate", 0, "move up to `N` messages a second (default: as many as can be)")
 	cmd.Flags().DurationVar(&f.wait, "wait", 3*time.Second, "end when no message has come for so long, 1s to 30s")
 	cmd.Flags().BoolVar(&f.dry, "dry-run", false, "show the first messages, and move nothing")
+	jsonFlag(cmd, &f.json)
 	return cmd
 }
 
@@ -63,7 +64,7 @@ type redriveFlags struct {
 	most           int
 	rate           float64
 	wait           time.Duration
-	dry            bool
+	dry, json      bool
 }
 
 // end is one of the two queues.
@@ -126,7 +127,9 @@ func (f *redriveFlags) run(cmd *cobra.Command) error {
 		Stays: func(id string, why error) { bar.say("message %s stays: %v", id, why) },
 	}).Run(stop, work)
 	bar.clear()
-	summarize(cmd.OutOrStdout(), done, from, to, time.Since(began))
+	if told := f.summarize(cmd.OutOrStdout(), done, from, to, time.Since(began)); told != nil {
+		return errors.Join(err, told)
+	}
 	switch {
 	case err != nil && stop.Err() != nil:
 		return fmt.Errorf("stopped: %w; run the command again to go on", context.Cause(stop))
@@ -224,51 +227,36 @@ func deadLetterQueue(cmd *cobra.Command, cfg *config.Config, source config.Sourc
 		source.Name, source.DeadLetter)
 }
 
-// connect makes the client of a queue whose keys stay fresh until ctx ends: a slow move
-// takes longer than a token lives. It waits for the first keys.
+// connect makes the client of a queue and waits for its first keys.
 func (f *redriveFlags) connect(ctx context.Context, refreshing *sync.WaitGroup, e end) (*mns.Queue, error) {
-	keys := e.credentials
-	keys.Defaults(os.Getenv)
-	provider, err := keys.Provider(e.queue)
+	cfg := mns.Config{Name: e.queue, Endpoint: e.endpoint, Queue: e.queue, RequestTimeout: f.timeout}
+	queue, err := f.fresh(ctx, refreshing, cfg, e.credentials)
 	if err != nil {
 		return nil, err
 	}
-	refresher := credentials.NewRefresher(provider, &keys, zap.NewNop())
-	queue, err := mns.NewQueue(mns.Config{Name: e.queue, Endpoint: e.endpoint, Queue: e.queue, RequestTimeout: f.timeout}, mns.Deps{Credentials: refresher})
-	if err != nil {
-		return nil, err
+	if err := queue.ready(ctx); err != nil {
+		queue.Close()
+		return nil, fmt.Errorf("%s: %w", e.queue, err)
 	}
-	refreshing.Go(func() { _ = refresher.Run(ctx, e.queue) }) // it has no error
-	timeout := time.NewTimer(f.timeout)
-	defer timeout.Stop()
-	look := time.NewTicker(20 * time.Millisecond)
-	defer look.Stop()
-	for {
-		select {
-		case <-refresher.Ready():
-			return queue, nil
-		case <-look.C:
-			if cause := refresher.Status().LastError; cause != "" {
-				return nil, errors.New(cause)
-			}
-		case <-timeout.C:
-			return nil, fmt.Errorf("fetch a credential for %s: no answer within %v", e.queue, f.timeout)
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
+	return queue.Queue, nil
 }
 
 // summarize says what became of the messages.
-func summarize(w io.Writer, done redrive.Progress, from, to end, took time.Duration) {
-	_, _ = fmt.Fprintf(w, "moved %s from %s to %s in %v, %d unwrapped\n", count(done.Moved, "message"), from.queue, to.queue,
+func (f *redriveFlags) summarize(w io.Writer, done redrive.Progress, from, to end, took time.Duration) error {
+	if f.json {
+		return printJSON(w, movedJSON{from.queue, to.queue, done.Moved, done.Unwrapped, done.Stayed, done.Twofold, took.Seconds()})
+	}
+	var b strings.Builder
+	_, _ = fmt.Fprintf(&b, "moved %s from %s to %s in %v, %d unwrapped\n", count(done.Moved, "message"), from.queue, to.queue,
 		took.Round(time.Millisecond), done.Unwrapped)
 	if done.Stayed > 0 {
-		_, _ = fmt.Fprintf(w, "%s stayed in %s: standard error says why\n", count(done.Stayed, "message"), from.queue)
+		_, _ = fmt.Fprintf(&b, "%s stayed in %s: standard error says why\n", count(done.Stayed, "message"), from.queue)
 	}
 	if done.Twofold > 0 {
-		_, _ = fmt.Fprintf(w, "%s may be in both queues: the copy was sent, and the delete is not confirmed\n", count(done.Twofold, "message"))
+		_, _ = fmt.Fprintf(&b, "%s may be in both queues: the copy was sent, and the delete is not confirmed\n", count(done.Twofold, "message"))
 	}
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 // tellLeased says that messages are left which somebody holds, as a move does that was
@@ -288,6 +276,13 @@ func (f *redriveFlags) preview(ctx context.Context, w io.Writer, origin *mns.Que
 	if err != nil {
 		return fmt.Errorf("look into %s: %w", from.queue, explain(err))
 	}
+	letters := make([]letterJSON, len(messages))
+	for i, m := range messages {
+		letters[i] = letterOf(m)
+	}
+	if f.json {
+		return printJSON(w, previewJSON{from.queue, to.queue, total, letters})
+	}
 	if len(messages) == 0 {
 		_, err := fmt.Fprintf(w, "there is no visible message in %s\n", from.queue)
 		return err
@@ -301,19 +296,65 @@ func (f *redriveFlags) preview(ctx context.Context, w io.Writer, origin *mns.Que
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(table, "ID\tORIGINAL ID\tSOURCE\tREASON\tATTEMPTS\tSINK\tGIVEN UP")
-	for _, m := range messages {
-		envelope, is, err := mns.ReadEnvelope(m.Body)
+	for _, l := range letters {
 		switch {
-		case err != nil:
-			_, _ = fmt.Fprintf(table, "%s\tstays: %v\n", m.ID, err)
-		case !is:
-			_, _ = fmt.Fprintf(table, "%s\tmoved as it is\n", m.ID)
+		case l.Error != "":
+			_, _ = fmt.Fprintf(table, "%s\tstays: %s\n", l.ID, l.Error)
+		case !l.Wrapped:
+			_, _ = fmt.Fprintf(table, "%s\tmoved as it is\n", l.ID)
 		default:
-			_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", m.ID, envelope.ID, envelope.Source, dash(envelope.Reason), envelope.Attempts,
-				dash(envelope.Sink), dash(envelope.Last))
+			_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", l.ID, l.OriginalID, l.Source, dash(l.Reason), l.Attempts,
+				dash(l.Sink), dash(l.GivenUp))
 		}
 	}
 	return table.Flush()
+}
+
+// The shapes of the JSON.
+type (
+	movedJSON struct {
+		From      string `json:"from"`
+		To        string `json:"to"`
+		Moved     int    `json:"moved"`
+		Unwrapped int    `json:"unwrapped"`
+		Stayed    int    `json:"stayed"`
+		// Twofold may be in both queues.
+		Twofold int     `json:"twofold"`
+		Seconds float64 `json:"seconds"`
+	}
+	previewJSON struct {
+		From string `json:"from"`
+		To   string `json:"to"`
+		// About is how many messages there are; absent: not known.
+		About    int          `json:"about,omitempty"`
+		Messages []letterJSON `json:"messages"`
+	}
+	letterJSON struct {
+		ID string `json:"id"`
+		// Wrapped is what a dead-letter sink has wrapped; the rest is then of the envelope.
+		Wrapped    bool   `json:"wrapped"`
+		OriginalID string `json:"original_id,omitempty"`
+		Source     string `json:"source,omitempty"`
+		Reason     string `json:"reason,omitempty"`
+		Attempts   int    `json:"attempts,omitempty"`
+		Sink       string `json:"sink,omitempty"`
+		GivenUp    string `json:"given_up_at,omitempty"`
+		// Error is why it would stay.
+		Error string `json:"error,omitempty"`
+	}
+)
+
+func letterOf(m relay.Message) letterJSON {
+	l := letterJSON{ID: m.ID}
+	envelope, is, err := mns.ReadEnvelope(m.Body)
+	switch {
+	case err != nil:
+		l.Error = err.Error()
+	case is:
+		l.Wrapped, l.OriginalID, l.Source, l.Reason = true, envelope.ID, envelope.Source, envelope.Reason
+		l.Attempts, l.Sink, l.GivenUp = envelope.Attempts, envelope.Sink, envelope.Last
+	}
+	return l
 }
 
 func dash(s string) string {

@@ -100,8 +100,8 @@ func TestSendPeekStats(t *testing.T) {
 	require.Equal(t, outcome{stderr: "there is no visible message\n"}, got)
 	got = do("", "stats")
 	require.Equal(t, exitDone, got.code)
-	require.Contains(t, got.stdout, "active                0\n")
-	require.Contains(t, got.stderr, "note: some servers count nothing")
+	require.Contains(t, got.stdout, "active                -\n")
+	require.Contains(t, got.stderr, "note: - is where the server says 0")
 
 	sent := do("ignored", "send", "a <&> \"b\"", "")
 	require.Equal(t, exitDone, sent.code, sent.stderr)
@@ -237,7 +237,7 @@ sinks:
   out: {type: file, path: "-"}
 `), 0o600))
 
-	got := command(t, "", "queue", "stats", "--config", path)
+	got := command(t, "", "queue", "peek", "--config", path)
 	require.Equal(t, exitUsage, got.code)
 	require.Contains(t, got.stderr, "write --source with one of: sms, keys")
 	got = command(t, "", "queue", "stats", "--config", path, "--source", "other")

@@ -62,8 +62,7 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	case errors.Is(err, errSilentUsage):
 		return exitUsage
 	case errors.As(err, &invalid):
-		// Each problem is a line that begins with the file, as editors read it.
-		_, _ = fmt.Fprintln(stderr, invalid)
+		printProblems(stderr, invalid)
 		return exitUsage
 	case errors.As(err, &usage):
 		_, _ = fmt.Fprintf(stderr, "mnsrelay: %v\n", err)
@@ -76,6 +75,8 @@ func execute(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 		return exitFailed
 	}
 }
+
+//go:generate go test . -run ^TestTheReferenceOfTheCommands$ -update
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
@@ -92,15 +93,18 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.`,
   # check a configuration, then run it
   mnsrelay validate --config mnsrelay.yaml
   mnsrelay run --config mnsrelay.yaml`,
-		SilenceErrors:     true,
-		SilenceUsage:      true,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Version:       versionLine(),
 	}
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	group(root)
 	root.SetHelpCommand(newHelp())
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usagef(cmd, "%w", err) })
+	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(
 		newCheck(),
+		newCompletion(),
 		newDemo(),
 		newEmulator(),
 		newExplain(),
@@ -113,6 +117,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.`,
 		newValidate(),
 		newVersion(),
 	)
+	completeValues(root)
 	return root
 }
 
@@ -143,6 +148,17 @@ func newHelp() *cobra.Command {
 		Use:     "help [COMMAND...]",
 		Short:   "Explain a command",
 		Example: "  mnsrelay help queue send",
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			var all []cobra.Completion
+			if about, rest, err := cmd.Root().Find(args); err == nil && len(rest) == 0 {
+				for _, sub := range about.Commands() {
+					if sub.IsAvailableCommand() && strings.HasPrefix(sub.Name(), typed) {
+						all = append(all, cobra.CompletionWithDesc(sub.Name(), sub.Short))
+					}
+				}
+			}
+			return all, cobra.ShellCompDirectiveNoFileComp
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			about, rest, err := cmd.Root().Find(args)
 			if err != nil {

@@ -43,6 +43,7 @@ Exit codes: 0 drained, 1 the drain was cut short or the relay could not start, 2
 			if err != nil {
 				return err
 			}
+			defer func() { _ = log.Sync() }() // standard error may not be one that can be synced
 			soft, hard, release := stopOnSignals(cmd.Context())
 			defer release()
 			relay, err := app.New(cfg, app.Deps{

@@ -14,6 +14,7 @@ import (
 
 func newTest() *cobra.Command {
 	var configFile string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "test FILE...",
 		Short: "Test a configuration with messages",
@@ -40,7 +41,9 @@ of a configuration. "-" is what is expected, "+" what would be.
 
 "mnsrelay explain" shows the names and values that there are.`,
 		Example: `  mnsrelay test routes_test.yaml
-  mnsrelay test --config mnsrelay.yaml tests/*.yaml`,
+  mnsrelay test --config mnsrelay.yaml tests/*.yaml
+  mnsrelay test --json routes_test.yaml | jq '.tests[] | select(.ok == false)'`,
+		ValidArgsFunction: yamlFiles,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usagef(cmd, "name one file of tests or more")
@@ -48,73 +51,130 @@ of a configuration. "-" is what is expected, "+" what would be.
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			total, failed, wrong := 0, 0, false
+			report := testsJSON{Tests: []testJSON{}}
+			wrong := false
 			for _, path := range args {
-				n, bad, err := runFixtures(cmd, path, configFile)
+				tests, err := runFixtures(cmd, path, configFile)
 				if err != nil {
 					wrong = true
 					sayWrong(cmd.ErrOrStderr(), err)
 				}
-				total, failed = total+n, failed+bad
+				report.add(tests)
+				if !asJSON {
+					if err := printTests(cmd.OutOrStdout(), tests); err != nil {
+						return err
+					}
+				}
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s, %d failed\n", count(total, "test"), failed)
+			var err error
+			switch {
+			case asJSON:
+				err = printJSON(cmd.OutOrStdout(), report)
+			case len(report.Tests) > 0 || !wrong:
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s, %d failed\n", count(len(report.Tests), "test"), report.Failed)
+			}
 			switch {
 			case err != nil:
 				return err
 			case wrong:
 				return errSilentUsage
-			case failed > 0:
+			case report.Failed > 0:
 				return errSilent
 			}
 			return nil
 		},
 	}
 	cmd.Flags().StringVarP(&configFile, "config", "c", "", "the `FILE` of configuration, in the place of the one that the tests name")
+	jsonFlag(cmd, &asJSON)
 	return cmd
+}
+
+// The shapes of the JSON.
+type (
+	testsJSON struct {
+		Tests  []testJSON `json:"tests"`
+		Failed int        `json:"failed"`
+	}
+	testJSON struct {
+		Name string `json:"name"`
+		File string `json:"file"`
+		Line int    `json:"line"`
+		OK   bool   `json:"ok"`
+		// Differences begin with "-" for what is expected and "+" for what would be.
+		Differences []string `json:"differences,omitempty"`
+	}
+)
+
+func (r *testsJSON) add(tests []testJSON) {
+	r.Tests = append(r.Tests, tests...)
+	for i := range tests {
+		if !tests[i].OK {
+			r.Failed++
+		}
+	}
+}
+
+// printTests prints tests for people.
+func printTests(w io.Writer, tests []testJSON) error {
+	paint := painterFor(w)
+	var b strings.Builder
+	for _, t := range tests {
+		if t.OK {
+			_, _ = fmt.Fprintf(&b, "%s    %s\n", paint.paint(green, "ok"), t.Name)
+			continue
+		}
+		_, _ = fmt.Fprintf(&b, "%s  %s (%s:%d)\n", paint.paint(red, "FAIL"), t.Name, t.File, t.Line)
+		for _, line := range t.Differences {
+			c := plain
+			switch {
+			case strings.HasPrefix(line, "-"):
+				c = red
+			case strings.HasPrefix(line, "+"):
+				c = green
+			}
+			b.WriteString("      " + paint.paint(c, line) + "\n")
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 // sayWrong says why the tests of a file cannot run.
 func sayWrong(w io.Writer, err error) {
 	if invalid, is := errors.AsType[*config.Error](err); is {
-		_, _ = fmt.Fprintln(w, invalid) // its lines begin with the file
+		printProblems(w, invalid)
 		return
 	}
 	_, _ = fmt.Fprintf(w, "mnsrelay: %v\n", err)
 }
 
-// runFixtures runs the tests of a file and counts them and those that failed.
-func runFixtures(cmd *cobra.Command, path, configFile string) (total, failed int, err error) {
+// runFixtures runs the tests of a file.
+func runFixtures(cmd *cobra.Command, path, configFile string) ([]testJSON, error) {
 	fixtures, err := dryrun.ReadFixtures(path)
 	if err != nil {
-		return 0, 0, fmt.Errorf("read the tests: %w", err)
+		return nil, fmt.Errorf("read the tests: %w", err)
 	}
 	cfg, warnings, err := fixtures.Load(configFile)
-	for _, w := range warnings {
-		_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s (warning)\n", w)
-	}
+	printWarnings(cmd.ErrOrStderr(), warnings)
 	if err != nil {
-		return 0, 0, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	dry, err := dryrun.New(cfg, agent())
 	if err != nil {
-		return 0, 0, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	tests := make([]testJSON, len(fixtures.Tests))
 	for i := range fixtures.Tests {
 		test := &fixtures.Tests[i]
 		diff, err := dry.Run(test)
 		if err != nil {
 			diff = []string{err.Error()}
 		}
-		if len(diff) == 0 {
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "ok    %s\n", test.Name)
-		} else {
-			failed++
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "FAIL  %s (%s:%d)\n      %s\n", test.Name, path, test.Line(),
-				cfg.Conceal(strings.Join(diff, "\n      ")))
-		}
-		if err != nil {
-			return 0, 0, err
+		tests[i] = testJSON{Name: test.Name, File: path, Line: test.Line(), OK: len(diff) == 0}
+		if len(diff) > 0 {
+			// As a whole: what is concealed may go over more than one line.
+			tests[i].Differences = strings.Split(cfg.Conceal(strings.Join(diff, "\n")), "\n")
 		}
 	}
-	return len(fixtures.Tests), failed, nil
+	return tests, nil
 }

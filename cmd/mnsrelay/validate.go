@@ -19,15 +19,13 @@ func load(cmd *cobra.Command, path string) (*config.Config, error) {
 		return nil, usagef(cmd, "which configuration? write --config FILE")
 	}
 	cfg, warnings, err := config.Load(path)
-	for _, w := range warnings {
-		_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s (warning)\n", w)
-	}
+	printWarnings(cmd.ErrOrStderr(), warnings)
 	return cfg, err
 }
 
 func newValidate() *cobra.Command {
 	var path string
-	var show bool
+	var show, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "validate --config FILE",
 		Short: "Check a configuration without using it",
@@ -36,11 +34,27 @@ everything that is wrong with it, a line each: file, line, column, setting, what
 It opens no connection.
 
 With --print it also prints the configuration as it would run: every default and every derived
-value, with where each came from, secrets as ***.`,
+value, with where each came from, secrets as ***.
+
+Exit codes: 0 valid, 2 not.`,
 		Example: `  mnsrelay validate --config mnsrelay.yaml
-  mnsrelay validate --config mnsrelay.yaml --print`,
+  mnsrelay validate --config mnsrelay.yaml --print
+  mnsrelay validate --config mnsrelay.yaml --json | jq -r '.problems[].message'`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := exclusive(cmd, "print", "json"); err != nil {
+				return err
+			}
+			if asJSON && path != "" {
+				cfg, warnings, err := config.Load(path)
+				if err := printJSON(cmd.OutOrStdout(), validation(cfg, warnings, err)); err != nil {
+					return err
+				}
+				if err != nil {
+					return errSilentUsage
+				}
+				return nil
+			}
 			cfg, err := load(cmd, path)
 			if err != nil {
 				return err
@@ -56,6 +70,7 @@ value, with where each came from, secrets as ***.`,
 	}
 	configFlag(cmd, &path)
 	cmd.Flags().BoolVar(&show, "print", false, "print the configuration as it would run")
+	jsonFlag(cmd, &asJSON)
 	return cmd
 }
 

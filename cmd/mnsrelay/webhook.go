@@ -54,6 +54,7 @@ The secret is taken from a file, from a sink of a configuration, or from the var
 ` + secretVariable + `; never from the command line, which others can read.`,
 		Example: `  mnsrelay webhook verify --secret-file /run/secrets/hook request.http
   mnsrelay webhook verify --config mnsrelay.yaml --sink hook --any-time request.http`,
+		ValidArgsFunction: anyFile,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usagef(cmd, "name one file with a captured request, or - for standard input")
@@ -125,7 +126,11 @@ func verifyingKeys(cmd *cobra.Command, files []string, configFile, sink string) 
 		}
 		i := slices.IndexFunc(loaded.Sinks, func(s config.Sink) bool { return s.Name == sink })
 		if i < 0 {
-			return nil, fmt.Errorf("there is no sink %q in %s", sink, configFile)
+			var names []string
+			for _, s := range loaded.Sinks {
+				names = append(names, s.Name)
+			}
+			return nil, usagef(cmd, "%s has no sink %q; it has: %s", configFile, sink, strings.Join(names, ", "))
 		}
 		hook, is := loaded.Sinks[i].Settings.(*webhook.Config)
 		if !is || len(hook.Signing.Secrets) == 0 {

@@ -91,7 +91,7 @@ sinks:
 			request, []string{"--secret-file", file("short", "whsec_aHVudGVyMg=="), "-"}, exitFailed, "has 7 bytes; a secret has 24 to 64",
 		},
 		"a sink that signs nothing": {request, []string{"--config", configuration, "--sink", "plain", "-"}, exitFailed, `the sink "plain" signs nothing`},
-		"a sink that is not there":  {request, []string{"--config", configuration, "--sink", "x", "-"}, exitFailed, `there is no sink "x"`},
+		"a sink that is not there":  {request, []string{"--config", configuration, "--sink", "x", "-"}, exitUsage, `has no sink "x"; it has: hook, plain`},
 		"half a flag":               {request, []string{"--sink", "x", "-"}, exitUsage, "--config and --sink belong together"},
 		"no argument":               {request, nil, exitUsage, "name one file"},
 	} {

@@ -114,9 +114,14 @@ func New(cfg *config.Config, deps Deps) (*App, error) {
 	}
 	a.parts = p.parts
 	deps.Registry.MustRegister(&collector{app: a})
-	a.api = httpapi.New(httpapi.Config{Listen: cfg.Server.Listen, AdminToken: cfg.Server.AdminToken}, httpapi.Deps{
+	a.api, err = httpapi.New(httpapi.Config{
+		Listen: cfg.Server.Listen, AdminListen: cfg.Server.AdminListen, AdminToken: cfg.Server.AdminToken, TLS: cfg.Server.TLS,
+	}, httpapi.Deps{
 		Instance: deps.Instance, Relay: a, Metrics: deps.Registry, Log: deps.Log.Named("api"), Level: deps.Level,
 	})
+	if err != nil {
+		return nil, errors.Join(err, a.ledger.Close())
+	}
 	return a, nil
 }
 
@@ -125,7 +130,7 @@ func New(cfg *config.Config, deps Deps) (*App, error) {
 // other error says why the relay could not start. Run may be called once.
 func (a *App) Run(ctx, cut context.Context) (err error) {
 	defer func() { err = errors.Join(err, a.ledger.Close()) }()
-	addr, err := a.api.Listen(ctx)
+	addr, admin, err := a.api.Listen(ctx)
 	if err != nil {
 		return err
 	}
@@ -150,8 +155,14 @@ func (a *App) Run(ctx, cut context.Context) (err error) {
 	for _, s := range now.sources {
 		s.start(ctx, work, connected, a.supervise)
 	}
-	a.log.Info("relay started", zap.String("version", a.deps.Version), zap.Stringer("api", addr),
-		zap.Int("sources", len(now.sources)), zap.Int("sinks", len(now.sinks)))
+	fields := []zap.Field{
+		zap.String("version", a.deps.Version), zap.Stringer("api", addr), zap.Bool("tls", !now.cfg.Server.TLS.IsZero()),
+		zap.Int("sources", len(now.sources)), zap.Int("sinks", len(now.sinks)),
+	}
+	if admin != nil {
+		fields = append(fields, zap.Stringer("admin", admin))
+	}
+	a.log.Info("relay started", fields...)
 
 	for ctx.Err() == nil {
 		select {

@@ -67,9 +67,10 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 type descs struct {
 	received, deleted, lostLeases, returned, retried, delivered *prometheus.Desc
 	deadLettered, skipped, givenUp                              *prometheus.Desc
-	ledgerErrors, ledgerEntries                                 *prometheus.Desc
-	inFlight, pollers, fill, oldest, queueMessages              *prometheus.Desc
-	expiry, refreshes, sinkUp                                   *prometheus.Desc
+	ledgerErrors, ledgerEntries, ledgerEvicted                  *prometheus.Desc
+	state, inFlight, pollers, fill, oldest                      *prometheus.Desc
+	queueMessages, retention                                    *prometheus.Desc
+	expiry, refreshes, sinkUp, sinkRequired                     *prometheus.Desc
 	generation, hash, reloaded, reloadedAt                      *prometheus.Desc
 }
 
@@ -86,14 +87,18 @@ func newDescs() descs {
 		givenUp:       desc("messages_given_up_total", "Deliveries that failed and are not tried again, of sinks that are not required and of sources that deliver at most once, by reason.", "source", "reason"),
 		ledgerErrors:  desc("ledger_failures_total", "Calls of the ledger that failed or were left out; each may cost duplicates.", "operation"),
 		ledgerEntries: desc("ledger_entries", "Confirms that the ledger remembers; 0 where it does not know."),
+		ledgerEvicted: desc("ledger_evictions_total", "Confirms that a ledger in memory has dropped because it was full; a message that comes again after that may be delivered twice."),
+		state:         desc("source_state", "1 for the state that the source is in, 0 for the others.", "source", "state"),
 		inFlight:      desc("in_flight_messages", "Messages received and not settled.", "source"),
 		pollers:       desc("pollers", "Pollers that ask the queue.", "source"),
 		fill:          desc("batch_fill_ratio", "How full the batches were that held anything, of late: near 1 under a backlog.", "source"),
 		oldest:        desc("oldest_message_age_seconds", "Age of the oldest message of the last batch when it was received.", "source"),
 		queueMessages: desc("queue_messages", "Messages in the queue as MNS tells; absent where it does not.", "source", "state"),
+		retention:     desc("queue_retention_seconds", "How long MNS keeps a message, delivered or not; absent where it does not tell.", "source"),
 		expiry:        desc("credential_expiry_timestamp_seconds", "When the credential ends; absent where it does not.", "source"),
 		refreshes:     desc("credential_refreshes_total", "Attempts to fetch a credential.", "source", "result"),
 		sinkUp:        desc("sink_up", "1 while the sink takes messages.", "sink"),
+		sinkRequired:  desc("sink_required", "1 where a delete waits for the sink, 0 where no route requires it.", "sink"),
 		generation:    desc("config_generation", "How many configurations have been in force, the present one included."),
 		hash:          desc("config_hash", "The first 48 bits of the hash of the configuration in force: replicas that differ here differ in it."),
 		reloaded:      desc("config_last_reload_successful", "0 if the last reload was refused and the configuration before it is in force, 1 otherwise."),
@@ -114,12 +119,18 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		c.source(out, &d, s)
 	}
 	for _, s := range now.sinks {
-		up := 0.0
-		if health, _ := s.endpoint.Health(); health.State == relay.Up {
-			up = 1
-		}
-		out <- prometheus.MustNewConstMetric(d.sinkUp, prometheus.GaugeValue, up, s.name)
+		health, _ := s.endpoint.Health()
+		out <- prometheus.MustNewConstMetric(d.sinkUp, prometheus.GaugeValue, number(health.State == relay.Up), s.name)
+		out <- prometheus.MustNewConstMetric(d.sinkRequired, prometheus.GaugeValue, number(s.used(now.sources)), s.name)
 	}
+}
+
+// number is 1 for true.
+func number(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
 }
 
 func (c *collector) ledger(out chan<- prometheus.Metric, d *descs) {
@@ -128,6 +139,7 @@ func (c *collector) ledger(out chan<- prometheus.Metric, d *descs) {
 		out <- prometheus.MustNewConstMetric(d.ledgerErrors, prometheus.CounterValue, float64(n), operation)
 	}
 	out <- prometheus.MustNewConstMetric(d.ledgerEntries, prometheus.GaugeValue, float64(status.Entries))
+	out <- prometheus.MustNewConstMetric(d.ledgerEvicted, prometheus.CounterValue, float64(status.Evicted))
 }
 
 func (c *collector) configuration(out chan<- prometheus.Metric, d *descs) {
@@ -140,11 +152,7 @@ func (c *collector) configuration(out chan<- prometheus.Metric, d *descs) {
 	if hash, err := strconv.ParseUint(loaded.Digest[:min(len(loaded.Digest), 12)], 16, 64); err == nil {
 		gauge(d.hash, float64(hash))
 	}
-	successful := 1.0
-	if loaded.LastError != nil {
-		successful = 0
-	}
-	gauge(d.reloaded, successful)
+	gauge(d.reloaded, number(loaded.LastError == nil))
 	gauge(d.reloadedAt, float64(loaded.Loaded.UnixMilli())/1000)
 }
 
@@ -178,6 +186,10 @@ func (c *collector) source(out chan<- prometheus.Metric, d *descs, s *source) {
 	for target, n := range counts.Delivered {
 		count(d.delivered, n, target.Route, target.Sink)
 	}
+	state, _ := s.state()
+	for _, possible := range relay.SourceStates() {
+		gauge(d.state, number(state == possible), string(possible))
+	}
 	gauge(d.inFlight, float64(counts.InFlight))
 	gauge(d.pollers, float64(counts.Pollers))
 	gauge(d.fill, counts.Fill)
@@ -186,6 +198,9 @@ func (c *collector) source(out chan<- prometheus.Metric, d *descs, s *source) {
 		gauge(d.queueMessages, float64(depth.Active), "active")
 		gauge(d.queueMessages, float64(depth.Inactive), "inactive")
 		gauge(d.queueMessages, float64(depth.Delayed), "delayed")
+	}
+	if retention := s.pipeline.Retention(); retention > 0 {
+		gauge(d.retention, retention.Seconds())
 	}
 	credential := s.refresher.Status()
 	if !credential.Expires.IsZero() {

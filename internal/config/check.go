@@ -3,7 +3,6 @@ package config
 import (
 	"errors"
 	"fmt"
-	"net"
 	"reflect"
 	"slices"
 	"strconv"
@@ -101,14 +100,7 @@ func (d *decoder) oneOf(path, value string, choices ...string) bool {
 func (d *decoder) notYet(path, what string) { d.checked(path, "%s", notYet(what)) }
 
 func (d *decoder) checkProcess(c *Config) {
-	if host, port, err := net.SplitHostPort(c.Server.Listen); err != nil {
-		d.checked("server.listen", `must be an address with a port, as in ":8080" or "127.0.0.1:8080", not %s`, d.shown("server.listen", c.Server.Listen))
-	} else if n, err := strconv.ParseUint(port, 10, 16); err != nil || strings.ContainsAny(host, "/ ") {
-		d.checked("server.listen", `must end in a port from 0 to 65535, as in ":8080", not %s`, d.shown("server.listen", c.Server.Listen))
-	} else if n == 0 {
-		d.warn("server.listen", "port 0 is another port with each start: probes will not find it")
-	}
-	d.checkAdminToken(c.Server.AdminToken.Reveal())
+	d.checkServer(&c.Server)
 	d.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	d.oneOf("log.format", c.Log.Format, "json", "console")
 	d.positive("drain_timeout", c.DrainTimeout, 45*time.Second)
@@ -123,24 +115,6 @@ func (d *decoder) checkProcess(c *Config) {
 		batch = max(batch, min(s.BatchSize, maxBatch))
 	}
 	d.room("in_flight", c.InFlight, batch, "the largest batch_size")
-}
-
-// minToken is how many characters an admin token should have: as many as a generated
-// one of 64 bits has in hex.
-const minToken = 16
-
-func (d *decoder) checkAdminToken(token string) {
-	const path = "server.admin_token"
-	x, fromOutside := d.expanded[path]
-	switch {
-	case token == "" && fromOutside:
-		d.warn(path, "%s is empty: the endpoints that change something stay closed", origins(x))
-	case token == "":
-	case strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }):
-		d.checked(path, "must be visible ASCII characters without spaces, since it is sent in a header, as openssl rand -hex 32 makes it")
-	case len(token) < minToken:
-		d.warn(path, "is shorter than %d characters, so it can be guessed; openssl rand -hex 32 makes one that cannot", minToken)
-	}
 }
 
 func (d *decoder) positive(path string, value, example time.Duration) {

@@ -68,8 +68,13 @@ type Config struct {
 type Server struct {
 	// Listen is the address, host:port or :port.
 	Listen string `yaml:"listen"`
+	// AdminListen is an address of its own for what needs the admin token; empty: that of
+	// Listen. All the rest, the status page too, is served at both.
+	AdminListen string `yaml:"admin_listen"`
 	// AdminToken opens the endpoints that change something; unset, they answer 403.
 	AdminToken setting.Secret `yaml:"admin_token"`
+	// TLS is the certificate of both addresses. Its files are read again when they change.
+	TLS setting.ServerTLS `yaml:"tls"`
 }
 
 // Log is what is logged and how.

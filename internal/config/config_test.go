@@ -56,6 +56,8 @@ func usual() config.Environment {
 		"/run/secrets/apsaramq/password":        "QkY5RkM=\n",
 		"/run/secrets/artemis/password":         "artemis-secret\n",
 		"/run/secrets/service-bus/key":          "c2VydmljZS1idXMta2V5/+A=\n",
+		"/run/secrets/relay-tls/tls.crt":        pairs()[0].cert,
+		"/run/secrets/relay-tls/tls.key":        pairs()[0].key,
 	})
 }
 
@@ -509,7 +511,7 @@ func TestLoad(t *testing.T) {
 	require.EqualError(t, err, missing+": cannot be read: there is no such file: create or mount it, or mend the path")
 
 	_, _, err = config.Load(dir)
-	require.EqualError(t, err, dir+": cannot be read: is a directory")
+	require.EqualError(t, err, dir+": cannot be read: it is a folder: write the path of a file")
 
 	stdin, err := os.Open(path)
 	require.NoError(t, err)

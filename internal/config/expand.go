@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 
 	"mnsrelay/internal/setting"
 )
@@ -84,6 +85,8 @@ func cause(err error) string {
 		return "there is no such file: create or mount it, or mend the path"
 	case errors.Is(err, fs.ErrPermission):
 		return "this process may not read it: give its user the permission"
+	case errors.Is(err, syscall.EISDIR):
+		return "it is a folder: write the path of a file"
 	}
 	if pathErr, is := errors.AsType[*fs.PathError](err); is {
 		err = pathErr.Err

@@ -13,8 +13,9 @@ import (
 	"mnsrelay/internal/config"
 )
 
-// Whatever the file says: no panic, each problem has its place on one line, and what
-// is printed of a valid one is a configuration that means the same.
+// Whatever the file says: no panic, each problem has its place on one line, what is
+// printed of a valid one is a configuration that means the same, and nothing that is said
+// shows what came from the file of a secret.
 func FuzzParse(f *testing.F) {
 	examples, err := filepath.Glob("../../configs/*.yaml")
 	if err != nil || len(examples) == 0 {
@@ -35,12 +36,31 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(routed("unmatched: retain\n    dead_letter: dead", "- {name: a, from: sms, when: &w \"id == '\\x41' &&\\n  body.x\", to: [{sink: events, with: &o {exchange: e, headers: {a: b}}}]}\n  - {name: b, from: sms, when: *w, to: {sink: events, with: {<<: *o, timeout: 1s}}}")))
 	f.Add([]byte(routed("unmatched: delete", "- {name: a, from: sms, when: |-2\n      bdy.x ||\n\n       txt\n    , to: events}")))
 	f.Add([]byte(routed("unmatched: delete", "- name: a\n    when: >-\n      bdy.x ||\n\n       txt\r\n    from: sms\n    to: {sink: hook, with: {headers: {a: 'x'}}}")))
+	f.Add([]byte("server: {listen: ':1', admin_listen: '127.0.0.1:1', admin_token: \"${file:/run/secrets/admin-token}\", tls: &t {cert_file: /run/secrets/relay-tls/tls.crt, key_file: /run/secrets/relay-tls/tls.key}}\n" +
+		with("credentials: {type: static, access_key_id: id, access_key_secret: secret}", "credentials: {type: static, access_key_id: \"${file:/run/secrets/redis/password}\", access_key_secret: \"${file:/run/secrets/aliyun/access-key-secret}\"}")))
+	f.Add([]byte(with("exchange: sms.events", "exchange: \"x${file:/run/secrets/artemis/password}y\"\n    tls: {ca_file: \"${file:/run/secrets/redis/password}\"}")))
 	env := usual()
 
+	// What is in these files, and in none that a fuzzer writes by itself.
+	secrets := []string{"file-secret", "redis-secret", "artemis-secret", "BEGIN PRIVATE KEY"}
+	hidden := func(t *testing.T, what, shown string, text []byte) {
+		t.Helper()
+		for _, secret := range secrets {
+			if strings.Contains(shown, secret) && !strings.Contains(string(text), secret) {
+				t.Fatalf("%s shows %q: %s", what, secret, shown)
+			}
+		}
+	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c, warnings, err := config.Parse("f.yaml", text, env)
 		for _, w := range warnings {
 			checkPlace(t, config.Problem(w), text)
+			hidden(t, "a warning", w.String(), text)
+		}
+		if err != nil {
+			hidden(t, "a problem", err.Error(), text)
+		} else {
+			hidden(t, "what is printed", string(c.YAML())+string(c.JSON()), text)
 		}
 		if err != nil {
 			invalid, is := errors.AsType[*config.Error](err)

@@ -387,7 +387,7 @@ func TestDeadLettersHaveDefaults(t *testing.T) {
 
 func TestTheLedger(t *testing.T) {
 	t.Parallel()
-	text := "ledger: {type: redis, url: 'rediss://:${file:/pw}@redis:6380/2', ttl: 2h}\nreload: {watch: true}\nserver: {admin_token: '${file:/pw}0123456789'}\n"
+	text := "ledger: {type: redis, url: 'rediss://:${file:/pw}@redis:6380/2', ttl: 2h}\nreload: {watch: true}\nserver: {listen: 127.0.0.1:8080, admin_token: '${file:/pw}0123456789'}\n"
 	c := parse(t, text+with("sources:", "sources:"), environment(nil, map[string]string{"/pw": "hunter2\n"}))
 	require.Equal(t, ledger.Config{Type: ledger.TypeRedis, TTL: 2 * time.Hour, URL: setting.NewURL("rediss://:hunter2@redis:6380/2"), MaxEntries: ledger.Defaults().MaxEntries}, c.Ledger)
 	require.True(t, c.Reload.Watch)
@@ -421,7 +421,7 @@ func TestWarningsOfRoutes(t *testing.T) {
 		{"twice, if both match", routed("to: dead", "- {name: all, from: sms, to: events}\n  - {name: b, from: sms, to: [events, hook], when: body.b}\n  - {name: c, from: sms, to: [hook], when: body.b}"), []string{
 			`13:31: routes[1].to[0]: the route all takes the source sms to this sink too: what both take is delivered twice`,
 		}},
-		{"the process", "server: {admin_token: secret}\nledger: {ttl: 30m}\n" + with("sources:", "sources:"), []string{
+		{"the process", "server: {admin_token: secret, listen: 127.0.0.1:8080}\nledger: {ttl: 30m}\n" + with("sources:", "sources:"), []string{
 			`1:23: server.admin_token: is shorter than 16 characters, so it can be guessed; openssl rand -hex 32 makes one that cannot`,
 			`2:15: ledger.ttl: is shorter than the redelivery.max of the source sms: what comes again later goes to the sinks that have it, too`,
 		}},

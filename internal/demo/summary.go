@@ -16,7 +16,7 @@ to        %s
 	if d.consumer != nil {
 		_, _ = fmt.Fprintf(out, "and to    %s exchange %s, routing key %s\n", d.consumer.url, exchangeName, routingKey)
 	}
-	_, _ = fmt.Fprintf(out, `status    %s/api/v1/status
+	_, _ = fmt.Fprintf(out, `page      %s/
 metrics   %s/metrics
 `, api, api)
 	if d.cfg.Messages > 0 {

@@ -21,8 +21,13 @@ import (
 const reloadTimeout = 10 * time.Second
 
 // authorized tells whether the admin token is shown, and answers where it is not: 403 where
-// none is configured, 401 without the right one.
+// none is configured or another address has this, 401 without the right one.
 func (h *handler) authorized(w http.ResponseWriter, r *http.Request) bool {
+	if h.adminAt != "" {
+		// Whatever token is shown: nobody finds out here whether it is the right one.
+		h.problem(w, api.Problem{Status: http.StatusForbidden, Detail: "this is served at server.admin_listen, " + h.adminAt + ", alone; the status page is there too"})
+		return false
+	}
 	if h.adminToken.IsZero() {
 		h.problem(w, api.Problem{Status: http.StatusForbidden, Detail: "server.admin_token is not set, so this is closed"})
 		return false
@@ -87,19 +92,21 @@ func (h *handler) LogLevel(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// maxChange is the most that is read of a change, in bytes.
-const maxChange = 64 << 10
-
 // SetLogLevel is PUT /api/v1/log-level.
 func (h *handler) SetLogLevel(w http.ResponseWriter, r *http.Request) {
 	if !h.authorized(w, r) {
 		return
 	}
 	var change api.LogLevelChange
-	body := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxChange))
+	body := json.NewDecoder(r.Body)
 	body.DisallowUnknownFields()
 	level := zapcore.InvalidLevel
-	if err := body.Decode(&change); err == nil && change.Level.Valid() {
+	err := body.Decode(&change)
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		h.tooLarge(w)
+		return
+	}
+	if err == nil && change.Level.Valid() {
 		level, _ = zapcore.ParseLevel(string(change.Level))
 	}
 	if level == zapcore.InvalidLevel {
@@ -113,13 +120,21 @@ func (h *handler) SetLogLevel(w http.ResponseWriter, r *http.Request) {
 // Pprof is GET /debug/pprof/{profile}.
 func (h *handler) Pprof(w http.ResponseWriter, r *http.Request, profile string, params api.PprofParams) {
 	const most = 25 // seconds, within the time that an answer may take
+	query := r.URL.Query()
+	timed, asked := profile == "profile" || profile == "trace", query.Has("seconds")
 	switch {
 	case !h.authorized(w, r):
-	case params.Seconds < 0 || params.Seconds > most:
+	case asked && !timed:
+		h.problem(w, api.Problem{Status: http.StatusBadRequest, Detail: "seconds is for profile and trace"})
+	case asked && (params.Seconds < 1 || params.Seconds > most):
 		h.problem(w, api.Problem{Status: http.StatusBadRequest, Detail: "seconds: write 1 to 25"})
-	case profile == "profile" || profile == "trace":
-		query := r.URL.Query()
-		if params.Seconds == 0 {
+	case timed:
+		if !h.profiling.TryLock() {
+			h.problem(w, api.Problem{Status: http.StatusConflict, Detail: "another profile is being taken; try again"})
+			return
+		}
+		defer h.profiling.Unlock()
+		if !asked {
 			query.Set("seconds", "10")
 			r.URL.RawQuery = query.Encode()
 		}

@@ -148,7 +148,7 @@ func TestTheLogLevel(t *testing.T) {
 	require.Equal(t, api.LevelInfo, level())
 	require.Equal(t, 200, put(`{"level": "debug"}`).code)
 	require.Equal(t, api.LevelDebug, level())
-	for _, wrong := range []string{"", "debug", `{"level": "fatal"}`, `{"level": ""}`, `{"level": "info", "for": "1h"}`, `{"level": "` + strings.Repeat("x", 1<<17) + `"}`} {
+	for _, wrong := range []string{"", "debug", `{"level": "fatal"}`, `{"level": ""}`, `{"level": "info", "for": "1h"}`} {
 		require.Equal(t, 400, put(wrong).code, "%.40s", wrong)
 		require.Equal(t, api.LevelDebug, level())
 	}
@@ -158,7 +158,8 @@ func TestProfiles(t *testing.T) {
 	t.Parallel()
 	base := serveWith(t, httpapi.Config{AdminToken: setting.NewSecret(adminToken)}, &fakeRelay{}, prometheus.NewRegistry(), zap.NewNop())
 	for path, code := range map[string]int{
-		"heap": 200, "goroutine?debug=2": 200, "profile?seconds=1": 200, "trace?seconds=1": 200, "other": 404, "profile?seconds=26": 400, "profile?seconds=x": 400, "cmdline": 404,
+		"heap": 200, "goroutine?debug=2": 200, "profile?seconds=1": 200, "trace?seconds=1": 200, "other": 404, "profile?seconds=26": 400, "profile?seconds=x": 400, "profile?seconds=0": 400,
+		"heap?seconds=1": 400, "cmdline": 404,
 	} {
 		got := askWith(t, http.MethodGet, base+"/debug/pprof/"+path, map[string]string{"Authorization": "Bearer " + adminToken})
 		require.Equal(t, code, got.code, "%s: %.200s", path, got.body)
@@ -166,4 +167,21 @@ func TestProfiles(t *testing.T) {
 			require.NotEmpty(t, got.body)
 		}
 	}
+	// The runtime takes one at a time.
+	codes := make(chan int, 2)
+	for range 2 {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base+"/debug/pprof/profile?seconds=2", http.NoBody)
+		require.NoError(t, err)
+		req.Header.Set("Authorization", "Bearer "+adminToken)
+		go func() {
+			res, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
+			if err != nil {
+				codes <- 0
+				return
+			}
+			_ = res.Body.Close()
+			codes <- res.StatusCode
+		}()
+	}
+	require.ElementsMatch(t, []int{200, 409}, []int{<-codes, <-codes})
 }

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"net"
 	"net/http"
 	"slices"
 
@@ -12,7 +13,7 @@ import (
 // Paths lists the patterns of the router.
 func Paths() []string {
 	var out []string
-	router := newHandler(Config{}, Deps{Metrics: prometheus.NewRegistry(), Log: zap.NewNop()}).(chi.Router)
+	router := newHandler(Config{}, Deps{Metrics: prometheus.NewRegistry(), Log: zap.NewNop()}, "").(chi.Router)
 	_ = chi.Walk(router, func(_, route string, _ http.Handler, _ ...func(http.Handler) http.Handler) error {
 		if !slices.Contains(out, route) {
 			out = append(out, route)
@@ -21,3 +22,9 @@ func Paths() []string {
 	})
 	return out
 }
+
+// Handler is what the server serves.
+func Handler(cfg Config, deps Deps) http.Handler { return newHandler(cfg, deps, cfg.AdminListen) }
+
+// On makes the server serve at a listener of a test's in place of Listen.
+func (s *Server) On(l net.Listener) { s.api.listener = l }

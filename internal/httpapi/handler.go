@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -27,15 +28,19 @@ const HeaderInstance = "X-Mnsrelay-Instance"
 type handler struct {
 	Deps
 	adminToken setting.Secret
-	router     *chi.Mux
-	metrics    http.Handler
+	// adminAt is the address that alone has what needs the token; empty: this one.
+	adminAt string
+	router  *chi.Mux
+	metrics http.Handler
+	// profiling is held while the one profile is taken that the runtime takes at a time.
+	profiling sync.Mutex
 }
 
 var _ api.ServerInterface = (*handler)(nil)
 
-func newHandler(cfg Config, deps Deps) http.Handler {
+func newHandler(cfg Config, deps Deps, adminAt string) http.Handler {
 	h := &handler{
-		Deps: deps, adminToken: cfg.AdminToken, router: chi.NewRouter(),
+		Deps: deps, adminToken: cfg.AdminToken, adminAt: adminAt, router: chi.NewRouter(),
 		metrics: promhttp.HandlerFor(deps.Metrics, promhttp.HandlerOpts{
 			ErrorLog: zap.NewStdLog(deps.Log),
 			// A collector that fails hides its own metrics, not those of the others.
@@ -50,7 +55,7 @@ func newHandler(cfg Config, deps Deps) http.Handler {
 	foreign.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		h.problem(w, api.Problem{Status: http.StatusForbidden, Detail: "a page of another site may change nothing here"})
 	}))
-	r.Use(h.head, h.recover, foreign.Handler, middleware.GetHead)
+	r.Use(h.head, h.recover, h.bounded, foreign.Handler, middleware.GetHead)
 	r.NotFound(func(w http.ResponseWriter, _ *http.Request) {
 		h.problem(w, api.Problem{Status: http.StatusNotFound, Detail: "no such path; GET /openapi.yaml lists them"})
 	})
@@ -219,6 +224,26 @@ func (h *handler) head(next http.Handler) http.Handler {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		next.ServeHTTP(w, r)
 	})
+}
+
+// maxBody is the most that is read of a request's body, in bytes.
+const maxBody = 64 << 10
+
+// bounded refuses a longer one, or ends the connection where the length was not told.
+func (h *handler) bounded(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength > maxBody {
+			h.tooLarge(w)
+			return
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (h *handler) tooLarge(w http.ResponseWriter) {
+	w.Header().Set("Connection", "close") // or the server would read on, for the next request
+	h.problem(w, api.Problem{Status: http.StatusRequestEntityTooLarge, Detail: "a body of more than 64 KiB is not for this API"})
 }
 
 // recover turns a panic of a handler into an answer: it is a fault of one page, and

@@ -143,11 +143,19 @@ func serve(t *testing.T, r httpapi.Relay, metrics prometheus.Gatherer, log *zap.
 
 func serveWith(t *testing.T, cfg httpapi.Config, r httpapi.Relay, metrics prometheus.Gatherer, log *zap.Logger) string {
 	t.Helper()
+	base, _ := serveBoth(t, cfg, r, metrics, log)
+	return base
+}
+
+// serveBoth gives the address of an operator's own listener too; empty: there is none.
+func serveBoth(t *testing.T, cfg httpapi.Config, r httpapi.Relay, metrics prometheus.Gatherer, log *zap.Logger) (base, admin string) {
+	t.Helper()
 	cfg.Listen = "127.0.0.1:0"
-	s := httpapi.New(cfg, httpapi.Deps{
+	s, err := httpapi.New(cfg, httpapi.Deps{
 		Instance: "relay-0", Relay: r, Metrics: metrics, Log: log, Level: zap.NewAtomicLevel(),
 	})
-	addr, err := s.Listen(t.Context())
+	require.NoError(t, err)
+	apiAt, adminAt, err := s.Listen(t.Context())
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -156,7 +164,14 @@ func serveWith(t *testing.T, cfg httpapi.Config, r httpapi.Relay, metrics promet
 		cancel()
 		require.NoError(t, <-done)
 	})
-	return "http://" + addr.String()
+	scheme := "http://"
+	if !cfg.TLS.IsZero() {
+		scheme = "https://"
+	}
+	if adminAt != nil {
+		admin = scheme + adminAt.String()
+	}
+	return scheme + apiAt.String(), admin
 }
 
 type answer struct {
@@ -169,10 +184,10 @@ type answer struct {
 // spec holds answers against openapi.yaml.
 type spec struct{ *contract.Contract }
 
-func newContract(t *testing.T) spec {
-	t.Helper()
+func newContract(tb testing.TB) spec {
+	tb.Helper()
 	c, err := contract.New()
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return spec{c}
 }
 
@@ -426,9 +441,15 @@ func TestAPortInUseFailsTheStart(t *testing.T) {
 	taken, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer func() { require.NoError(t, taken.Close()) }()
-	s := httpapi.New(httpapi.Config{Listen: taken.Addr().String()}, httpapi.Deps{Log: zap.NewNop(), Relay: &fakeRelay{}, Metrics: prometheus.NewRegistry()})
-	_, err = s.Listen(t.Context())
-	require.ErrorContains(t, err, "address already in use")
+	for _, cfg := range []httpapi.Config{
+		{Listen: taken.Addr().String()},
+		{Listen: "127.0.0.1:0", AdminListen: taken.Addr().String()},
+	} {
+		s, err := httpapi.New(cfg, httpapi.Deps{Log: zap.NewNop(), Relay: &fakeRelay{}, Metrics: prometheus.NewRegistry()})
+		require.NoError(t, err)
+		_, _, err = s.Listen(t.Context())
+		require.ErrorContains(t, err, "address already in use")
+	}
 }
 
 // An answer that is under way when the server stops is given whole.
@@ -439,8 +460,9 @@ func TestRunFinishesWhatIsUnderWay(t *testing.T) {
 		<-answer
 		return full()
 	}}
-	s := httpapi.New(httpapi.Config{Listen: "127.0.0.1:0"}, httpapi.Deps{Instance: "relay-0", Relay: r, Metrics: prometheus.NewRegistry(), Log: zap.NewNop()})
-	addr, err := s.Listen(t.Context())
+	s, err := httpapi.New(httpapi.Config{Listen: "127.0.0.1:0"}, httpapi.Deps{Instance: "relay-0", Relay: r, Metrics: prometheus.NewRegistry(), Log: zap.NewNop()})
+	require.NoError(t, err)
+	addr, _, err := s.Listen(t.Context())
 	require.NoError(t, err)
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)

@@ -184,6 +184,9 @@ func (p *Pipeline) UnderWay() int {
 // the renewal of leases, and messages older than half of it are warned of.
 func (p *Pipeline) SetRetention(retention time.Duration) { p.retention.Store(int64(retention)) }
 
+// Retention is what SetRetention was last told; 0: not known.
+func (p *Pipeline) Retention() time.Duration { return time.Duration(p.retention.Load()) }
+
 // SetQueuePolicy tells after how many receives the queue itself moves a message to another
 // queue; 0: never, as far as is known. It is warned of where that comes before the relay
 // gives a message up: such a message reaches neither its sinks nor the dead-letter sink.

@@ -21,6 +21,11 @@ const (
 	SourceStopped  SourceState = "stopped"
 )
 
+// SourceStates are all of them.
+func SourceStates() []SourceState {
+	return []SourceState{SourceStarting, SourceRunning, SourceWaiting, SourcePaused, SourceRetrying, SourceDraining, SourceStopped}
+}
+
 // TargetName names one target of a route.
 type TargetName struct{ Route, Sink string }
 

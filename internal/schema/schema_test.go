@@ -17,6 +17,7 @@ import (
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/schema"
 	"mnsrelay/internal/setting"
+	"mnsrelay/test/certs"
 )
 
 func TestTheSchemaIsThatOfTheSource(t *testing.T) {
@@ -127,9 +128,18 @@ func TestEverySinkBindsItsSettings(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../../configs/everything.yaml")
 	require.NoError(t, err)
+	pair := certs.New(t)
 	c, _, err := config.Parse("everything.yaml", text, config.Environment{
-		Lookup:   func(name string) (string, bool) { return "value-of-" + name, true },
-		ReadFile: func(string) ([]byte, error) { return []byte("0123456789abcdef"), nil },
+		Lookup: func(name string) (string, bool) { return "value-of-" + name, true },
+		ReadFile: func(path string) ([]byte, error) {
+			switch filepath.Base(path) {
+			case "tls.crt":
+				return os.ReadFile(pair.ServerCert)
+			case "tls.key":
+				return os.ReadFile(pair.ServerKey)
+			}
+			return []byte("0123456789abcdef"), nil
+		},
 	})
 	require.NoError(t, err)
 	types := map[string]bool{}

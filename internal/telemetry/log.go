@@ -19,8 +19,9 @@ const (
 
 // NewLogger makes a logger that writes to w, one line an entry, not coloured, and
 // gives its level to change while it is in use. Level is debug, info, warn or
-// error; format is FormatJSON or FormatConsole. Nothing is sampled: what repeats is
-// kept quiet where it is logged. Times are RFC 3339 in UTC, in milliseconds.
+// error; format is FormatJSON or FormatConsole. Of lines that repeat, at info and above, ten are
+// written and then one every ten seconds, which counts the others; Sync writes what is left of
+// them. Times are RFC 3339 in UTC, in milliseconds.
 func NewLogger(level, format string, w io.Writer) (*zap.Logger, zap.AtomicLevel, error) {
 	parsed, err := zapcore.ParseLevel(level)
 	if err != nil || parsed > zapcore.ErrorLevel {
@@ -51,7 +52,7 @@ func NewLogger(level, format string, w io.Writer) (*zap.Logger, zap.AtomicLevel,
 	}
 	atomic := zap.NewAtomicLevelAt(parsed)
 	core := zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), atomic)
-	return zap.New(core, zap.ErrorOutput(zapcore.Lock(zapcore.AddSync(w)))), atomic, nil
+	return zap.New(newRepeats(core), zap.ErrorOutput(zapcore.Lock(zapcore.AddSync(w)))), atomic, nil
 }
 
 func encodeTime(t time.Time, enc zapcore.PrimitiveArrayEncoder) {

@@ -72,12 +72,7 @@ func buildAndRun(m *testing.M) int {
 }
 
 func TestChaos(t *testing.T) {
-	seed := rand.Uint64N(1_000_000)
-	if *seedFlag != "" {
-		var err error
-		seed, err = strconv.ParseUint(*seedFlag, 10, 64)
-		require.NoError(t, err, "-seed")
-	}
+	seed := seed(t)
 	short := *minutesFlag == 0
 	span, messages := shortSpan, shortMessages
 	if !short {
@@ -94,10 +89,27 @@ func TestChaos(t *testing.T) {
 	w := newWorld(t, shared)
 	require.NoError(t, w.start(t.Context(), first))
 	atRest := w.rest(t)
+	r := w.happen(t, messages, span, plan(seed, span, short, lanes(shared)), nil)
+	w.requireArrived(t, r, messages, atRest)
+}
 
+// seed is what the schedule is made of.
+func seed(t *testing.T) uint64 {
+	t.Helper()
+	if *seedFlag == "" {
+		return rand.Uint64N(1_000_000)
+	}
+	seed, err := strconv.ParseUint(*seedFlag, 10, 64)
+	require.NoError(t, err, "-seed")
+	return seed
+}
+
+// happen sends messages over span while the plans come about, and does aside, if there is
+// any, beside it. It returns when the faults are over and the queue is empty.
+func (w *world) happen(t *testing.T, messages int, span time.Duration, plans [][]*event, aside func(ctx context.Context) error) *report {
+	t.Helper()
 	ctx, cancel := context.WithTimeoutCause(t.Context(), span+5*time.Minute, errors.New("the schedule did not end"))
 	defer cancel()
-	plans := plan(seed, span, short, lanes(shared))
 	flight := w.sample(t)
 	begun := time.Now()
 	group, ctx := errgroup.WithContext(ctx)
@@ -105,9 +117,12 @@ func TestChaos(t *testing.T) {
 	for _, events := range plans {
 		group.Go(func() error { return run(ctx, w, begun, events) })
 	}
+	if aside != nil {
+		group.Go(func() error { return aside(ctx) })
+	}
 	err := group.Wait()
 	r := newReport(begun, plans)
-	defer func() { t.Log("\n" + r.String()) }()
+	t.Cleanup(func() { t.Log("\n" + r.String()) })
 	require.NoError(t, err)
 
 	// The faults are over.
@@ -118,13 +133,22 @@ func TestChaos(t *testing.T) {
 	})
 	t.Logf("quiet %v after the last fault", time.Since(over).Round(10*time.Millisecond))
 	r.flight = flight()
+	return r
+}
+
+// requireArrived checks that every message came to every sink it was routed to, that copies
+// have a cause and are few, and that the relays, which it ends, left nothing behind.
+func (w *world) requireArrived(t *testing.T, r *report, messages int, atRest rest) {
+	t.Helper()
 	stats, _ := w.emulator.QueueStats(w.queue)
 	require.EqualValues(t, messages, stats.Deleted)
 	require.Zero(t, stats.Expired)
 
 	w.requireRest(t, atRest)
-	for range w.living() {
-		require.NoError(t, w.end(t.Context(), first, syscall.SIGTERM))
+	for place, relay := range w.places() {
+		if relay != nil {
+			require.NoError(t, w.end(t.Context(), place, syscall.SIGTERM))
+		}
 	}
 	w.await(t, restWithin, "no connection is left at the broker", func() (bool, string) {
 		connections := w.connections(t)

@@ -41,10 +41,11 @@ const (
 	room = 64
 )
 
-// first and second are the places for relays.
+// first and second are places for relays, of which there are as many as replicas.
 const (
 	first = iota
 	second
+	replicas = 4
 )
 
 // world is everything there is in a run.
@@ -62,7 +63,7 @@ type world struct {
 	version       int    // of the settings in it
 
 	mu     sync.Mutex
-	relays [2]*rig.Relay
+	relays [replicas]*rig.Relay
 	ended  []*rig.Relay
 }
 
@@ -246,11 +247,16 @@ func (w *world) swap() {
 	w.relays[first], w.relays[second] = w.relays[second], w.relays[first]
 }
 
-// living gives the relays that run.
-func (w *world) living() (relays []*rig.Relay) {
+// places gives the relay in each place, nil where there is none.
+func (w *world) places() [replicas]*rig.Relay {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, r := range w.relays {
+	return w.relays
+}
+
+// living gives the relays that run.
+func (w *world) living() (relays []*rig.Relay) {
+	for _, r := range w.places() {
 		if r != nil {
 			relays = append(relays, r)
 		}

@@ -100,6 +100,9 @@ sinks:
 		return s.State == "running" && strings.Contains(s.Reason, said)
 	})
 	require.Equal(t, 1, strings.Count(r.log(), "dead-letter policy comes before"))
+	_, metrics := r.get("/metrics")
+	require.Contains(t, metrics, "\nmnsrelay_queue_retention_seconds{source=\"sms\"} ")
+	require.Contains(t, metrics, "\nmnsrelay_sink_required{sink=\"dead\"} 0\n", "its dead letters hold up no delete but their own")
 	require.Contains(t, r.log(), `"queue_max_receives":5`)
 	require.Contains(t, r.log(), `"max_receives":7`)
 	send(t, server, queue, 1, 0)
@@ -128,7 +131,7 @@ routes:
 		for line := range strings.Lines(text) {
 			name, _, found := strings.Cut(line, "} ")
 			// What the queue tells of itself comes and goes with the telling.
-			if found && !strings.HasPrefix(name, "mnsrelay_queue_messages") && !strings.Contains(name, `op="attributes"`) {
+			if found && !strings.HasPrefix(name, "mnsrelay_queue_") && !strings.Contains(name, `op="attributes"`) {
 				all = append(all, name)
 			}
 		}

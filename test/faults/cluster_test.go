@@ -18,9 +18,9 @@ import (
 )
 
 var (
-	messagesFlag = flag.Int("messages", 5000, "soak: how many messages are sent")
-	rateFlag     = flag.Int("rate", 1000, "soak: how many of them a second")
-	everyFlag    = flag.Duration("every", 4*time.Second, "soak: how long after one restart of a node the next one begins")
+	messagesFlag = flag.Int("messages", 5000, "TestCluster/RestartsInTurn: how many messages are sent")
+	rateFlag     = flag.Int("rate", 1000, "TestCluster/RestartsInTurn: how many of them a second")
+	everyFlag    = flag.Duration("every", 4*time.Second, "TestCluster/RestartsInTurn: how long after one restart of a node the next one begins")
 )
 
 // failover is the longest time that a cluster may confirm nothing when it loses one of three
@@ -35,7 +35,7 @@ func TestCluster(t *testing.T) {
 	for name, part := range map[string]func(*testing.T, *broker.Cluster){
 		"LeaderOfAQuorumQueueKilled": leaderKilled,
 		"MinorityPartition":          minorityPartition,
-		"Soak":                       soak,
+		"RestartsInTurn":             restartsInTurn,
 	} {
 		t.Run(name, func(t *testing.T) {
 			part(t, nodes)
@@ -179,7 +179,7 @@ func minorityPartition(t *testing.T, c *broker.Cluster) {
 
 // Messages at a rate while the nodes are restarted in turn, killed and stopped by turns. It
 // is as long as its flags say; in make test it has one restart.
-func soak(t *testing.T, c *broker.Cluster) {
+func restartsInTurn(t *testing.T, c *broker.Cluster) {
 	t.Helper()
 	w, in, _ := clustered(t, c)
 	atRest := w.needs()

@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// log keeps what a relay writes and finds the address of its API in it.
+// log keeps what a relay writes and finds the addresses of its API in it.
 type log struct {
-	api chan string // takes one address
+	api chan addresses // takes those of one start
 
 	mu    sync.Mutex
 	text  bytes.Buffer
@@ -16,7 +16,10 @@ type log struct {
 	found bool
 }
 
-func newLog() *log { return &log{api: make(chan string, 1)} }
+// addresses are where a relay listens, without a path; admin is empty where all is at api.
+type addresses struct{ api, admin string }
+
+func newLog() *log { return &log{api: make(chan addresses, 1)} }
 
 // Write is part of io.Writer.
 func (l *log) Write(p []byte) (int, error) {
@@ -29,10 +32,21 @@ func (l *log) Write(p []byte) (int, error) {
 			break
 		}
 		l.read += len(line) + 1
-		var entry struct{ Message, API string }
+		var entry struct {
+			Message, API, Admin string
+			TLS                 bool
+		}
 		if json.Unmarshal(line, &entry) == nil && entry.Message == "relay started" {
 			l.found = true
-			l.api <- "http://" + entry.API
+			scheme := "http://"
+			if entry.TLS {
+				scheme = "https://"
+			}
+			at := addresses{api: scheme + entry.API}
+			if entry.Admin != "" {
+				at.admin = scheme + entry.Admin
+			}
+			l.api <- at
 		}
 	}
 	return len(p), nil

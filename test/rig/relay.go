@@ -4,6 +4,7 @@ package rig
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,7 +41,7 @@ var described = sync.OnceValues(contract.New) //nolint:gochecknoglobals // read 
 type Relay struct {
 	process *process.Process
 	log     *log
-	api     string
+	at      addresses
 	client  *http.Client
 }
 
@@ -50,13 +51,16 @@ type Relay struct {
 func Start(ctx context.Context, binary, path string, environment ...string) (*Relay, error) {
 	cmd := exec.Command(binary, "run", "--config", path) //nolint:noctx,gosec // It is ended by signals; it is what the test built.
 	cmd.Env = append(os.Environ(), environment...)
-	r := &Relay{log: newLog(), client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
+	r := &Relay{log: newLog(), client: &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		TLSClientConfig:   &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true}, //nolint:gosec // It is on loopback, and the test's own.
+	}}}
 	var err error
 	if r.process, err = process.Start(cmd, r.log); err != nil {
 		return nil, fmt.Errorf("start the relay: %w", err)
 	}
 	select {
-	case r.api = <-r.log.api:
+	case r.at = <-r.log.api:
 		return r, nil
 	case <-r.process.Done():
 		return nil, fmt.Errorf("start the relay: %w; it wrote:\n%s", r.process.Outcome(), r.Log())
@@ -67,7 +71,10 @@ func Start(ctx context.Context, binary, path string, environment ...string) (*Re
 }
 
 // URL is where the API listens, without a path.
-func (r *Relay) URL() string { return r.api }
+func (r *Relay) URL() string { return r.at.api }
+
+// Admin is where server.admin_listen is, likewise; empty: there is none.
+func (r *Relay) Admin() string { return r.at.admin }
 
 // Log is all that the relay wrote.
 func (r *Relay) Log() string { return r.log.String() }
@@ -90,7 +97,7 @@ func (r *Relay) End(ctx context.Context, s syscall.Signal) (int, error) {
 // Get asks the API. An answer that openapi.yaml does not have, or that holds a secret, is an
 // error.
 func (r *Relay) Get(ctx context.Context, path string) (status int, body string, err error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, r.api+path, http.NoBody)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, r.at.api+path, http.NoBody)
 	if err != nil {
 		return 0, "", err
 	}

@@ -99,6 +99,37 @@ labels:
 {{- regexFind `[0-9]+$` $listen -}}
 {{- end -}}
 
+{{- /* The port of server.admin_listen, as far as others reach it; empty: there is none, or on loopback, where kubectl
+       port-forward reaches it. */ -}}
+{{- define "mnsrelay.adminPort" -}}
+{{- $listen := get (.Values.config.server | default dict) "admin_listen" | default "" -}}
+{{- if and $listen (not (regexMatch `^(127\.[0-9.]+|\[::1\]|localhost):[1-9][0-9]*$` $listen)) -}}
+{{- if not (regexMatch `^(0\.0\.0\.0|\[::\])?:[1-9][0-9]*$` $listen) -}}
+{{- fail (printf "config.server.admin_listen is %q: the chart makes a port of it, so write a colon and a port, \":8081\", or \"127.0.0.1:8081\" for kubectl port-forward alone" $listen) -}}
+{{- end -}}
+{{- regexFind `[0-9]+$` $listen -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* HTTPS where mnsrelay has a certificate, HTTP where it has none. */ -}}
+{{- define "mnsrelay.scheme" -}}
+{{- $file := get (get (.Values.config.server | default dict) "tls" | default dict) "cert_file" | default "" | toString -}}
+{{- if contains "${" $file -}}
+{{- fail (printf "config.server.tls.cert_file is %q: the chart decides by it whether probes speak TLS, so write the path" $file) -}}
+{{- end -}}
+{{- if $file -}}HTTPS{{- else -}}HTTP{{- end -}}
+{{- end -}}
+
+{{- /* A probe of the kubelet, which does not check the certificate; the argument is (list CONTEXT PATH). */ -}}
+{{- define "mnsrelay.httpGet" -}}
+httpGet:
+  path: {{ index . 1 }}
+  port: http
+  {{- if eq (include "mnsrelay.scheme" (index . 0)) "HTTPS" }}
+  scheme: HTTPS
+  {{- end }}
+{{- end -}}
+
 {{- /* Milliseconds of a duration of the configuration, 1m30s; the argument is (list PATH VALUE). */ -}}
 {{- define "mnsrelay.milliseconds" -}}
 {{- $path := index . 0 -}}

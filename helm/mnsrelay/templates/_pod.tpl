@@ -29,20 +29,19 @@ containers:
       - name: http
         containerPort: {{ include "mnsrelay.port" . }}
         protocol: TCP
+      {{- with include "mnsrelay.adminPort" . }}
+      - name: admin
+        containerPort: {{ . }}
+        protocol: TCP
+      {{- end }}
     startupProbe:
-      httpGet:
-        path: /livez
-        port: http
+      {{- include "mnsrelay.httpGet" (list . "/livez") | nindent 6 }}
       {{- toYaml .Values.startupProbe | nindent 6 }}
     livenessProbe:
-      httpGet:
-        path: /livez
-        port: http
+      {{- include "mnsrelay.httpGet" (list . "/livez") | nindent 6 }}
       {{- toYaml .Values.livenessProbe | nindent 6 }}
     readinessProbe:
-      httpGet:
-        path: /readyz
-        port: http
+      {{- include "mnsrelay.httpGet" (list . "/readyz") | nindent 6 }}
       {{- toYaml .Values.readinessProbe | nindent 6 }}
     {{- if .Values.preStopSleepSeconds }}
     lifecycle:

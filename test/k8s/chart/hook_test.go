@@ -58,7 +58,7 @@ func TestHook(t *testing.T) {
 // The notes that an installation ends with name what has been installed. Helm 3 shows them
 // only where there is a cluster.
 func TestNotes(t *testing.T) {
-	for _, set := range []string{"default", "extras", "keda", "persistence", "reload", "rrsa-webhook"} {
+	for _, set := range []string{"default", "extras", "keda", "persistence", "reload", "rrsa-webhook", "tls"} {
 		path := valueSets(t)[set]
 		cmd, err := chart.Helm(t.Context(), "helm4", "install", release, folder(t), "--namespace", namespace,
 			"--dry-run=client", "--output", "json", "--values", path)
@@ -85,6 +85,10 @@ func TestNotes(t *testing.T) {
 			require.Equal(t, deployment.Name, name, set)
 		}
 		for _, forward := range all(`port-forward (\S+ \S+)`) {
+			if strings.HasPrefix(forward, "deployment/") {
+				require.Equal(t, fmt.Sprintf("deployment/%s %d", deployment.Name, deployment.Spec.Template.Spec.Containers[0].Ports[1].ContainerPort), forward, set)
+				continue
+			}
 			require.Equal(t, fmt.Sprintf("service/%s 8080:%d", service.Name, service.Spec.Ports[0].Port), forward, set)
 		}
 		for _, space := range all(`(?m)^  (?:kubectl|helm) (?:-n|label namespace) (\S+)`) {

@@ -60,6 +60,18 @@ func TestRefused(t *testing.T) {
 			"default", "config: {server: {listen: ':0'}}",
 			`config.server.listen is ":0"`,
 		},
+		"an operator's address that is no port": {
+			"default", "config: {server: {admin_listen: '10.0.0.1:8081'}}",
+			`config.server.admin_listen is "10.0.0.1:8081": the chart makes a port of it`,
+		},
+		"an operator's address on loopback": {
+			"default", "config: {server: {admin_listen: '127.0.0.1:8081'}}",
+			"",
+		},
+		"whether probes speak TLS is not known": {
+			"default", "config: {server: {tls: {cert_file: '${CERT:-}', key_file: /key}}}",
+			`config.server.tls.cert_file is "${CERT:-}": the chart decides by it whether probes speak TLS`,
+		},
 		"whether it reloads is not known": {
 			"default", "config: {reload: {watch: '${WATCH:-false}'}}",
 			`config.reload.watch is "${WATCH:-false}": the chart decides by it whether pods are replaced, so write true or false`,

@@ -1,0 +1,96 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"mnsrelay/internal/setting"
+)
+
+// certificateTick is how often the certificate's files are looked at. They are read from
+// beginning to end: Kubernetes swaps a link above them, which no date of theirs tells.
+const certificateTick = 5 * time.Second
+
+// certificate is what the server shows: the last pair of its files that was good. A
+// handshake reads no file, so that a file system that hangs holds up no probe.
+type certificate struct {
+	files setting.ServerTLS
+	log   *zap.Logger
+	pair  atomic.Pointer[tls.Certificate]
+
+	// What follows is Watch's.
+	cert, key []byte
+	failure   string
+}
+
+// newCertificate reads the files, which have to be good at the start.
+func newCertificate(files setting.ServerTLS, log *zap.Logger) (*certificate, error) {
+	c := &certificate{files: files, log: log}
+	if _, err := c.read(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// read takes up what the files hold and tells whether that is new.
+func (c *certificate) read() (changed bool, err error) {
+	cert, err := setting.ReadAgain(c.files.CertFile)
+	if err != nil {
+		return false, fmt.Errorf("read server.tls.cert_file: %w", err)
+	}
+	key, err := setting.ReadAgain(c.files.KeyFile)
+	if err != nil {
+		return false, fmt.Errorf("read server.tls.key_file: %w", err)
+	}
+	if bytes.Equal(cert, c.cert) && bytes.Equal(key, c.key) {
+		return false, nil
+	}
+	pair, err := setting.ServerPair(cert, key)
+	if err != nil {
+		return false, fmt.Errorf("read server.tls: %w", err)
+	}
+	c.pair.Store(pair)
+	c.cert, c.key = cert, key
+	return true, nil
+}
+
+// watch takes up what is renewed until ctx ends. What is broken is said once, and the
+// pair before it stays.
+func (c *certificate) watch(ctx context.Context) {
+	ticker := time.NewTicker(certificateTick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+		switch changed, err := c.read(); {
+		case err != nil:
+			if text := err.Error(); text != c.failure {
+				c.failure = text
+				c.log.Error("the certificate cannot be renewed; the one before is shown on", zap.Error(err), zap.Time("until", c.pair.Load().Leaf.NotAfter))
+			}
+		case changed:
+			c.failure = ""
+			c.log.Info("the certificate was renewed", zap.Time("until", c.pair.Load().Leaf.NotAfter))
+		case c.failure != "":
+			c.failure = ""
+			c.log.Info("the certificate's files are again those that are shown")
+		}
+	}
+}
+
+// config is that of the server. A connection keeps the certificate that it began with.
+func (c *certificate) config() *tls.Config {
+	return &tls.Config{
+		MinVersion:     tls.VersionTLS12,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.pair.Load(), nil },
+	}
+}

@@ -1,0 +1,139 @@
+package httpapi_test
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+
+	"mnsrelay/api"
+	"mnsrelay/internal/httpapi"
+	"mnsrelay/internal/setting"
+)
+
+// What needs the token is at the operator's own address alone; the other says where, whatever
+// it is shown. All the rest, the page too, is at both.
+func TestTheOperatorsOwnAddress(t *testing.T) {
+	t.Parallel()
+	spec := newContract(t)
+	relay := &fakeRelay{status: full}
+	base, admin := serveBoth(t, httpapi.Config{AdminListen: "127.0.0.1:0", AdminToken: setting.NewSecret(adminToken)}, relay, prometheus.NewRegistry(), zap.NewNop())
+	for path, methods := range spec.Operations() {
+		for method, secured := range methods {
+			if secured && method == "put" {
+				continue // TestTheLogLevel sends it
+			}
+			t.Run(method+path, func(t *testing.T) {
+				at := parametersOf.Replace(path)
+				operator := map[string]string{"Authorization": "Bearer " + adminToken}
+				got := askWith(t, strings.ToUpper(method), admin+at, operator)
+				require.Equal(t, 200, got.code, "%s", got.body)
+				spec.require(t, got)
+				before := len(relay.steered)
+				for _, headers := range []map[string]string{operator, {"Authorization": "Bearer wrong"}, nil} {
+					got = askWith(t, strings.ToUpper(method), base+at, headers)
+					spec.require(t, got)
+					if !secured {
+						require.Equal(t, 200, got.code, "%s", got.body)
+						continue
+					}
+					require.Equal(t, 403, got.code, "%s", got.body)
+					require.Contains(t, decode[api.Problem](t, got.body).Detail, "server.admin_listen, 127.0.0.1:0,")
+				}
+				require.Len(t, relay.steered, before)
+			})
+		}
+	}
+}
+
+// A kubelet asks by the address of the pod, from no page. A page of another site may ask,
+// and change nothing.
+func TestProbesByTheAddressOfAPod(t *testing.T) {
+	t.Parallel()
+	base := serveWith(t, httpapi.Config{AdminToken: setting.NewSecret(adminToken)}, &fakeRelay{status: full}, prometheus.NewRegistry(), zap.NewNop())
+	for _, test := range []struct {
+		method, path string
+		headers      map[string]string
+		code         int
+	}{
+		{http.MethodGet, "/livez", nil, 200},
+		{http.MethodGet, "/readyz", map[string]string{"User-Agent": "kube-probe/1.34", "Accept": "*/*"}, 200},
+		{http.MethodGet, "/metrics", nil, 200},
+		{http.MethodGet, "/readyz", map[string]string{"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}, 200},
+		{http.MethodPost, "/api/v1/reload", nil, 200}, // curl
+		{http.MethodPost, "/api/v1/reload", map[string]string{"Origin": "http://10.20.30.40:8080"}, 200},
+		{http.MethodPost, "/api/v1/reload", map[string]string{"Sec-Fetch-Site": "same-origin"}, 200},
+		{http.MethodPost, "/api/v1/reload", map[string]string{"Sec-Fetch-Site": "same-site"}, 403},
+		{http.MethodPost, "/api/v1/reload", map[string]string{"Origin": "http://10.20.30.40:8081"}, 403},
+		{http.MethodPost, "/api/v1/reload", map[string]string{"Origin": "null"}, 403},
+	} {
+		t.Run(fmt.Sprint(test), func(t *testing.T) {
+			req, err := http.NewRequestWithContext(t.Context(), test.method, base+test.path, http.NoBody)
+			require.NoError(t, err)
+			req.Host = "10.20.30.40:8080"
+			req.Header.Set("Authorization", "Bearer "+adminToken)
+			for name, value := range test.headers {
+				req.Header.Set(name, value)
+			}
+			got := send(t, req)
+			require.Equal(t, test.code, got.code, "%s", got.body)
+			if test.code == http.StatusForbidden {
+				require.Contains(t, got.header.Get("Content-Type"), "application/problem+json")
+			}
+		})
+	}
+}
+
+// A body that is too long is refused before it is read, and where its length is not told
+// its connection ends.
+func TestBodiesAreBounded(t *testing.T) {
+	t.Parallel()
+	spec := newContract(t)
+	base := serveWith(t, httpapi.Config{AdminToken: setting.NewSecret(adminToken)}, &fakeRelay{status: full}, prometheus.NewRegistry(), zap.NewNop())
+	for path, method := range map[string]string{
+		"/api/v1/log-level": http.MethodPut, "/api/v1/reload": http.MethodPost, "/api/v1/sources/sms/pause": http.MethodPost, "/livez": http.MethodGet,
+	} {
+		t.Run(path, func(t *testing.T) {
+			conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", strings.TrimPrefix(base, "http://"))
+			require.NoError(t, err)
+			defer func() { _ = conn.Close() }()
+			_, err = fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n", method, path, adminToken, 64<<10+1)
+			require.NoError(t, err)
+			// Nothing of the body is sent: it is not waited for.
+			res, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
+			require.NoError(t, err)
+			body, err := io.ReadAll(res.Body)
+			require.NoError(t, err)
+			require.NoError(t, res.Body.Close())
+			require.Equal(t, http.StatusRequestEntityTooLarge, res.StatusCode)
+			require.True(t, res.Close)
+			spec.require(t, answer{method: method, path: path, code: res.StatusCode, header: res.Header, body: body})
+		})
+	}
+	t.Run("of no length", func(t *testing.T) {
+		body := io.MultiReader(strings.NewReader(`{"level": "`), endless{})
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, base+"/api/v1/log-level", body)
+		require.NoError(t, err)
+		req.Header.Set("Authorization", "Bearer "+adminToken)
+		got := send(t, req)
+		require.Equal(t, http.StatusRequestEntityTooLarge, got.code)
+		spec.require(t, got)
+	})
+}
+
+// endless never ends.
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = 'x'
+	}
+	return len(p), nil
+}
