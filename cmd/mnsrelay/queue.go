@@ -61,26 +61,31 @@ func (f *queueFlags) open(cmd *cobra.Command) (*mns.Queue, config.Source, error)
 	if err != nil {
 		return nil, source, err
 	}
-	cfg, err := f.client(cmd, &source)
+	queue, err := f.client(cmd, &source)
+	return queue, source, err
+}
+
+// client makes the client of a source.
+func (f *queueFlags) client(cmd *cobra.Command, source *config.Source) (*mns.Queue, error) {
+	cfg, err := f.settings(cmd, source)
 	if err != nil {
-		return nil, source, err
+		return nil, err
 	}
 	provider, err := source.Credentials.Provider(source.Queue)
 	if err != nil {
-		return nil, source, err
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
 	defer cancel()
 	keys, err := provider.Retrieve(ctx)
 	if err != nil {
-		return nil, source, err
+		return nil, err
 	}
-	queue, err := mns.NewQueue(cfg, mns.Deps{Credentials: fixedKeys{keys}})
-	return queue, source, err
+	return mns.NewQueue(cfg, mns.Deps{Credentials: fixedKeys{keys}})
 }
 
-// client makes the settings of a source's client.
-func (f *queueFlags) client(cmd *cobra.Command, source *config.Source) (mns.Config, error) {
+// settings are those of a source's client.
+func (f *queueFlags) settings(cmd *cobra.Command, source *config.Source) (mns.Config, error) {
 	cfg := mns.Config{
 		Name: source.Name, Endpoint: source.Endpoint.Reveal(), Queue: source.Queue, RequestTimeout: f.timeout,
 	}

@@ -89,7 +89,7 @@ func (f *queueFlags) stats(cmd *cobra.Command, sources config.Sources, watch, as
 		}
 	}()
 	for i := range sources {
-		cfg, err := f.client(cmd, &sources[i])
+		cfg, err := f.settings(cmd, &sources[i])
 		if err != nil {
 			return err
 		}
