@@ -136,6 +136,14 @@ func TestPeekIsForPeopleOnATerminal(t *testing.T) {
 
 	got := command(t, "", args...)
 	require.Len(t, readPeeked(t, got.stdout), 4, "programs get JSON")
+
+	// What a topic pushed is shown as it would be delivered.
+	send(t, url, "orders", `{"TopicOwner":"1","TopicName":"bills","Subscriber":"1","SubscriptionName":"s","MessageId":"topic-1",`+
+		`"MessageMD5":"","Message":"paid","PublishTime":"1449556920975","MessageTag":"urgent"}`)
+	code, out = onTerminal(t, args...)
+	require.Equal(t, exitDone, code)
+	require.Contains(t, out, "  topic: bills\n")
+	require.Contains(t, out, "  body, 4 bytes:\n    paid\n")
 	got = command(t, "", append(args, "--json=false")...)
 	require.Contains(t, got.stdout, "      \"id\": 1,\n")
 }
