@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -22,6 +23,7 @@ import (
 	"mnsrelay/configs"
 	"mnsrelay/internal/config"
 	"mnsrelay/internal/dryrun"
+	"mnsrelay/test/certs"
 )
 
 // Every block is what it says it is.
@@ -166,7 +168,7 @@ func checkDocument(t *testing.T, b block, document map[string]any, text []byte) 
 		return slices.ContainsFunc(keys, func(key string) bool { _, found := document[key]; return found })
 	}
 	if kind, found := b.asks("part of"); found {
-		return checkSettings(kind, document)
+		return checkSettings(t, kind, document)
 	}
 	switch {
 	case has("apiVersion"):
@@ -189,7 +191,7 @@ func checkDocument(t *testing.T, b block, document map[string]any, text []byte) 
 	case has("services"):
 		return nil // of docker compose, which reads docker-compose.yaml in its own test
 	case onlyOf(document, blocksOfTheConfiguration(t)):
-		return checkConfiguration(document, string(text))
+		return checkConfiguration(t, document, string(text))
 	case onlyOf(document, chartValues(t)):
 		return checkValues(t, document)
 	default:
@@ -213,8 +215,23 @@ func blocksOfTheConfiguration(t *testing.T) []string {
 	return slices.Collect(maps.Keys(schema.Properties))
 }
 
+// pair is the certificate and the key that stand in for those of examples.
+var pair struct {
+	once             sync.Once
+	certificate, key []byte
+}
+
 // placeholders stand in for the variables and files of examples.
-func placeholders() config.Environment {
+func placeholders(t *testing.T) config.Environment {
+	t.Helper()
+	pair.once.Do(func() {
+		files := certs.New(t)
+		var err error
+		pair.certificate, err = os.ReadFile(files.ServerCert)
+		require.NoError(t, err)
+		pair.key, err = os.ReadFile(files.ServerKey)
+		require.NoError(t, err)
+	})
 	return config.Environment{
 		Lookup: func(name string) (string, bool) {
 			if value, found := os.LookupEnv(name); found {
@@ -223,8 +240,13 @@ func placeholders() config.Environment {
 			return "value-of-" + strings.ToLower(name), true
 		},
 		ReadFile: func(path string) ([]byte, error) {
-			if strings.Contains(path, "hook") {
+			switch {
+			case strings.Contains(path, "hook"):
 				return []byte("whsec_" + base64.StdEncoding.EncodeToString(make([]byte, 32))), nil
+			case strings.HasSuffix(path, "tls.crt"):
+				return pair.certificate, nil
+			case strings.HasSuffix(path, "tls.key"):
+				return pair.key, nil
 			}
 			return []byte("content-of-the-file"), nil
 		},
@@ -233,11 +255,12 @@ func placeholders() config.Environment {
 
 // checkConfiguration loads a configuration. One that is only a part, which has no sources or
 // no sinks, gets those that it names.
-func checkConfiguration(document map[string]any, text string) error {
+func checkConfiguration(t *testing.T, document map[string]any, text string) error {
+	t.Helper()
 	if document["sources"] == nil || document["sinks"] == nil {
 		text += "\n" + completion(document)
 	}
-	_, _, err := config.Parse("snippet", []byte(text), placeholders())
+	_, _, err := config.Parse("snippet", []byte(text), placeholders(t))
 	if err != nil {
 		return fmt.Errorf("%w\nof\n%s", err, text)
 	}
@@ -313,7 +336,8 @@ func names(value any) []string {
 }
 
 // checkSettings loads settings as part of a sink.
-func checkSettings(kind string, settings map[string]any) error {
+func checkSettings(t *testing.T, kind string, settings map[string]any) error {
+	t.Helper()
 	sinks := map[string]map[string]any{
 		"amqp091": {"type": kind, "url": "amqps://host", "exchange": "e"},
 		"amqp10":  {"type": kind, "url": "amqps://host", "address": "a"},
@@ -329,7 +353,7 @@ func checkSettings(kind string, settings map[string]any) error {
 	if err != nil {
 		return err
 	}
-	return checkConfiguration(document, string(text))
+	return checkConfiguration(t, document, string(text))
 }
 
 const chart = "helm/mnsrelay/"

@@ -241,7 +241,7 @@ func askProgram(t *testing.T, words []string) error {
 	}
 	var shown []string
 	for word := range strings.FieldsSeq(usage) {
-		if word != strings.Trim(word, "[]{}-. ") || word == strings.ToUpper(word) {
+		if strings.ContainsAny(word, "[]|-.") || word == strings.ToUpper(word) {
 			break
 		}
 		shown = append(shown, word)
