@@ -77,7 +77,7 @@ func TestWrongUsage(t *testing.T) {
 		{"print and JSON", []string{"validate", "--config", "x", "--print", "--json"}, "write --print or --json, not both"},
 		{"JSON of nothing", []string{"validate", "--json"}, "which configuration? write --config FILE"},
 		{"test nothing", []string{"test"}, "name one file of tests or more"},
-		{"explain nothing", []string{"explain", "--config", "x"}, "which message? write --message FILE, or --body FILE"},
+		{"explain nothing", []string{"explain", "--config", "x"}, "which message? write --message FILE, --body FILE, or --peek N"},
 		{"an argument too many", []string{"version", "x"}, "version takes no argument, and there is \"x\""},
 		{"validate nothing", []string{"validate"}, "write --config FILE"},
 		{"run nothing", []string{"run"}, "write --config FILE"},
