@@ -272,6 +272,9 @@ func completion(document map[string]any) string {
 	sources, _ := document["sources"].(map[string]any)
 	sinks, _ := document["sinks"].(map[string]any)
 	routes, _ := document["routes"].([]any)
+	// The sink of an audit is there for it alone.
+	audit, _ := document["audit"].(map[string]any)
+	lines, _ := audit["to"].(string)
 	var text strings.Builder
 	var from, to, routed []string // the sources and sinks that are named
 	for _, item := range routes {
@@ -287,13 +290,16 @@ func completion(document map[string]any) string {
 		to = append(append(to, names(source["to"])...), names(source["dead_letter"])...)
 	}
 	if len(sinks) > 0 {
-		to = slices.Collect(maps.Keys(sinks))
+		to = slices.DeleteFunc(slices.Collect(maps.Keys(sinks)), func(name string) bool { return name == lines })
 	} else {
 		to = append(to, "placeholder")
 		text.WriteString("sinks:\n")
 		slices.Sort(to)
 		for _, name := range slices.Compact(to) {
 			text.WriteString("  " + name + ": {type: webhook, url: 'https://example.com'}\n")
+		}
+		if lines != "" && lines != "log" {
+			text.WriteString("  " + lines + ": {type: file, path: lines.jsonl}\n")
 		}
 	}
 	if len(sources) == 0 {

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
@@ -229,10 +230,22 @@ func takesFromRabbitMQ(t *testing.T, queue, part string) {
 	t.Cleanup(func() { _ = connection.Close() })
 	channel, err := connection.Channel()
 	require.NoError(t, err)
-	message, found, err := channel.Get(queue, true)
-	require.NoError(t, err)
-	require.True(t, found, "nothing is in %s", queue)
-	require.Contains(t, string(message.Body), part)
+	// It was sent a moment ago; the relay is on its way.
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(patience); ; {
+		message, found, err := channel.Get(queue, true)
+		require.NoError(t, err)
+		if found {
+			require.Contains(t, string(message.Body), part)
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			require.Fail(t, "nothing is in "+queue)
+		}
+	}
 }
 
 // removeFromRabbitMQ removes what the page makes there when the test ends, however it ends.
