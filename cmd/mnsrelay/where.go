@@ -213,6 +213,7 @@ func happened(event relay.AuditEvent) string {
 		return "deleted as unmatched"
 	case relay.AuditWouldDelete:
 		return "would delete as unmatched"
+	default: // as it is written, or of a later version
 	}
 	return strings.ReplaceAll(string(event), "_", " ")
 }

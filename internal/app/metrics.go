@@ -174,8 +174,8 @@ func (c *collector) source(out chan<- prometheus.Metric, d *descs, s *source) {
 	count := func(desc *prometheus.Desc, n uint64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), append([]string{name}, labels...)...)
 	}
-	gauge := func(desc *prometheus.Desc, v float64, labels ...string) {
-		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, append([]string{name}, labels...)...)
+	gauge := func(desc *prometheus.Desc, v float64) {
+		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, name)
 	}
 	counts := s.stats.Counts()
 	count(d.received, counts.Received)

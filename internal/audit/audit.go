@@ -67,11 +67,8 @@ func (c *Config) Warnings() (warnings []error) {
 	return warnings
 }
 
-// maxKey bounds a key, and maxID an id, in bytes: a key is no body.
-const (
-	maxKey = 256
-	maxID  = 256
-)
+// maxText bounds a key and an id, in bytes: a key is no body.
+const maxText = 256
 
 // Line is what is written of one event.
 type Line struct {
@@ -131,7 +128,7 @@ func (k *Keys) hash(key string) string {
 func (k *Keys) line(e *relay.AuditEntry) Line {
 	m := e.Message
 	line := Line{
-		Time: e.Time.UTC().Format(relay.EnqueuedAtFormat), Audit: e.Event, MessageID: cut(m.ID, maxID), Source: m.Source,
+		Time: e.Time.UTC().Format(relay.EnqueuedAtFormat), Audit: e.Event, MessageID: cut(m.ID), Source: m.Source,
 		Route: e.Target.Route, Sink: e.Target.Sink, Target: e.Address, Attempt: m.Attempt, Reason: e.Reason,
 	}
 	if !e.Begun.IsZero() {
@@ -145,17 +142,17 @@ func (k *Keys) line(e *relay.AuditEntry) Line {
 		return line // it has no such member, or could not be decoded
 	}
 	if line.KeyHash = k.hash(key); line.KeyHash == "" {
-		line.Key = cut(key, maxKey)
+		line.Key = cut(key)
 	}
 	return line
 }
 
 // cut bounds a text, at the end of a character.
-func cut(text string, most int) string {
-	if len(text) <= most {
+func cut(text string) string {
+	if len(text) <= maxText {
 		return text
 	}
-	return strings.ToValidUTF8(text[:most], "")
+	return strings.ToValidUTF8(text[:maxText], "")
 }
 
 // Counter counts lines over all that write them. It is safe for concurrent use.

@@ -49,7 +49,7 @@ type Search struct {
 func (k *Keys) Search(text string) *Search {
 	s := &Search{text: text, hash: k.hash(text), hashes: k.secret != nil}
 	plain := func(c rune) bool { return c > ' ' && c < 0x7f && !strings.ContainsRune(`"\<>&`, c) }
-	if text = cut(text, min(maxKey, maxID)); text != "" && strings.IndexFunc(text, func(c rune) bool { return !plain(c) }) < 0 {
+	if text = cut(text); text != "" && strings.IndexFunc(text, func(c rune) bool { return !plain(c) }) < 0 {
 		s.needles = [][]byte{[]byte(text)}
 		if s.hash != "" {
 			s.needles = append(s.needles, []byte(s.hash))
@@ -102,7 +102,7 @@ func (s *Search) look(line []byte) {
 		if len(s.needles) > 0 {
 			s.Torn++
 		}
-	case found.MessageID == cut(s.text, maxID), found.Key != "" && found.Key == cut(s.text, maxKey), found.KeyHash != "" && found.KeyHash == s.hash:
+	case found.MessageID == cut(s.text), found.Key != "" && found.Key == cut(s.text), found.KeyHash != "" && found.KeyHash == s.hash:
 		s.add(found)
 	}
 }

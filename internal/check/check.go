@@ -156,7 +156,11 @@ func newSources(cfg *config.Config, o Options) ([]*part, error) {
 			if h.finding.Verdict == relay.Failed {
 				return []relay.Finding{h.finding}
 			}
-			return append([]relay.Finding{h.finding}, o.bounded(queue.CheckSource)(ctx)...)
+			look := queue.CheckSource
+			if c.Shadow() {
+				look = queue.CheckShadow
+			}
+			return append([]relay.Finding{h.finding}, o.bounded(look)(ctx)...)
 		}})
 	}
 	return parts, nil

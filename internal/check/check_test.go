@@ -159,6 +159,15 @@ func TestTokenThatMayReceiveAndDeleteOnly(t *testing.T) {
 	requireLine(t, r, "attributes", relay.OK, "may not")
 	requireLine(t, r, "peek", relay.OK, "may not")
 	requireLine(t, r, "delete", relay.OK, "as tokens of Alicom queues, which is enough")
+
+	shadow := strings.Replace(token(at, alicom, keyID, secret), "{", "{mode: shadow, ", 1)
+	r = looked(t, 5*time.Second, shadow)
+	require.Equal(t, 1, r.Count(relay.Failed), "%+v", r)
+	requireLine(t, r, "peek", relay.Failed, "so that mode: shadow sees nothing")
+	require.NoError(t, server.SetTokenPolicy(emulator.PolicyFull))
+	r = looked(t, 5*time.Second, shadow)
+	require.Zero(t, r.Count(relay.Failed), "%+v", r)
+	requireLine(t, r, "peek", relay.OK, "may")
 }
 
 // knowNoNames makes this process ask a name server on loopback that knows no name.

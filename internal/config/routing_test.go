@@ -562,7 +562,7 @@ sinks:
 		{"to: lines}", "to: out}"}:          `1:13: audit.to: is a sink that the route a leads to: write one of its own`,
 		{"to: lines}", "to: dead}"}:         `1:13: audit.to: is the dead_letter of the source a too: write a sink of its own`,
 		{"path: lines", "path: '{{ id }}'"}: `1:13: audit.to: must be a sink with one file, and the path of "lines" holds a {{ }}`,
-		{"mode: shadow", "mode: shaddow"}:   `4:66: sources.b.mode: must be relay or shadow, not "shaddow"; did you mean "shadow"?`,
+		{"mode: shadow", "mode: shade"}:     `4:66: sources.b.mode: must be relay or shadow, not "shade"; did you mean "shadow"?`,
 	} {
 		require.Equal(t, []string{want}, problems(t, strings.Replace(text, change[0], change[1], 1), environment(nil, nil)))
 	}

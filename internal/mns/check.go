@@ -54,6 +54,23 @@ func (q *Queue) CheckSource(ctx context.Context) []relay.Finding {
 	return findings
 }
 
+// CheckShadow is CheckSource for a queue that is only looked into.
+func (q *Queue) CheckShadow(ctx context.Context) []relay.Finding {
+	findings, _, there := q.look(ctx)
+	if !there {
+		return findings
+	}
+	switch _, err := q.Peek(ctx, 1); {
+	case err == nil:
+		findings = append(findings, relay.Finding{What: OpPeek, Verdict: relay.OK, Text: "the credential may"})
+	case NotAllowed(err):
+		findings = append(findings, relay.Finding{What: OpPeek, Verdict: relay.Failed, Text: "the keys are good, and may not peek, so that mode: shadow sees nothing: grant them mns:PeekMessage; a token of an Alicom queue may only receive and delete"})
+	default:
+		findings = append(findings, q.failing(ctx, OpPeek, err))
+	}
+	return findings
+}
+
 // CheckSink is CheckSource for a queue that is sent to.
 func (q *Queue) CheckSink(ctx context.Context) []relay.Finding {
 	findings, denied, there := q.look(ctx)

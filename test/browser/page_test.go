@@ -44,7 +44,8 @@ type world struct {
 	broken atomic.Bool
 }
 
-func start(t *testing.T) *world {
+// start runs the relay with a configuration of which parts may be replaced: old, new...
+func start(t *testing.T, replace ...string) *world {
 	t.Helper()
 	rig.Secret(keySecret, token)
 	w := &world{t: t}
@@ -68,7 +69,7 @@ func start(t *testing.T) *world {
 	}))
 	t.Cleanup(far.Close)
 	path := filepath.Join(dir, "mnsrelay.yaml")
-	require.NoError(t, os.WriteFile(path, fmt.Appendf(nil, `
+	configuration := fmt.Sprintf(`
 server: {listen: "127.0.0.1:0", admin_token: %[1]s}
 sources:
   sms: {queue: Alicom-Queue-1-SmsReport, endpoint: %[2]s, wait: 1s, credentials: {type: mns_token, endpoint: %[2]s, access_key_id: %[3]s, access_key_secret: %[4]s}}
@@ -79,7 +80,8 @@ sinks:
 routes:
   - {name: reports, from: [sms], to: [archive]}
   - {name: orders, from: [orders], to: [crm, {sink: archive, required: false}]}
-`, token, mns, keyID, keySecret, far.URL), 0o600))
+`, token, mns, keyID, keySecret, far.URL)
+	require.NoError(t, os.WriteFile(path, []byte(strings.NewReplacer(replace...).Replace(configuration)), 0o600))
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	w.relay, err = rig.Start(ctx, binary, path)
@@ -252,4 +254,27 @@ func TestStatusPage(t *testing.T) {
 	require.NoError(t, w.relay.Signal(syscall.SIGSTOP))
 	defer func() { _ = w.relay.Signal(syscall.SIGCONT) }()
 	shows(t, ctx, 20*time.Second, "#state", "no answer for")
+}
+
+// A source in shadow mode says so, and what it would send; nothing about it is a problem.
+func TestStatusPageOfASourceInShadowMode(t *testing.T) {
+	w := start(t, "orders: {queue: orders,", "orders: {mode: shadow, queue: orders,")
+	for range 3 {
+		_, err := w.mns.SendBase64("orders", []byte(`{"a": 1}`))
+		require.NoError(t, err)
+	}
+	ctx := browser(t, w.relay.URL()+"/")
+	for _, part := range []struct{ selector, text string }{
+		{card("source", "orders"), "shadow: would send 3 of 3 seen"},
+		{card("source", "orders"), "nothing is received, sent or deleted"},
+		{card("source", "orders"), "crm /crm, archive /archive"},
+		{card("sink", "crm"), "idle"},
+		{card("sink", "archive"), "up"},
+		{"#state", "running"},
+	} {
+		shows(t, ctx, 25*time.Second, part.selector, part.text)
+	}
+	require.Empty(t, ask[string](t, ctx, "document.getElementById('problems').innerText"))
+	require.NotContains(t, ask[string](t, ctx, "document.querySelector('"+card("source", "orders")+"').innerText"), "in flight")
+	picture(t, ctx, "status-page-shadow")
 }
