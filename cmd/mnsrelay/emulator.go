@@ -165,7 +165,10 @@ Credentials come from these too:
   ECS metadata       %[1]s/latest/
   credentials URI    %[1]s/credentials
 
-The official Go SDK wants the endpoint written %[1]s/.
+The official Go SDK wants a slash at the end of the endpoint:
+
+  %[1]s/
+
 Faults and counts of requests: %[1]s/_emulator/
 `, url, count(len(f.queues), "queue"), strings.Join(f.queues, ", "), id, secret, queue, signing,
 		server.RoleARN(emulatorRole), server.OIDCProviderARN())

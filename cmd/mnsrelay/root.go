@@ -83,7 +83,7 @@ func newRoot() *cobra.Command {
 		Use:   "mnsrelay",
 		Short: "Move messages from Alibaba Cloud MNS queues to RabbitMQ and to webhooks",
 		Long: `mnsrelay receives from Alibaba Cloud MNS queues (Simple Message Queue), keeps their
-short-lived tokens fresh, and delivers every message to RabbitMQ, a webhook or a file.
+short-lived tokens fresh, and delivers every message to RabbitMQ, an AMQP 1.0 broker, a webhook, a file or another queue.
 A message is deleted from its queue only after the far side has confirmed it.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.`,
