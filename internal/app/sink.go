@@ -18,14 +18,14 @@ type sink struct {
 	fingerprint string
 	endpoint    relay.Endpoint
 	stats       *relay.SinkStats
-	took        func(time.Duration)
+	took        func(time.Duration, *relay.Message)
 	worked      atomic.Bool
 
 	stop  context.CancelFunc
 	ended chan struct{}
 }
 
-func newSink(c config.Sink, deps Deps, m *metrics, meters *meters) (*sink, error) {
+func newSink(c config.Sink, deps Deps, m *metrics, meters *meters, traced bool) (*sink, error) {
 	endpoint, err := c.Settings.Open(relay.SinkDeps{
 		Name:     c.Name,
 		Instance: fmt.Sprintf("mnsrelay/%s (%s)", deps.Version, deps.Instance),
@@ -34,12 +34,12 @@ func newSink(c config.Sink, deps Deps, m *metrics, meters *meters) (*sink, error
 	if err != nil {
 		return nil, err
 	}
-	duration := m.deliveryDuration.WithLabelValues(c.Name)
+	duration := newHistogram(m.deliveryDuration.WithLabelValues(c.Name), traced)
 	latency := &meters.of(meterName{sink: c.Name}).latency
 	return &sink{
 		name: c.Name, kind: c.Type, endpoint: endpoint, stats: relay.NewSinkStats(),
-		took: func(d time.Duration) {
-			duration.Observe(d.Seconds())
+		took: func(d time.Duration, m *relay.Message) {
+			duration.observe(d.Seconds(), m)
 			latency.observe(d)
 		},
 		ended: make(chan struct{}),

@@ -3,6 +3,8 @@ package config
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"net"
 	"reflect"
 	"slices"
@@ -11,6 +13,7 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v4"
+	"golang.org/x/net/http/httpguts"
 
 	"mnsrelay/internal/credentials"
 	"mnsrelay/internal/expr"
@@ -98,8 +101,6 @@ func (d *decoder) oneOf(path, value string, choices ...string) bool {
 	return false
 }
 
-func (d *decoder) notYet(path, what string) { d.checked(path, "%s", notYet(what)) }
-
 func (d *decoder) checkProcess(c *Config) {
 	if host, port, err := net.SplitHostPort(c.Server.Listen); err != nil {
 		d.checked("server.listen", `must be an address with a port, as in ":8080" or "127.0.0.1:8080", not %s`, d.shown("server.listen", c.Server.Listen))
@@ -115,14 +116,44 @@ func (d *decoder) checkProcess(c *Config) {
 	if c.Reload.Watch && d.piped {
 		d.checked("reload.watch", "standard input is read only once: read the configuration from a file, or remove the line")
 	}
-	if !c.Tracing.OTLPEndpoint.IsZero() {
-		d.notYet("tracing.otlp_endpoint", "tracing")
-	}
+	d.checkTracing(&c.Tracing)
 	batch := 1
 	for _, s := range c.Sources {
 		batch = max(batch, min(s.BatchSize, maxBatch))
 	}
 	d.room("in_flight", c.InFlight, batch, "the largest batch_size")
+}
+
+func (d *decoder) checkTracing(t *Tracing) {
+	if t.SampleRatio < 0 || t.SampleRatio > 1 || math.IsNaN(t.SampleRatio) {
+		d.checked("tracing.sample_ratio", "must be from 0 to 1, not %s", d.plain("tracing.sample_ratio", t.SampleRatio))
+	}
+	for _, name := range slices.Sorted(maps.Keys(t.Headers)) {
+		switch path := join("tracing.headers", name); {
+		case !httpguts.ValidHeaderFieldName(name):
+			d.checked("tracing.headers", "HTTP does not allow the name %s; use letters, digits and -", quote(name))
+		case !httpguts.ValidHeaderFieldValue(t.Headers[name].Reveal()):
+			d.checked(path, "has a line break or another control character in its value")
+		}
+	}
+	d.validated("tracing", t.TLS.Validate("tls"))
+	if t.OTLPEndpoint.IsZero() {
+		return
+	}
+	const path = "tracing.otlp_endpoint"
+	u, err := t.OTLPEndpoint.Parse()
+	switch {
+	case err != nil:
+		d.checked(path, "%v", err)
+	case u.Scheme != "http" && u.Scheme != "https":
+		d.checked(path, "must begin with http:// or https://: traces go by OTLP over HTTP, whose port is 4318, and not by gRPC")
+	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
+		d.checked(path, "must have no user name, query or fragment: write what proves who you are under tracing.headers")
+	case u.Scheme == "http" && t.TLS != setting.TLS{}:
+		d.checked("tracing.tls", "the endpoint is http://, which has no TLS: write https://, or remove it")
+	case u.Scheme == "http" && len(t.Headers) > 0 && !setting.IsLoopback(u.Hostname()):
+		d.warn(path, "is http://: the headers cross the network unencrypted; write https:// if the collector has it")
+	}
 }
 
 // minToken is how many characters an admin token should have: as many as a generated

@@ -72,7 +72,9 @@ type Deps struct {
 	Stats        *Stats
 	// Confirmed, if not nil, is told how long after it was enqueued a message was
 	// confirmed by all its sinks.
-	Confirmed func(time.Duration)
+	Confirmed func(after time.Duration, m *Message)
+	// Tracer, if not nil, makes spans.
+	Tracer Tracer
 	Log       *zap.Logger
 }
 
