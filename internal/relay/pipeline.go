@@ -75,7 +75,7 @@ type Deps struct {
 	Confirmed func(after time.Duration, m *Message)
 	// Tracer, if not nil, makes spans.
 	Tracer Tracer
-	Log       *zap.Logger
+	Log    *zap.Logger
 }
 
 // Pipeline is one source with its routes, running.
