@@ -2,6 +2,7 @@ package relay_test
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 
@@ -111,11 +112,7 @@ func TestParseTraceState(t *testing.T) {
 func TestHeadersCarryTheTraceContext(t *testing.T) {
 	t.Parallel()
 	headers := func(m relay.Message) map[string]string {
-		all := make(map[string]string)
-		for name, value := range m.Headers {
-			all[name] = value
-		}
-		return all
+		return maps.Collect(m.Headers)
 	}
 	traced := relay.Message{Trace: relay.ParseTraceContext(aParent, "a=1"), Dead: &relay.DeadLetter{Reason: "refused"}}
 	require.Equal(t, aParent, headers(traced)[relay.HeaderTraceParent])

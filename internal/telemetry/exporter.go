@@ -74,7 +74,7 @@ func (e *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpa
 	defer e.waiting.Add(-int64(len(spans)))
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(e.over, cancel)()
+	defer context.AfterFunc(e.over, cancel)() //nolint:contextcheck // whichever ends first
 	e.status.Store(0)
 	e.note(len(spans), e.SpanExporter.ExportSpans(ctx, spans))
 	return nil

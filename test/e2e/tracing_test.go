@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -41,11 +42,7 @@ func (a *arrivals) add(id, parent, state string) {
 func (a *arrivals) all() map[string][2]string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	all := make(map[string][2]string, len(a.contexts))
-	for id, c := range a.contexts {
-		all[id] = c
-	}
-	return all
+	return maps.Clone(a.contexts)
 }
 
 // traceHook is a webhook that refuses each message once where asked to, and notes what arrives.
