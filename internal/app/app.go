@@ -33,6 +33,7 @@ import (
 	"mnsrelay/internal/httpapi"
 	"mnsrelay/internal/ledger"
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/telemetry"
 )
 
 // Deps are what a relay is built with.
@@ -62,6 +63,8 @@ type App struct {
 	metrics *metrics
 	shared  *relay.Room
 	ledger  ledger.Ledger
+	// tracing is nil where there is none.
+	tracing *telemetry.Tracing
 	// credentials are those of all sources.
 	credentials *credentials.Pool
 	api         *httpapi.Server
@@ -114,6 +117,9 @@ func New(cfg *config.Config, deps Deps) (*App, error) {
 	if a.ledger, err = ledger.Open(cfg.Ledger, ledger.Deps{Log: deps.Log}); err != nil {
 		return nil, fmt.Errorf("open the ledger: %w", err)
 	}
+	if a.tracing, err = newTracing(&cfg.Tracing, deps); err != nil {
+		return nil, errors.Join(err, a.ledger.Close())
+	}
 	p, err := a.plan(cfg)
 	if err != nil {
 		return nil, errors.Join(err, a.ledger.Close())
@@ -146,6 +152,10 @@ func (a *App) Run(ctx, cut context.Context) (err error) {
 	// The API, the connections and the credentials outlive ctx: the drain needs them.
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()
+	if a.tracing != nil {
+		a.tracing.Start()
+		defer a.tracing.Stop(cut) // the last spans are those of the drain
+	}
 	connected, disconnect := context.WithCancel(serving)
 	defer disconnect()
 	work, stopWork := context.WithCancel(serving)

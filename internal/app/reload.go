@@ -126,7 +126,7 @@ func (a *App) plan(cfg *config.Config) (*plan, error) {
 		s := find(now.sinks, func(s *sink) bool { return s.name == c.Name && s.fingerprint == fingerprint })
 		if s == nil {
 			var err error
-			if s, err = newSink(c, idle[c.Name], a.deps, a.metrics, &a.meters); err != nil {
+			if s, err = newSink(c, idle[c.Name], a.deps, a.metrics, &a.meters, a.tracing != nil); err != nil {
 				return nil, fmt.Errorf("open sink %q: %w", c.Name, err)
 			}
 			s.fingerprint = fingerprint

@@ -19,7 +19,7 @@ type sink struct {
 	fingerprint string
 	endpoint    relay.Endpoint
 	stats       *relay.SinkStats
-	took        func(time.Duration)
+	took        func(time.Duration, *relay.Message)
 	worked      atomic.Bool
 	// idle says that only sources in shadow mode lead here: the sink does not run.
 	idle bool
@@ -28,7 +28,7 @@ type sink struct {
 	ended chan struct{}
 }
 
-func newSink(c config.Sink, idle bool, deps Deps, m *metrics, meters *meters) (*sink, error) {
+func newSink(c config.Sink, idle bool, deps Deps, m *metrics, meters *meters, traced bool) (*sink, error) {
 	endpoint, err := c.Settings.Open(relay.SinkDeps{
 		Name:     c.Name,
 		Instance: deps.agent(),
@@ -37,12 +37,12 @@ func newSink(c config.Sink, idle bool, deps Deps, m *metrics, meters *meters) (*
 	if err != nil {
 		return nil, err
 	}
-	duration := m.deliveryDuration.WithLabelValues(c.Name)
+	duration := newHistogram(m.deliveryDuration.WithLabelValues(c.Name), traced)
 	latency := &meters.of(meterName{sink: c.Name}).latency
 	return &sink{
 		name: c.Name, kind: c.Type, idle: idle, endpoint: endpoint, stats: relay.NewSinkStats(),
-		took: func(d time.Duration) {
-			duration.Observe(d.Seconds())
+		took: func(d time.Duration, m *relay.Message) {
+			duration.observe(d.Seconds(), m)
 			latency.observe(d)
 		},
 		ended: make(chan struct{}),

@@ -88,16 +88,23 @@ func (a *App) newSource(c config.Source, routes config.Routes, sinks map[string]
 	if err != nil {
 		return nil, err
 	}
-	duration := a.metrics.endToEnd.WithLabelValues(c.Name)
+	duration := newHistogram(a.metrics.endToEnd.WithLabelValues(c.Name), a.tracing != nil)
 	latency := &a.meters.of(meterName{source: c.Name}).latency
 	deps := relay.Deps{
 		Source: s.queue, Decode: c.Decoder().Decode, Routes: bound, Ledger: a.ledger,
 		Room: relay.NewRoom(c.InFlight.Messages, int64(c.InFlight.Bytes)), Shared: a.shared,
 		Stats: s.stats, Log: a.deps.Log, Audit: auditor,
-		Confirmed: func(d time.Duration) {
-			duration.Observe(max(d.Seconds(), 0))
+		Confirmed: func(d time.Duration, m *relay.Message) {
+			duration.observe(max(d.Seconds(), 0), m)
 			latency.observe(d)
 		},
+	}
+	if a.tracing != nil {
+		kinds := make(map[string]string, len(sinks))
+		for name, s := range sinks {
+			kinds[name] = s.kind
+		}
+		deps.Tracer = a.tracing.Tracer(c.Name, c.Queue, kinds)
 	}
 	if c.DeadLetter != "" {
 		dead, err := sinks[c.DeadLetter].target("", nil)

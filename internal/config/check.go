@@ -98,8 +98,6 @@ func (d *decoder) oneOf(path, value string, choices ...string) bool {
 	return false
 }
 
-func (d *decoder) notYet(path, what string) { d.checked(path, "%s", notYet(what)) }
-
 func (d *decoder) checkProcess(c *Config) {
 	d.checkServer(&c.Server)
 	d.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
@@ -108,9 +106,7 @@ func (d *decoder) checkProcess(c *Config) {
 	if c.Reload.Watch && d.piped {
 		d.checked("reload.watch", "standard input is read only once: read the configuration from a file, or remove the line")
 	}
-	if !c.Tracing.OTLPEndpoint.IsZero() {
-		d.notYet("tracing.otlp_endpoint", "tracing")
-	}
+	d.checkTracing(&c.Tracing)
 	batch := 1
 	for _, s := range c.Sources {
 		batch = max(batch, min(s.BatchSize, maxBatch))

@@ -94,10 +94,18 @@ type Reload struct {
 	Watch bool `yaml:"watch"`
 }
 
-// Tracing says where traces go.
+// Tracing says where traces go: by OTLP over HTTP.
 type Tracing struct {
-	// OTLPEndpoint is the collector's URL; empty: no traces.
+	// OTLPEndpoint is the collector's URL, as http://collector:4318; empty: no traces. One
+	// without a path gets that of OTLP, /v1/traces.
 	OTLPEndpoint setting.URL `yaml:"otlp_endpoint"`
+	// Headers are sent with every request, such as the collector's key.
+	Headers map[string]setting.Secret `yaml:"headers"`
+	// SampleRatio is how many of the traces that begin here are recorded, 0 to 1. Of a
+	// message that belongs to a trace its sender has decided.
+	SampleRatio float64 `yaml:"sample_ratio" schema:"min=0,max=1"`
+	// TLS is for an endpoint of https.
+	TLS setting.TLS `yaml:"tls"`
 }
 
 // InFlight is room: how much may be between receive and settle.

@@ -34,6 +34,7 @@ func Defaults() *Config {
 		Log:          Log{Level: "info", Format: "json"},
 		DrainTimeout: 45 * time.Second,
 		Ledger:       ledger.Defaults(),
+		Tracing:      Tracing{SampleRatio: 1},
 		InFlight:     InFlight{Messages: 4096, Bytes: 256 * setting.MiB},
 	}
 }

@@ -247,8 +247,6 @@ func (t *Target) decodeNode(d *decoder, n *yaml.Node, path string) {
 	d.structure(n, reflect.ValueOf(t).Elem(), path)
 }
 
-func notYet(what string) string { return what + " is not supported yet" }
-
 // isName tells whether s can name a source, a sink or a route: it becomes the label of
 // a metric and a part of a path.
 func isName(s string) bool {

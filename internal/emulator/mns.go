@@ -126,6 +126,7 @@ func (s *Server) appendMessage(b []byte, q *queue, l *lease, handle bool) []byte
 	b = appendNumber(b, "FirstDequeueTime", first)
 	b = appendNumber(b, "DequeueCount", l.dequeues)
 	b = appendNumber(b, "Priority", int64(l.priority))
+	b = append(b, l.beside...)
 	return append(b, "</Message>"...)
 }
 
@@ -236,7 +237,11 @@ func readMessage(x *xmlReader) (outgoing, *wireError) {
 			one.delay = time.Duration(n) * time.Second
 		case "Priority":
 			one.priority, err = x.number(name, 1, lowestPriority, "")
-		default: // properties that this version of the protocol does not know
+		case systemProperties:
+			one.system, err = readProperties(x, systemProperty)
+		case userProperties:
+			one.user, err = readProperties(x, userProperty)
+		default: // what this version of the protocol does not know
 			err = x.skip()
 		}
 		return err

@@ -32,6 +32,7 @@ type message struct {
 	seq      uint64
 	id       string
 	text     []byte // the body, escaped for XML
+	beside   []byte // the properties, as XML
 	md5      [md5.Size]byte
 	priority int
 	enqueued int64
@@ -299,6 +300,7 @@ type outgoing struct {
 	body     []byte
 	delay    time.Duration // negative: the queue's own
 	priority int
+	properties
 }
 
 func (o *outgoing) check(maximum int) *wireError {
@@ -321,6 +323,7 @@ func (q *queue) send(out []outgoing) ([]lease, *wireError) {
 	for i, o := range out {
 		messages[i] = &message{
 			text:     escape(o.body),
+			beside:   o.xml(),
 			md5:      md5.Sum(o.body), //nolint:gosec // G401: MNS answers the MD5 of a body.
 			priority: o.priority,
 		}

@@ -294,6 +294,9 @@ type Message struct {
 	Delay time.Duration
 	// Priority is 1, the first, to 16; 0: 8, as in MNS.
 	Priority int
+	// SystemProperties and UserProperties travel beside the body, as texts by name. They
+	// must be what XML can carry.
+	SystemProperties, UserProperties map[string]string
 }
 
 // Send puts one message into a queue, past signatures, policies and faults, and
@@ -322,7 +325,7 @@ func (s *Server) SendAll(queue string, messages []Message) ([]string, error) {
 		if err := xmlText(m.Body); err != nil {
 			return nil, fmt.Errorf("send to %q: %w: encode the body as base64", queue, err)
 		}
-		out[i] = outgoing{body: m.Body, delay: m.Delay, priority: m.Priority}
+		out[i] = outgoing{body: m.Body, delay: m.Delay, priority: m.Priority, properties: properties{m.SystemProperties, m.UserProperties}}
 		if m.Delay == 0 {
 			out[i].delay = -1
 		}

@@ -15,6 +15,7 @@ import (
 // answer.
 type received struct {
 	id, receipt, body   field
+	system, user        field // properties
 	enqueued, next      int64 // milliseconds since 1970, the server's time
 	attempt, dequeuedAt int64
 }
@@ -22,7 +23,10 @@ type received struct {
 // messageFields are the children of Message that are read (MNS: BatchReceiveMessage,
 // BatchPeekMessage).
 func messageFields() []string {
-	return []string{"MessageBody", "MessageId", "ReceiptHandle", "NextVisibleTime", "EnqueueTime", "DequeueCount", "FirstDequeueTime"}
+	return []string{
+		"MessageBody", "MessageId", "ReceiptHandle", "NextVisibleTime", "EnqueueTime", "DequeueCount", "FirstDequeueTime",
+		"SystemProperties", "UserProperties",
+	}
 }
 
 // readMessages calls each for every message of an answer, which is a list of messages
@@ -35,13 +39,13 @@ func readMessages(s *scanner, data []byte, each func(received) error) error {
 	if err != nil {
 		return err
 	}
-	var fields [7]field
+	var fields [9]field
 	names := messageFields()
 	one := func() error {
 		if err := s.record(names, fields[:]); err != nil {
 			return err
 		}
-		m := received{body: fields[0], id: fields[1], receipt: fields[2]}
+		m := received{body: fields[0], id: fields[1], receipt: fields[2], system: fields[7], user: fields[8]}
 		for i, n := range []*int64{&m.next, &m.enqueued, &m.attempt, &m.dequeuedAt} {
 			if *n, err = fields[3+i].number(); err != nil {
 				return err
@@ -397,5 +401,6 @@ func (m *received) message(of *Config) (message relay.Message, receipt string) {
 		Body:       body,
 		EnqueuedAt: millis(m.enqueued),
 		Attempt:    int(m.attempt),
+		Trace:      m.trace(),
 	}, keep[len(m.id.value):]
 }

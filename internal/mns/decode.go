@@ -85,6 +85,9 @@ func (d *Decoder) Decode(m relay.Message) (relay.Message, error) {
 		attributes[relay.AttributeBody] = encoding
 		m.Attributes = attributes
 	}
+	if m.Trace == nil {
+		m.Trace = eventTrace(m.Body)
+	}
 	return m, nil
 }
 

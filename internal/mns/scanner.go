@@ -229,6 +229,8 @@ type field struct {
 	value []byte
 	// owned: value is memory of its own, not part of the document.
 	owned bool
+	// element is the whole element as it stands in the document, tags included.
+	element []byte
 }
 
 // add appends a piece of character data.
@@ -267,7 +269,9 @@ func (f *field) own(n int) {
 func (s *scanner) record(names []string, fields []field) error {
 	clear(fields)
 	current, inside := -1, len(s.open)
+	begin := 0
 	for {
+		before := s.pos
 		t, err := s.next()
 		if err != nil {
 			return err
@@ -280,7 +284,7 @@ func (s *scanner) record(names []string, fields []field) error {
 			current = -1
 			for i, name := range names {
 				if string(s.name) == name {
-					fields[i], current = field{}, i
+					fields[i], current, begin = field{}, i, before
 					break
 				}
 			}
@@ -296,6 +300,9 @@ func (s *scanner) record(names []string, fields []field) error {
 				return nil
 			}
 			if len(s.open) == inside {
+				if current >= 0 {
+					fields[current].element = s.data[begin:s.pos]
+				}
 				current = -1
 			}
 		case tokenEOF:

@@ -12,6 +12,10 @@ type batch struct {
 	leases   leases
 	messages []Message
 	memos    []memo
+	// received is when they came.
+	received time.Time
+	// span is nil where nothing is traced.
+	span BatchSpan
 	// size is the bytes of the bodies as they were received.
 	size int64
 	// settled is closed when the last message has been settled.
@@ -64,6 +68,7 @@ func newBatch(ds []Delivery, targets int, confirmed func(*Message)) *batch {
 		completed: make(chan int, len(ds)),
 		settled:   make(chan struct{}),
 		confirmed: confirmed,
+		received:  time.Now(),
 	}
 	for i := range ds {
 		b.leases[i].delivery = ds[i]

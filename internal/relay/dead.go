@@ -119,6 +119,7 @@ func (p *Pipeline) bury(ctx, work context.Context, b *batch, index []int) {
 			continue
 		}
 		m := d.Message
+		m.Trace = b.messages[i].Trace
 		m.Dead = &DeadLetter{Reason: reason, Error: v.err.Error(), Sink: v.sink, First: m.EnqueuedAt, Last: now}
 		letters, of = append(letters, m), append(of, i)
 	}
@@ -139,6 +140,7 @@ func (p *Pipeline) buryOptional(ctx context.Context, b *batch, t *target, refuse
 			continue
 		}
 		m := b.leases[i].delivery.Message
+		m.Trace = b.messages[i].Trace
 		m.Dead = &DeadLetter{Reason: reason, Sink: t.Name.Sink, First: m.EnqueuedAt, Last: time.Now()}
 		if err := refused.results[k].Err; err != nil {
 			m.Dead.Error = err.Error()
@@ -161,7 +163,7 @@ func (p *Pipeline) deadLetter(ctx context.Context, b *batch, letters []Message, 
 	for k := range all {
 		all[k] = k
 	}
-	d := &delivery{target: p.dead.target, leases: b.leases, messages: letters, answer: func(k int, r Result) {
+	d := &delivery{target: p.dead.target, leases: b.leases, messages: letters, batch: b.span, answer: func(k int, r Result) {
 		if r.Outcome != Delivered {
 			p.dead.refund(recent)
 			return
@@ -172,9 +174,10 @@ func (p *Pipeline) deadLetter(ctx context.Context, b *batch, letters []Message, 
 		p.log.Warn("message dead-lettered", zap.String("message_id", letters[k].ID), zap.String("reason", letters[k].Dead.Reason),
 			zap.String("sink", letters[k].Dead.Sink), zap.String("error", letters[k].Dead.Error), zap.Int("attempt", letters[k].Attempt))
 	}}
+	d.trace(all)
 	left := d.send(ctx, all)
 	for k, i := range left.index {
-		p.dead.refund(recent)
 		p.dead.failed(&letters[i], left.results[k])
+		d.finish(i, left.results[k])
 	}
 }

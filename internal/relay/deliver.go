@@ -69,6 +69,10 @@ type delivery struct {
 	// draining is closed when receiving has ended: a drain does not wait for a sink.
 	draining <-chan struct{}
 	answer   func(i int, r Result)
+	// batch is the span that those of the messages belong to, spans are theirs; both are nil
+	// where nothing is traced.
+	batch BatchSpan
+	spans []DeliverySpan
 
 	// giveUp is how long the batch is held for a sink that is down, set when the sink
 	// is first found down.
@@ -84,6 +88,7 @@ type delivery struct {
 // but held, for half of what is left of the lease, and sent again when the sink is up:
 // a broker that restarts costs no attempt.
 func (d *delivery) deliver(ctx context.Context, index []int) {
+	d.trace(index)
 	for {
 		state := d.await(ctx)
 		index = d.dropLost(index)
@@ -112,6 +117,7 @@ func (d *delivery) deliver(ctx context.Context, index []int) {
 			d.giveBack(&left)
 			return
 		}
+		d.traceRetry(&left)
 		index = left.index
 	}
 }
@@ -255,7 +261,7 @@ func (d *delivery) giveBack(left *failures) {
 		if !errors.Is(r.Err, ErrSinkDown) {
 			d.failed(&d.messages[i], r)
 		}
-		d.answer(i, r)
+		d.finish(i, r)
 	}
 }
 
@@ -263,10 +269,13 @@ func (d *delivery) giveBack(left *failures) {
 // delivered or rejected, as soon as that is known, and gives the others.
 func (d *delivery) send(ctx context.Context, index []int) failures {
 	sent := d.messages
-	if len(index) < len(d.messages) || !slices.IsSorted(index) {
+	if len(index) < len(d.messages) || !slices.IsSorted(index) || d.spans != nil {
 		sent = make([]Message, len(index))
 		for k, i := range index {
 			sent[k] = d.messages[i]
+			if d.spans != nil {
+				sent[k].Trace = d.spans[i].Context()
+			}
 		}
 	}
 
@@ -301,7 +310,7 @@ func (d *delivery) send(ctx context.Context, index []int) failures {
 		} else {
 			d.confirmed(&sent[k], r, begun)
 		}
-		d.answer(index[k], r)
+		d.finish(index[k], r)
 	})
 	mu.Lock()
 	defer mu.Unlock()

@@ -37,14 +37,14 @@ func (s *SinkStats) count(r Result) {
 
 // Measure decorates a sink: every result is counted in stats, and took, if not nil, is
 // told how long each confirmed message took from the call of Deliver.
-func Measure(sink Sink, stats *SinkStats, took func(time.Duration)) Sink {
+func Measure(sink Sink, stats *SinkStats, took func(d time.Duration, m *Message)) Sink {
 	return &measured{sink: sink, stats: stats, took: took}
 }
 
 type measured struct {
 	sink  Sink
 	stats *SinkStats
-	took  func(time.Duration)
+	took  func(time.Duration, *Message)
 }
 
 func (m *measured) Deliver(ctx context.Context, ms []Message, done func(i int, r Result)) {
@@ -52,7 +52,7 @@ func (m *measured) Deliver(ctx context.Context, ms []Message, done func(i int, r
 	m.sink.Deliver(ctx, ms, func(i int, r Result) {
 		m.stats.count(r)
 		if r.Outcome == Delivered && m.took != nil {
-			m.took(time.Since(begun))
+			m.took(time.Since(begun), &ms[i])
 		}
 		done(i, r)
 	})

@@ -30,6 +30,9 @@ type Message struct {
 	Attempt int
 	// Dead says why the message goes to a dead-letter sink; nil on its ordinary way.
 	Dead *DeadLetter
+	// Trace is the context that the message came with, and at a sink that of the delivery
+	// where it is traced; nil: none.
+	Trace *TraceContext
 
 	memo *memo
 }
@@ -105,10 +108,16 @@ func (m *Message) BodyEncoding() string {
 }
 
 // Headers gives every header that a sink sends along, but for the id, for which each
-// protocol has a place of its own. Values are text of one line.
+// protocol has a place of its own, and the trace context. Values are text of one line.
 func (m *Message) Headers(yield func(name, value string) bool) {
 	if !yield(HeaderSource, m.Source) || !yield(HeaderAttempt, strconv.Itoa(m.Attempt)) ||
-		!yield(HeaderEnqueuedAt, m.EnqueuedAtText()) || !yield(HeaderBody, m.BodyEncoding()) || m.Dead == nil {
+		!yield(HeaderEnqueuedAt, m.EnqueuedAtText()) || !yield(HeaderBody, m.BodyEncoding()) {
+		return
+	}
+	if t := m.Trace; t != nil && (!yield(HeaderTraceParent, t.Parent) || t.State != "" && !yield(HeaderTraceState, t.State)) {
+		return
+	}
+	if m.Dead == nil {
 		return
 	}
 	for _, h := range [...][2]string{

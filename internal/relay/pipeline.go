@@ -75,8 +75,10 @@ type Deps struct {
 	Audit Auditor
 	// Confirmed, if not nil, is told how long after it was enqueued a message was
 	// confirmed by all its sinks.
-	Confirmed func(time.Duration)
-	Log       *zap.Logger
+	Confirmed func(after time.Duration, m *Message)
+	// Tracer, if not nil, makes spans.
+	Tracer Tracer
+	Log    *zap.Logger
 }
 
 // Pipeline is one source with its routes, running.

@@ -83,6 +83,7 @@ func (p *Pipeline) carry(work, settle context.Context, draining <-chan struct{},
 	defer p.track(b)()
 
 	accepted := p.decode(b)
+	defer p.trace(b)()
 	plans := p.route(b, accepted)
 	if p.cfg.AtMostOnce {
 		p.once(work, settle, draining, b, plans)
@@ -222,7 +223,7 @@ func (p *Pipeline) deliver(work context.Context, draining <-chan struct{}, b *ba
 	var deliveries sync.WaitGroup
 	for _, t := range p.targets {
 		if index := plans[t.index]; len(index) > 0 {
-			d := &delivery{target: t, leases: b.leases, messages: b.messages, draining: draining}
+			d := &delivery{target: t, leases: b.leases, messages: b.messages, draining: draining, batch: b.span}
 			deliveries.Go(func() { p.deliverTo(ctx, d, b, index) })
 		}
 	}
@@ -298,7 +299,7 @@ func (p *Pipeline) once(work, settle context.Context, draining <-chan struct{}, 
 		if len(index) == 0 {
 			continue
 		}
-		d := &delivery{target: t, leases: b.leases, messages: b.messages, draining: draining, answer: func(i int, r Result) {
+		d := &delivery{target: t, leases: b.leases, messages: b.messages, draining: draining, batch: b.span, answer: func(i int, r Result) {
 			if r.Outcome != Delivered {
 				p.deps.Stats.givenUp(ReasonOf(r.Err))
 				p.audit(AuditGivenUp, &b.messages[i], t, ReasonOf(r.Err))
@@ -313,7 +314,7 @@ func (p *Pipeline) once(work, settle context.Context, draining <-chan struct{}, 
 
 func (p *Pipeline) confirmed(m *Message) {
 	if p.deps.Confirmed != nil {
-		p.deps.Confirmed(time.Since(m.EnqueuedAt))
+		p.deps.Confirmed(time.Since(m.EnqueuedAt), m)
 	}
 }
 
@@ -361,6 +362,9 @@ func (p *Pipeline) settle(ctx, work context.Context, b *batch, index []int) (gon
 		p.undeleted.ended("deletes are confirmed again")
 	}
 	p.deps.Stats.settled(deleted, lost, returned)
+	if b.span != nil {
+		b.span.Settled(deleted, len(returned), lost)
+	}
 	return gone
 }
 

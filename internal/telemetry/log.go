@@ -1,5 +1,5 @@
-// Package telemetry makes the logger and the metrics registry that are passed to
-// everything else. It holds no state of its own.
+// Package telemetry makes what is passed to everything else: the logger, the metrics
+// registry and, where traces are wanted, what makes spans and brings them to a collector.
 package telemetry
 
 import (

@@ -33,3 +33,6 @@ func (s *secrets) look(what, text string) error {
 	}
 	return nil
 }
+
+// NoSecret fails where a text, which what names, holds what Secret has noted.
+func NoSecret(what, text string) error { return known.look(what, text) }

@@ -365,6 +365,8 @@ func TestPreview(t *testing.T) {
 			change(c)
 			m := relaytest.Messages("m", 1, 0)[0]
 			m.Queue, m.Body, m.Attempt = "q", []byte(`{"n": 7}`), 3
+			m.Trace = relay.ParseTraceContext("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "a=b c%d")
+			require.NotNil(t, m.Trace)
 			endpoint, err := c.Open(deps(t))
 			require.NoError(t, err)
 			sink, err := endpoint.Bind(nil)

@@ -231,6 +231,9 @@ func (s *Sink) prepare(l limits, m *relay.Message, table amqp.Table) (key string
 		return "", p, tooLong("the headers", size, maxHeaders)
 	}
 	for name, value := range m.Headers {
+		if _, own := table[name]; own && relay.IsTraceHeader(name) {
+			continue // the configuration's own
+		}
 		table[name] = value
 		size += entrySize(name, value)
 	}

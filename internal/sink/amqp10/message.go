@@ -274,6 +274,9 @@ func (s *Sink) prepare(m *relay.Message) (address string, message *amqp.Message,
 		return "", nil, invalid("address, properties and annotations", fmt.Errorf("%d bytes long, at most %d fit", size, maxProperties))
 	}
 	for name, text := range m.Headers {
+		if _, own := message.ApplicationProperties[name]; own && relay.IsTraceHeader(name) {
+			continue // the configuration's own
+		}
 		message.ApplicationProperties[name] = text
 	}
 	message.ApplicationProperties[relay.HeaderAttempt] = int64(m.Attempt)
@@ -286,8 +289,8 @@ func (s *Sink) prepare(m *relay.Message) (address string, message *amqp.Message,
 const (
 	// usualPriority is that of a message that says nothing of it (AMQP 1.0: 3.2.1).
 	usualPriority = 4
-	// maxRelayProperties is how many the relay itself sends, of a dead letter.
-	maxRelayProperties = 9
+	// maxRelayProperties is how many the relay itself sends, of a dead letter that is traced.
+	maxRelayProperties = 11
 )
 
 var errNoText = errors.New("it is not UTF-8 text")

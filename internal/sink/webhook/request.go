@@ -52,7 +52,13 @@ func (p *poster) newRequest(ctx context.Context, m *relay.Message) (request *htt
 // describe sets the headers that say of a message what its body does not.
 func describe(h http.Header, m *relay.Message) {
 	for name, value := range m.Headers {
-		if name != relay.HeaderDeadError { // words in printable ASCII, for people
+		switch name {
+		case relay.HeaderDeadError: // words in printable ASCII, for people
+		case relay.HeaderTraceParent, relay.HeaderTraceState: // fit for a header as they are
+			if h.Get(name) != "" {
+				continue // the configuration's own
+			}
+		default:
 			value = headerSafe(value)
 		}
 		h.Set(name, value)

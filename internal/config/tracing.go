@@ -1,0 +1,43 @@
+package config
+
+import (
+	"maps"
+	"math"
+	"slices"
+
+	"golang.org/x/net/http/httpguts"
+
+	"mnsrelay/internal/setting"
+)
+
+func (d *decoder) checkTracing(t *Tracing) {
+	if t.SampleRatio < 0 || t.SampleRatio > 1 || math.IsNaN(t.SampleRatio) {
+		d.checked("tracing.sample_ratio", "must be from 0 to 1, not %s", d.plain("tracing.sample_ratio", t.SampleRatio))
+	}
+	for _, name := range slices.Sorted(maps.Keys(t.Headers)) {
+		switch path := join("tracing.headers", name); {
+		case !httpguts.ValidHeaderFieldName(name):
+			d.checked("tracing.headers", "HTTP does not allow the name %s; use letters, digits and -", quote(name))
+		case !httpguts.ValidHeaderFieldValue(t.Headers[name].Reveal()):
+			d.checked(path, "has a line break or another control character in its value")
+		}
+	}
+	d.validated("tracing", t.TLS.Validate("tls"))
+	if t.OTLPEndpoint.IsZero() {
+		return
+	}
+	const path = "tracing.otlp_endpoint"
+	u, err := t.OTLPEndpoint.Parse()
+	switch {
+	case err != nil:
+		d.checked(path, "%v", err)
+	case u.Scheme != "http" && u.Scheme != "https":
+		d.checked(path, "must begin with http:// or https://: traces go by OTLP over HTTP, whose port is 4318, and not by gRPC")
+	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
+		d.checked(path, "must have no user name, query or fragment: write what proves who you are under tracing.headers")
+	case u.Scheme == "http" && t.TLS != setting.TLS{}:
+		d.checked("tracing.tls", "the endpoint is http://, which has no TLS: write https://, or remove it")
+	case u.Scheme == "http" && len(t.Headers) > 0 && !setting.IsLoopback(u.Hostname()):
+		d.warn(path, "is http://: the headers cross the network unencrypted; write https:// if the collector has it")
+	}
+}
