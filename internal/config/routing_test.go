@@ -211,7 +211,7 @@ func TestProblemsOfTheProcess(t *testing.T) {
 		`tracing: {otlp_endpoint: "http://h", tls: {ca_file: /ca.pem}}`: `1:43: tracing.tls: the endpoint is http://, which has no TLS: write https://, or remove it`,
 		`tracing: {tls: {cert_file: /cert.pem}}`:                        `1:16: tracing.tls: cert_file and key_file belong together: write both`,
 		`tracing: {sample_ratio: 1.5}`:                                  `1:25: tracing.sample_ratio: must be from 0 to 1, not 1.5`,
-		`tracing: {sample_ratio: .nan}`:                                 `1:25: tracing.sample_ratio: must be from 0 to 1, not NaN`,
+		`tracing: {sample_ratio: .nan}`:                                 `1:25: tracing.sample_ratio: must be a number, as in 1, not ".nan"`,
 		`tracing: {sample_ratio: -0.1}`:                                 `1:25: tracing.sample_ratio: must be from 0 to 1, not -0.1`,
 		`tracing: {headers: {"a key": hunter2}}`:                        `1:11: tracing.headers: HTTP does not allow the name "a key"; use letters, digits and -`,
 		`tracing: {headers: {key: "hunter2\n"}}`:                        `1:26: tracing.headers.key: has a line break or another control character in its value`,

@@ -2,7 +2,6 @@ package config
 
 import (
 	"maps"
-	"math"
 	"slices"
 
 	"golang.org/x/net/http/httpguts"
@@ -11,7 +10,7 @@ import (
 )
 
 func (d *decoder) checkTracing(t *Tracing) {
-	if t.SampleRatio < 0 || t.SampleRatio > 1 || math.IsNaN(t.SampleRatio) {
+	if t.SampleRatio < 0 || t.SampleRatio > 1 {
 		d.checked("tracing.sample_ratio", "must be from 0 to 1, not %s", d.plain("tracing.sample_ratio", t.SampleRatio))
 	}
 	for _, name := range slices.Sorted(maps.Keys(t.Headers)) {
