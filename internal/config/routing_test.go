@@ -209,7 +209,7 @@ func TestProblemsOfTheProcess(t *testing.T) {
 		`tracing: {otlp_endpoint: "http://u:hunter2@h"}`:                `1:26: tracing.otlp_endpoint: must have no user name, query or fragment: write what proves who you are under tracing.headers`,
 		`tracing: {otlp_endpoint: "http://h/?key=hunter2"}`:             `1:26: tracing.otlp_endpoint: must have no user name, query or fragment: write what proves who you are under tracing.headers`,
 		`tracing: {otlp_endpoint: "http://h", tls: {ca_file: /ca.pem}}`: `1:38: tracing.tls: the endpoint is http://, which has no TLS: write https://, or remove it`,
-		`tracing: {tls: {cert_file: /cert.pem}}`:                        `1:16: tracing.tls: cert_file and key_file belong together: write both`,
+		`tracing: {tls: {cert_file: /cert.pem}}`:                        `1:11: tracing.tls: cert_file and key_file belong together: write both`,
 		`tracing: {sample_ratio: 1.5}`:                                  `1:25: tracing.sample_ratio: must be from 0 to 1, not 1.5`,
 		`tracing: {sample_ratio: .nan}`:                                 `1:25: tracing.sample_ratio: must be a number, as in 1, not ".nan"`,
 		`tracing: {sample_ratio: -0.1}`:                                 `1:25: tracing.sample_ratio: must be from 0 to 1, not -0.1`,
