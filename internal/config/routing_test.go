@@ -215,7 +215,7 @@ func TestProblemsOfTheProcess(t *testing.T) {
 		`tracing: {sample_ratio: -0.1}`:                                 `1:25: tracing.sample_ratio: must be from 0 to 1, not -0.1`,
 		`tracing: {headers: {"a key": hunter2}}`:                        `1:11: tracing.headers: HTTP does not allow the name "a key"; use letters, digits and -`,
 		`tracing: {headers: {key: "hunter2\n"}}`:                        `1:26: tracing.headers.key: has a line break or another control character in its value`,
-		`tracing: {endpoint: "http://h"}`:                               `1:11: tracing.endpoint: unknown key: the keys here are otlp_endpoint, headers, sample_ratio and tls`,
+		`tracing: {endpoint: "http://h"}`:                               `1:11: tracing.endpoint: unknown key: did you mean "otlp_endpoint"?`,
 		`in_flight: {messages: 15, bytes: 1MiB}`:                        `1:23: in_flight.messages: must be at least 16, the largest batch_size, not 15`,
 	} {
 		require.Equal(t, []string{want}, problems(t, text+"\n"+with("sources:", "sources:"), env), text)
