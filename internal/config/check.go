@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"net"
 	"reflect"
 	"slices"
@@ -125,7 +124,7 @@ func (d *decoder) checkProcess(c *Config) {
 }
 
 func (d *decoder) checkTracing(t *Tracing) {
-	if t.SampleRatio < 0 || t.SampleRatio > 1 || math.IsNaN(t.SampleRatio) {
+	if t.SampleRatio < 0 || t.SampleRatio > 1 {
 		d.checked("tracing.sample_ratio", "must be from 0 to 1, not %s", d.plain("tracing.sample_ratio", t.SampleRatio))
 	}
 	for _, name := range slices.Sorted(maps.Keys(t.Headers)) {
