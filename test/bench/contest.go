@@ -98,7 +98,7 @@ func (c *contest) play(ctx context.Context, o options) (*outcome, error) {
 			if err != nil {
 				return nil, fmt.Errorf("%s, round %d: %w", c.contenders[i], round, err)
 			}
-			fmt.Fprintf(o.log, "%s, round %d of %d, %s: %.0f messages/s, took %v\n", c.What, round, rounds, c.contenders[i],
+			o.log("%s, round %d of %d, %s: %.0f messages/s, took %v", c.What, round, rounds, c.contenders[i],
 				r[perSecond], time.Since(began).Round(100*time.Millisecond))
 			if round != warmUp {
 				out.Results[i].Runs = append(out.Results[i].Runs, r)

@@ -37,7 +37,7 @@ func writeDocs(dir string, outcomes []*outcome) error {
 			return fmt.Errorf("write %s: %w", path, err)
 		}
 	}
-	return os.WriteFile(path, text, 0o600)
+	return os.WriteFile(path, text, 0o600) //nolint:gosec // The same file.
 }
 
 // between replaces what is between two markers.

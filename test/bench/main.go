@@ -58,7 +58,7 @@ type options struct {
 	profiles string
 	docs     string
 	// log is told what goes on.
-	log io.Writer
+	log func(format string, args ...any)
 }
 
 func main() {
@@ -68,7 +68,7 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	o := options{log: os.Stderr}
+	o := options{log: func(format string, args ...any) { _, _ = fmt.Fprintf(os.Stderr, format+"\n", args...) }}
 	names := flag.String("scenario", strings.Join(standard(), ","), "what is measured: "+strings.Join(everything(), ","))
 	flag.IntVar(&o.rounds, "rounds", 5, "how many runs of each contender there are, in turn")
 	flag.Float64Var(&o.scale, "scale", 1, "by what the number of messages and times are multiplied")
@@ -122,7 +122,7 @@ func measure(ctx context.Context, o options) (_ []*outcome, err error) {
 		}
 	}
 	w := &world{options: o}
-	defer func() { err = errors.Join(err, w.close()) }()
+	defer func() { err = errors.Join(err, w.close()) }() //nolint:contextcheck // What was started is ended though ctx may have.
 	var outcomes []*outcome
 	for _, name := range o.scenarios {
 		contests, err := w.contests(ctx, name)

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 // small is a size that says nothing of speed.
 func small(t *testing.T, scenarios ...string) options {
 	t.Helper()
-	return options{scenarios: scenarios, rounds: 1, scale: 0.001, pollers: 2, rest: 500 * time.Millisecond, log: t.Output()}
+	return options{scenarios: scenarios, rounds: 1, scale: 0.001, pollers: 2, rest: 500 * time.Millisecond, log: t.Logf}
 }
 
 // Every scenario can be measured: each message arrives once, and each contender is measured
@@ -138,12 +138,12 @@ func TestPostsTheSame(t *testing.T) {
 	defer func() { require.NoError(t, r.end()) }()
 	ms := messages(40, 100)
 	require.NoError(t, r.postBare(t.Context(), ms))
-	bare, err := r.arrived()
+	bare, err := r.arrived(t.Context())
 	require.NoError(t, err)
 	require.EqualValues(t, len(ms), bare.Requests)
-	require.NoError(t, r.empty())
+	require.NoError(t, r.empty(t.Context()))
 	require.NoError(t, r.postSink(t.Context(), ms))
-	sink, err := r.arrived()
+	sink, err := r.arrived(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, bare, sink)
 }

@@ -16,10 +16,8 @@ import (
 // MNS takes.
 const rawFrom = 48 << 10
 
-// smallest is the shortest body.
-const smallest = 100
-
-// bodyOf makes message n, JSON as what the relay is for, of size bytes.
+// bodyOf makes message n, JSON as what the relay is for, of size bytes, at least
+// a hundred.
 func bodyOf(n int, at time.Time, size int) []byte {
 	const end = `"}`
 	body := fmt.Appendf(make([]byte, 0, size), `{"n":%d,"at":%d,"success":true,"biz_id":"%d","text":"`, n, at.UnixNano(), 900000000+n)
@@ -119,7 +117,7 @@ func (w *world) verify(ctx context.Context, l load) error {
 		return fmt.Errorf("%d of %d messages were deleted, %d are left", left.Deleted, l.messages, left.Active+left.Inactive+left.Delayed)
 	}
 	if l.hook {
-		got, err := w.receiver.arrived()
+		got, err := w.receiver.arrived(ctx)
 		if err != nil {
 			return err
 		}

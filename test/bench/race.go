@@ -116,7 +116,7 @@ func (w *world) race(ctx context.Context, kind string, l load, round int) (_ run
 		defer stop()
 		sending.Go(func() {
 			if err := w.trickle(sent, l); err != nil && sent.Err() == nil {
-				fmt.Fprintln(w.log, "send:", err) // and what is missing shows
+				w.log("send: %v", err) // and what is missing shows
 			}
 		})
 	}
@@ -125,7 +125,7 @@ func (w *world) race(ctx context.Context, kind string, l load, round int) (_ run
 		return nil, err
 	}
 	if begin.deleted == end.deleted {
-		fmt.Fprintf(w.log, "%s is measured from its start: %d messages are too few to tell when it runs\n", kind, l.messages)
+		w.log("%s is measured from its start: %d messages are too few to tell when it runs", kind, l.messages)
 		begin = started
 	}
 	r := begin.until(end)
@@ -156,7 +156,7 @@ func (w *world) prepare(ctx context.Context, l load) error {
 		return err
 	}
 	if l.hook {
-		if err := w.receiver.empty(); err != nil {
+		if err := w.receiver.empty(ctx); err != nil {
 			return err
 		}
 	}
@@ -184,7 +184,7 @@ func (w *world) watch(ctx context.Context, all []contender, l load, kind string,
 			profiling.Go(func() {
 				const seconds = 3
 				if err := r.profile(ctx, path, seconds); err != nil {
-					fmt.Fprintln(w.log, "profile:", err)
+					w.log("profile: %v", err)
 				}
 			})
 		}

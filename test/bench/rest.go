@@ -23,7 +23,7 @@ func (w *world) idle(ctx context.Context, sources int) (_ run, err error) {
 		return nil, err
 	}
 	ended := false
-	defer func() {
+	defer func() { //nolint:contextcheck // It ends though ctx may have.
 		if !ended {
 			_ = relay.end()
 		}
@@ -68,7 +68,7 @@ func (w *world) idle(ctx context.Context, sources int) (_ run, err error) {
 
 	stopping := time.Now()
 	ended = true
-	if err := relay.end(); err != nil {
+	if err := relay.end(); err != nil { //nolint:contextcheck // As above.
 		return nil, err
 	}
 	r[drained] = float64(time.Since(stopping).Milliseconds())

@@ -38,12 +38,12 @@ func (t *brokerSide) senders() []sender {
 	}
 }
 
-func (t *brokerSide) empty() error {
+func (t *brokerSide) empty(context.Context) error {
 	_, err := t.channel.QueuePurge(reports, false)
 	return err
 }
 
-func (t *brokerSide) count() (int, error) {
+func (t *brokerSide) count(context.Context) (int, error) {
 	q, err := t.channel.QueueDeclarePassive(reports, true, false, false, false, nil)
 	return q.Messages, err
 }

@@ -151,26 +151,26 @@ func startReceiver(ctx context.Context) (*receiver, error) {
 
 func (r *receiver) close() { _ = r.end() }
 
-func (r *receiver) empty() error {
-	_, err := r.ask(http.MethodDelete)
+func (r *receiver) empty(ctx context.Context) error {
+	_, err := r.ask(ctx, http.MethodDelete)
 	return err
 }
 
-func (r *receiver) count() (int, error) {
-	a, err := r.arrived()
+func (r *receiver) count(ctx context.Context) (int, error) {
+	a, err := r.arrived(ctx)
 	return int(a.Requests), err
 }
 
-func (r *receiver) arrived() (a arrived, err error) {
-	answer, err := r.ask(http.MethodGet)
+func (r *receiver) arrived(ctx context.Context) (a arrived, err error) {
+	answer, err := r.ask(ctx, http.MethodGet)
 	if err != nil {
 		return a, err
 	}
 	return a, json.Unmarshal(answer, &a)
 }
 
-func (r *receiver) ask(method string) ([]byte, error) {
-	request, err := http.NewRequestWithContext(context.Background(), method, r.url, http.NoBody)
+func (r *receiver) ask(ctx context.Context, method string) ([]byte, error) {
+	request, err := http.NewRequestWithContext(ctx, method, r.url, http.NoBody)
 	if err != nil {
 		return nil, err
 	}

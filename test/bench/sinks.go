@@ -14,8 +14,8 @@ import (
 
 // farSide counts what has arrived since it was empty.
 type farSide interface {
-	empty() error
-	count() (int, error)
+	empty(ctx context.Context) error
+	count(ctx context.Context) (int, error)
 }
 
 // sender sends messages to a far side; the first of several is the bare one.
@@ -54,7 +54,7 @@ func feeding(scenario string, far farSide, ms []message, senders []sender) *cont
 // feedOne measures one run. The processor time is that of this process: the client and, in
 // one process with it, whatever feeds it.
 func feedOne(ctx context.Context, far farSide, ms []message, send func(context.Context, []message) error) (run, error) {
-	if err := far.empty(); err != nil {
+	if err := far.empty(ctx); err != nil {
 		return nil, err
 	}
 	runtime.GC() // what another has left
@@ -71,7 +71,7 @@ func feedOne(ctx context.Context, far farSide, ms []message, send func(context.C
 	if err != nil {
 		return nil, err
 	}
-	if n, err := far.count(); err != nil || n != len(ms) {
+	if n, err := far.count(ctx); err != nil || n != len(ms) {
 		return nil, fmt.Errorf("%d of %d messages have arrived: %w", n, len(ms), err)
 	}
 	n := float64(len(ms))

@@ -15,7 +15,9 @@ func writeTables(to io.Writer, outcomes []*outcome) error {
 		fmt.Fprintf(&text, "%s: %s; %d rounds: median (least, most)\n", out.Scenario, out.What, len(out.Results[0].Runs))
 		rows := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 		for _, row := range out.rows() {
-			fmt.Fprintln(rows, strings.Join(row, "\t"))
+			if _, err := io.WriteString(rows, strings.Join(row, "\t")+"\n"); err != nil {
+				return err
+			}
 		}
 		if err := rows.Flush(); err != nil {
 			return err
