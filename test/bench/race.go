@@ -182,7 +182,7 @@ func (w *world) watch(ctx context.Context, all []contender, l load, kind string,
 	if r, is := all[0].(*relayProcess); is {
 		if path := w.profileOf(kind, l, round); path != "" {
 			profiling.Go(func() {
-				const seconds = 3
+				const seconds = 10 // or as long as the run takes: after it there is nothing to see
 				if err := r.profile(ctx, path, seconds); err != nil {
 					w.log("profile: %v", err)
 				}

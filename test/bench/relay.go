@@ -141,11 +141,17 @@ func (r *relayProcess) end() error {
 	return err
 }
 
-// profile writes a processor profile of some seconds to a file.
+// profile writes a processor profile of some seconds to a file, and after it what has been
+// allocated, and by whom, beside it.
 func (r *relayProcess) profile(ctx context.Context, path string, seconds int) error {
-	text, err := r.ask(ctx, "/debug/pprof/profile?seconds="+strconv.Itoa(seconds))
-	if err != nil {
-		return err
+	for _, p := range [][2]string{{"profile?seconds=" + strconv.Itoa(seconds), path}, {"allocs", path + ".allocs"}} {
+		text, err := r.ask(ctx, "/debug/pprof/"+p[0])
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(p[1], text, 0o600); err != nil {
+			return err
+		}
 	}
-	return os.WriteFile(path, text, 0o600)
+	return nil
 }
