@@ -128,7 +128,8 @@ func answerRaw(conn net.Conn, got, gone []byte) {
 
 func BenchmarkDecode(b *testing.B) {
 	body := `{"phone_number":"13900001111","success":true,"err_msg":"delivered","sms_size":"1","biz_id":"1"}`
-	for name, in := range map[string]string{"raw": body, "base64": b64(body)} {
+	long := strings.Repeat(body, 40) // 4 KB
+	for name, in := range map[string]string{"raw": body, "base64": b64(body), "raw 4KB": long, "base64 4KB": b64(long)} {
 		b.Run(name, func(b *testing.B) {
 			d := mns.Decoder{Body: mns.BodyAuto, Unwrap: true}
 			m := relay.Message{Body: []byte(in)}

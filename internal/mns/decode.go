@@ -3,6 +3,7 @@ package mns
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"strconv"
@@ -104,7 +105,8 @@ func decodeText64(body []byte) ([]byte, bool) {
 	// Most that is not base64 shows it at once and costs no memory. A line end is not
 	// canonical, and the decoder would pass over it.
 	const enough = 64
-	if len(body) == 0 || len(body)%4 != 0 || !isAlphabet64(body[:min(len(body), enough)]) || bytes.ContainsAny(body, "\r\n") {
+	if len(body) == 0 || len(body)%4 != 0 || !isAlphabet64(body[:min(len(body), enough)]) ||
+		bytes.IndexByte(body, '\r') >= 0 || bytes.IndexByte(body, '\n') >= 0 {
 		return nil, false
 	}
 	decoded := make([]byte, base64.StdEncoding.DecodedLen(len(body)))
@@ -128,7 +130,16 @@ func isAlphabet64(b []byte) bool {
 
 // isPlain tells text without control characters other than tab and line ends.
 func isPlain(b []byte) bool {
+	const each, top = 0x0101010101010101, 0x8080808080808080
 	for i := 0; i < len(b); {
+		if len(b)-i >= 8 {
+			// Eight bytes of ASCII at a time: none has the top bit, or is less than a space or
+			// the last of all, which borrows or carries into that bit.
+			if w := binary.LittleEndian.Uint64(b[i:]); (w|(w-' '*each)|(w+each))&top == 0 {
+				i += 8
+				continue
+			}
+		}
 		c := b[i]
 		if c < utf8.RuneSelf {
 			if c < ' ' && c != '\t' && c != '\n' && c != '\r' || c == 0x7f {

@@ -2,6 +2,7 @@ package mns_test
 
 import (
 	"encoding/base64"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -158,4 +159,27 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 	})
+}
+
+// What makes a body no text does so wherever it stands in it.
+func TestDecodeAutoLooksAtEveryByte(t *testing.T) {
+	for _, c := range []struct {
+		in   string
+		text bool
+	}{
+		{" ", true}, {"~", true}, {"\t", true}, {"\r\n", true}, {"é", true}, {"短信", true},
+		{"\x00", false}, {"\x1f", false}, {"\x7f", false}, {"\x80", false}, {"\xff", false}, {"\u0085", false},
+	} {
+		for n := range 20 {
+			text := strings.Repeat("x", n) + c.in + strings.Repeat("y", 20-n)
+			d := mns.Decoder{Body: mns.BodyAuto}
+			m, err := d.Decode(relay.Message{Body: []byte(b64(text))})
+			require.NoError(t, err)
+			if c.text {
+				require.Equal(t, text, string(m.Body))
+			} else {
+				require.Equal(t, b64(text), string(m.Body))
+			}
+		}
+	}
 }

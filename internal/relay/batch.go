@@ -29,9 +29,13 @@ type batch struct {
 	gone []bool
 	// confirms has an entry for each message of each target, by target.
 	confirms []confirm
-	// completed carries the index of each message of which every required target has
-	// answered; it has room for all, so that nobody waits to send.
-	completed chan int
+	// completed are the messages of which every required target has answered and that are not
+	// settled yet, unsettled counts them and those that are still to come.
+	completed []int
+	unsettled int
+	// wake tells of the first that is completed and of the last. To be told of each would
+	// wake a goroutine for each message. Its size is 1.
+	wake chan struct{}
 }
 
 // verdict is what the required targets of one message say of it together.
@@ -65,7 +69,9 @@ func newBatch(ds []Delivery, targets int, confirmed func(*Message)) *batch {
 		verdicts:  make([]verdict, len(ds)),
 		gone:      make([]bool, len(ds)),
 		confirms:  make([]confirm, len(ds)*targets),
-		completed: make(chan int, len(ds)),
+		completed: make([]int, 0, len(ds)),
+		unsettled: len(ds),
+		wake:      make(chan struct{}, 1),
 		settled:   make(chan struct{}),
 		confirmed: confirmed,
 		received:  time.Now(),
@@ -107,7 +113,7 @@ func (b *batch) decide(i int, r Result) {
 	b.mu.Lock()
 	b.verdicts[i].outcome, b.verdicts[i].err = r.Outcome, r.Err
 	b.mu.Unlock()
-	b.completed <- i
+	b.ready(i)
 }
 
 // at is the place of a message at a target in confirms.
@@ -152,7 +158,35 @@ func (b *batch) complete(i int, outcome Outcome) {
 	if outcome == Delivered {
 		b.confirmed(&b.messages[i])
 	}
-	b.completed <- i
+	b.ready(i)
+}
+
+// ready adds a completed message to those that can be settled.
+func (b *batch) ready(i int) {
+	b.mu.Lock()
+	b.completed = append(b.completed, i)
+	n := len(b.completed)
+	tell := n == 1 || n == b.unsettled
+	b.mu.Unlock()
+	if tell {
+		select {
+		case b.wake <- struct{}{}:
+		default: // it has not been looked at since it was told of another
+		}
+	}
+}
+
+// take gives what is completed to be settled, and whether that was the last of it.
+func (b *batch) take(early bool) (index []int, last bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	last = len(b.completed) == b.unsettled
+	if !early && !last {
+		return nil, false
+	}
+	index, b.completed = b.completed, nil
+	b.unsettled -= len(index)
+	return index, last
 }
 
 func worse(a, b Outcome) bool {
@@ -169,20 +203,24 @@ func (b *batch) completions(ctx context.Context, linger time.Duration, settle fu
 	timer := time.NewTimer(linger)
 	timer.Stop()
 	defer timer.Stop()
-	ready := make([]int, 0, len(b.leases))
-	for left := len(b.leases); left > 0; {
-		select {
-		case i := <-b.completed:
-			if len(ready) == 0 {
-				timer.Reset(linger)
+	for lingering := false; ; {
+		if all, last := b.take(false); last {
+			if len(all) > 0 {
+				settle(ctx, all)
 			}
-			ready = append(ready, i)
-			left--
+			return
+		}
+		select {
+		case <-b.wake:
+			if !lingering {
+				timer.Reset(linger)
+				lingering = true
+			}
 		case <-timer.C:
-			early := ready
-			ready = make([]int, 0, left)
-			settling.Go(func() { settle(ctx, early) })
+			lingering = false
+			if early, _ := b.take(true); len(early) > 0 {
+				settling.Go(func() { settle(ctx, early) })
+			}
 		}
 	}
-	settle(ctx, ready)
 }

@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"encoding/json"
 	"strconv"
 	"strings"
 	"sync"
@@ -153,7 +152,7 @@ func (m *Message) EnqueuedAtText() string {
 // other UTF-8 text, and application/octet-stream for the rest.
 func ContentType(body []byte) string {
 	switch {
-	case json.Valid(body):
+	case isJSON(body):
 		return "application/json"
 	case utf8.Valid(body):
 		return "text/plain; charset=utf-8"

@@ -283,9 +283,6 @@ func (p *Pipeline) once(work, settle context.Context, draining <-chan struct{}, 
 		}
 		all = append(all, i)
 	}
-	for range all {
-		<-b.completed // each was decided on, here or before
-	}
 	p.bury(settle, work, b, all)
 	p.settle(settle, work, b, all)
 	var deliveries sync.WaitGroup

@@ -1,56 +1,109 @@
-// Command bench measures the relay's parts against the least code that could do their work,
-// in one run and in turn, so that what the machine does meanwhile falls on all alike. Run it
-// with "make bench".
+// Command bench measures the relay against the least code that could do its work and
+// against what its users would write instead, in one run and in turn, so that what the
+// machine does meanwhile falls on all alike. Run it with "make bench".
 //
-// Each sink is fed from memory with batches of 16, 256 messages outstanding, as pipelines
-// do, and sends what the bare client beside it sends.
+// Every contender is a process of its own between the same emulated MNS ("mnsrelay
+// emulator") and the same RabbitMQ node, processes of their own too, whose processor time
+// is read separately from /proc:
 //
-// amqp091: over one connection, against a bare publisher of the same library that keeps 256
-// confirms outstanding on one channel. Both publish to the same private RabbitMQ node.
+//   - floor: net/http, a scanner made for these answers alone, a window of publisher
+//     confirms as wide as the batch, a batch delete; then the next receive. It has no
+//     leases, no retries, no metrics, and ends with the first error.
+//   - usual: the official SDK's BatchReceiveMessage, one publish after the other with a
+//     wait for each confirm, BatchDeleteMessage.
+//   - overlap: the floor, whose pollers receive again while earlier batches, as many as the
+//     relay's room holds, are published and deleted.
+//   - post: the floor with a POST for each message in the place of the publish.
+//   - relay: mnsrelay run, as its defaults are, with as many pollers.
 //
-// webhook: against a bare client of net/http with as many requests at once. Both post to the
-// same receiver, a process of its own on loopback that reads the body and answers 204. Of
-// signed requests the bare client's have no signature.
+// All receive batches of 16 with the same number of pollers, sign their requests, decode
+// base64 and publish persistent, mandatory messages with the same headers.
+//
+// A contender is measured from when a tenth of its messages has been deleted from MNS until
+// all have: starting is not in it. Afterwards every message must have arrived exactly once
+// and none may be left, or the run fails. Contenders take turns, each round beginning with
+// another; what is judged are ratios within a round, in the median over the rounds.
+//
+// Latency is from the moment at which the sender hands a message to MNS to that at which a
+// consumer of RabbitMQ has it (or the receiver of webhooks), both read by this process from
+// one clock. A confirm is known to its contender alone, and what leaves MNS later shows how
+// long deletes are gathered; the arrival is what others see. A second queue keeps every
+// message, so that the broker writes and confirms as it would without that consumer. Of a
+// backlog there is no latency: it says how long the backlog is.
 package main
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 )
 
+// options are the flags.
+type options struct {
+	scenarios []string
+	rounds    int
+	// scale is by what the number of messages and the times of every scenario are multiplied.
+	scale    float64
+	pollers  int
+	rest     time.Duration
+	profiles string
+	docs     string
+	// log is told what goes on.
+	log func(format string, args ...any)
+}
+
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == receiverArg {
-		exit(receive(os.Stdin, os.Stdout))
+	if len(os.Args) == 2 && part(os.Args[1]) != nil {
+		exit(part(os.Args[1])(os.Stdin, os.Stdout))
 		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	var o options
-	flag.IntVar(&o.messages, "messages", 20_000, "how many messages a run sends")
-	flag.IntVar(&o.size, "size", 1024, "bytes of a body")
-	flag.IntVar(&o.rounds, "rounds", 9, "how many runs of each there are, in turn")
-	of := flag.String("of", "amqp091,webhook", "what is measured")
-	asJSON := flag.Bool("json", false, "write JSON instead of a table")
+	o := options{log: func(format string, args ...any) { _, _ = fmt.Fprintf(os.Stderr, format+"\n", args...) }}
+	names := flag.String("scenario", strings.Join(standard(), ","), "what is measured: "+strings.Join(everything(), ","))
+	flag.IntVar(&o.rounds, "rounds", 5, "how many runs of each contender there are, in turn")
+	flag.Float64Var(&o.scale, "scale", 1, "by what the number of messages and times are multiplied")
+	flag.IntVar(&o.pollers, "pollers", 8, "how many pollers each contender has")
+	flag.DurationVar(&o.rest, "rest", 30*time.Second, "how long a relay is looked at that has nothing to do")
+	flag.StringVar(&o.profiles, "profiles", "", "a `FOLDER` for processor profiles of the contenders, which cost some themselves")
+	flag.StringVar(&o.docs, "docs", "", "the `FOLDER` of performance.md, whose tables and chart are written anew")
+	asJSON := flag.Bool("json", false, "write JSON instead of tables")
+	check := flag.Bool("check", false, "exit with 1 where a target does not hold")
 	flag.Parse()
-	o.of = strings.Split(*of, ",")
-	r, err := measure(ctx, o)
+	o.scenarios = strings.Split(*names, ",")
+	outcomes, err := measure(ctx, o)
 	exit(err)
 	if *asJSON {
-		exit(json.NewEncoder(os.Stdout).Encode(r))
+		exit(json.NewEncoder(os.Stdout).Encode(outcomes))
 	} else {
-		exit(r.table(os.Stdout))
+		exit(writeTables(os.Stdout, outcomes))
 	}
+	if o.docs != "" {
+		exit(writeDocs(o.docs, outcomes))
+	}
+	if *check {
+		exit(failedTargets(outcomes))
+	}
+}
+
+// part is what this program does where it is started by itself; nil: nothing of its own.
+func part(argument string) func(in io.Reader, out io.Writer) error {
+	switch argument {
+	case receiverArg:
+		return receive
+	case contenderArg:
+		return contend
+	}
+	return nil
 }
 
 // exit ends the process where there is an error.
@@ -61,164 +114,28 @@ func exit(err error) {
 	}
 }
 
-// options say what is measured, and how much of it.
-type options struct {
-	of                     []string
-	messages, size, rounds int
-}
-
-// field is where some compete: they send the same messages to one far side.
-type field struct {
-	far farSide
-	// contenders take turns; the first is the bare one.
-	contenders []contender
-}
-
-// farSide counts what has arrived since it was empty.
-type farSide interface {
-	empty() error
-	count() (int, error)
-	close()
-}
-
-type contender struct {
-	name string
-	send func(context.Context, []message) error
-}
-
-// run is one measurement.
-type run struct {
-	// PerSecond is messages a second.
-	PerSecond float64 `json:"per_second"`
-	// CPU is that of this process in microseconds a message: the client and, in one process
-	// with it, whatever feeds it.
-	CPU float64 `json:"cpu_us"`
-}
-
-// report is what was measured.
-type report struct {
-	Messages int       `json:"messages"`
-	Size     int       `json:"size"`
-	Results  []results `json:"results"`
-}
-
-// results are those of one contender.
-type results struct {
-	Of   string `json:"of"`
-	Name string `json:"name"`
-	Runs []run  `json:"runs"`
-	// Ratio is that of messages a second to those of the bare one in the same round, in the
-	// median over the rounds, and CPURatio that of the processor time.
-	Ratio    float64 `json:"ratio"`
-	CPURatio float64 `json:"cpu_ratio"`
-}
-
-// measure lets all contenders take turns, one field after the other.
-func measure(ctx context.Context, o options) (*report, error) {
-	open := map[string]func(context.Context) (*field, error){"amqp091": openAMQP091, "webhook": openWebhook}
-	r := &report{Messages: o.messages, Size: o.size}
-	for _, of := range o.of {
-		if open[of] == nil {
-			return nil, fmt.Errorf("there is no %q to measure: choose from amqp091 and webhook", of)
+// measure plays one scenario after the other.
+func measure(ctx context.Context, o options) (_ []*outcome, err error) {
+	for _, name := range o.scenarios {
+		if !slices.Contains(everything(), name) {
+			return nil, fmt.Errorf("there is no %q to measure: choose from %s", name, strings.Join(everything(), ", "))
 		}
 	}
-	ms := messages(o.messages, o.size)
-	for _, of := range o.of {
-		f, err := open[of](ctx)
+	w := &world{options: o}
+	defer func() { err = errors.Join(err, w.close()) }() //nolint:contextcheck // What was started is ended though ctx may have.
+	var outcomes []*outcome
+	for _, name := range o.scenarios {
+		contests, err := w.contests(ctx, name)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		all, err := f.compete(ctx, of, ms, o.rounds)
-		f.far.close()
-		if err != nil {
-			return nil, fmt.Errorf("measure %s: %w", of, err)
-		}
-		r.Results = append(r.Results, all...)
-	}
-	return r, nil
-}
-
-func (f *field) compete(ctx context.Context, of string, ms []message, rounds int) ([]results, error) {
-	all := make([]results, len(f.contenders))
-	for round := range rounds + 1 {
-		for i, c := range f.contenders {
-			all[i].Of, all[i].Name = of, c.name
-			if err := f.far.empty(); err != nil {
-				return nil, err
+		for _, c := range contests {
+			played, err := c.play(ctx, o)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", c.Scenario, err)
 			}
-			runtime.GC() // what another has left
-			began, used := time.Now(), processorTime()
-			if err := c.send(ctx, ms); err != nil {
-				return nil, fmt.Errorf("%s: %w", c.name, err)
-			}
-			took, spent := time.Since(began), processorTime()-used
-			if n, err := f.far.count(); err != nil || n != len(ms) {
-				return nil, fmt.Errorf("%s: %d of %d messages have arrived: %w", c.name, n, len(ms), err)
-			}
-			if round == 0 {
-				continue // to warm up
-			}
-			all[i].Runs = append(all[i].Runs, run{
-				PerSecond: float64(len(ms)) / took.Seconds(),
-				CPU:       float64(spent.Microseconds()) / float64(len(ms)),
-			})
+			outcomes = append(outcomes, played)
 		}
 	}
-	for i := range all {
-		all[i].Ratio = ratio(all[i].Runs, all[0].Runs, perSecond)
-		all[i].CPURatio = ratio(all[i].Runs, all[0].Runs, cpu)
-	}
-	return all, nil
-}
-
-// ratio compares those that were neighbours in time, so that what else the machine did for
-// minutes does not matter.
-func ratio(runs, bare []run, of func(run) float64) float64 {
-	ratios := make([]float64, len(runs))
-	for i := range runs {
-		ratios[i] = of(runs[i]) / of(bare[i])
-	}
-	return median(ratios)
-}
-
-func perSecond(r run) float64 { return r.PerSecond }
-func cpu(r run) float64       { return r.CPU }
-
-// processorTime is what this process has used so far (getrusage(2)).
-func processorTime() time.Duration {
-	var usage syscall.Rusage
-	if syscall.Getrusage(syscall.RUSAGE_SELF, &usage) != nil {
-		return 0
-	}
-	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
-}
-
-// spread gives the median, the least and the most.
-func spread(runs []run, of func(run) float64) (middle, least, most float64) {
-	values := make([]float64, len(runs))
-	for i := range runs {
-		values[i] = of(runs[i])
-	}
-	return median(values), slices.Min(values), slices.Max(values)
-}
-
-func median(values []float64) float64 {
-	slices.Sort(values)
-	return values[len(values)/2]
-}
-
-func (r *report) table(to io.Writer) error {
-	var rows strings.Builder
-	fmt.Fprintf(&rows, "messages of %d B, %d a run\tmessages/s: median\tmin\tmax\tto bare\tCPU us/message: median\tmin\tmax\tto bare\t\n", r.Size, r.Messages)
-	for _, row := range r.Results {
-		rate, slowest, fastest := spread(row.Runs, perSecond)
-		used, least, most := spread(row.Runs, cpu)
-		fmt.Fprintf(&rows, "%s\t%.0f\t%.0f\t%.0f\t%.2f\t%.1f\t%.1f\t%.1f\t%.2f\t\n", row.Name,
-			rate, slowest, fastest, row.Ratio, used, least, most, row.CPURatio)
-	}
-	table := tabwriter.NewWriter(to, 0, 0, 2, ' ', tabwriter.AlignRight)
-	if _, err := io.WriteString(table, rows.String()); err != nil {
-		return err
-	}
-	return table.Flush()
+	return outcomes, nil
 }

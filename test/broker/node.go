@@ -210,6 +210,9 @@ func (n *Node) URL() string { return fmt.Sprintf("amqp://guest:guest@127.0.0.1:%
 // TLSURL is where the node listens for TLS, without a user.
 func (n *Node) TLSURL() string { return fmt.Sprintf("amqps://127.0.0.1:%d/", n.tlsPort) }
 
+// PID is the number of the broker's process, which changes with each Start.
+func (n *Node) PID() int { return n.beam.PID() }
+
 // Stop ends the node in order.
 func (n *Node) Stop(ctx context.Context) error { return n.beam.End(ctx, syscall.SIGTERM) }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -10,8 +9,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,18 +22,14 @@ import (
 	"mnsrelay/internal/sink/webhook"
 )
 
-func openWebhook(ctx context.Context) (*field, error) {
-	r, err := startReceiver(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &field{far: r, contenders: []contender{
+func (r *receiver) senders() []sender {
+	return []sender{
 		{fmt.Sprintf("bare net/http, %d at once", webhook.Defaults().Concurrency), r.postBare},
 		{"webhook sink", func(ctx context.Context, ms []message) error { return r.postSink(ctx, ms) }},
 		{"webhook sink, signed", func(ctx context.Context, ms []message) error {
 			return r.postSink(ctx, ms, setting.NewSecret("whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="))
 		}},
-	}}, nil
+	}
 }
 
 // receiverArg makes this program a receiver: see receive.
@@ -47,6 +40,44 @@ type arrived struct {
 	Requests int64 `json:"requests"`
 	// Bytes are those of bodies, and of header names and values.
 	Bytes int64 `json:"bytes"`
+	// Numbered are the messages with a number that came, each once, Again how often one
+	// came again.
+	Numbered int `json:"numbered"`
+	Again    int `json:"again"`
+}
+
+// inbox counts what a receiver gets.
+type inbox struct {
+	mu sync.Mutex
+	arrived
+	seen map[int]struct{}
+}
+
+func (b *inbox) add(size int64, n int, numbered bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.Requests++
+	b.Bytes += size
+	if !numbered {
+		return
+	}
+	if _, again := b.seen[n]; again {
+		b.Again++
+	}
+	b.seen[n] = struct{}{}
+}
+
+func (b *inbox) state() arrived {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.Numbered = len(b.seen)
+	return b.arrived
+}
+
+func (b *inbox) empty() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.arrived, b.seen = arrived{}, map[int]struct{}{}
 }
 
 // receive answers each POST with 204 once it has read the body; GET tells what has
@@ -56,25 +87,31 @@ func receive(in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	var requests, size atomic.Int64
+	var box inbox
+	box.empty()
 	server := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.Method {
 		case http.MethodGet:
-			_ = json.NewEncoder(w).Encode(arrived{requests.Load(), size.Load()})
+			_ = json.NewEncoder(w).Encode(box.state())
 			return
 		case http.MethodDelete:
-			requests.Store(0)
-			size.Store(0)
+			box.empty()
 		default:
-			n, err := io.Copy(io.Discard, r.Body)
-			if err != nil {
+			head := make([]byte, 32) // the number stands at the beginning
+			read, err := io.ReadFull(r.Body, head)
+			if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 				return // The client has gone.
 			}
-			for name, values := range r.Header {
-				n += int64(len(name) + len(values[0]))
+			size, err := io.Copy(io.Discard, r.Body)
+			if err != nil {
+				return
 			}
-			requests.Add(1)
-			size.Add(n)
+			size += int64(read)
+			for name, values := range r.Header {
+				size += int64(len(name) + len(values[0]))
+			}
+			n, numbered := numberOf(head[:read])
+			box.add(size, n, numbered)
 		}
 		w.WriteHeader(http.StatusNoContent)
 	})}
@@ -91,32 +128,19 @@ func receive(in io.Reader, out io.Writer) error {
 
 // receiver is a process that receives.
 type receiver struct {
-	command *exec.Cmd
-	in      io.Closer
-	url     string
-	client  *http.Client
+	*child
+
+	url    string
+	client *http.Client
 }
 
 func startReceiver(ctx context.Context) (*receiver, error) {
-	self, err := os.Executable()
+	c, err := startChild(ctx, receiverArg)
 	if err != nil {
 		return nil, err
 	}
-	command := exec.CommandContext(ctx, self, receiverArg) //nolint:gosec // This very program.
-	command.Stderr = os.Stderr
-	in, err := command.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	out, err := command.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := command.Start(); err != nil {
-		return nil, err
-	}
-	r := &receiver{command: command, in: in, client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
-	address, err := bufio.NewReader(out).ReadString('\n')
+	r := &receiver{child: c, client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
+	address, err := c.out.ReadString('\n')
 	if err != nil {
 		r.close()
 		return nil, fmt.Errorf("read the receiver's address: %w", err)
@@ -125,31 +149,28 @@ func startReceiver(ctx context.Context) (*receiver, error) {
 	return r, nil
 }
 
-func (r *receiver) close() {
-	_ = r.in.Close()
-	_ = r.command.Wait()
-}
+func (r *receiver) close() { _ = r.end() }
 
-func (r *receiver) empty() error {
-	_, err := r.ask(http.MethodDelete)
+func (r *receiver) empty(ctx context.Context) error {
+	_, err := r.ask(ctx, http.MethodDelete)
 	return err
 }
 
-func (r *receiver) count() (int, error) {
-	a, err := r.arrived()
+func (r *receiver) count(ctx context.Context) (int, error) {
+	a, err := r.arrived(ctx)
 	return int(a.Requests), err
 }
 
-func (r *receiver) arrived() (a arrived, err error) {
-	answer, err := r.ask(http.MethodGet)
+func (r *receiver) arrived(ctx context.Context) (a arrived, err error) {
+	answer, err := r.ask(ctx, http.MethodGet)
 	if err != nil {
 		return a, err
 	}
 	return a, json.Unmarshal(answer, &a)
 }
 
-func (r *receiver) ask(method string) ([]byte, error) {
-	request, err := http.NewRequestWithContext(context.Background(), method, r.url, http.NoBody)
+func (r *receiver) ask(ctx context.Context, method string) ([]byte, error) {
+	request, err := http.NewRequestWithContext(ctx, method, r.url, http.NoBody)
 	if err != nil {
 		return nil, err
 	}

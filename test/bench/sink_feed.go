@@ -12,7 +12,6 @@ import (
 )
 
 const (
-	name        = "bench"
 	outstanding = 256
 	batch       = 16
 )
