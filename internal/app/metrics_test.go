@@ -25,7 +25,7 @@ func TestTheTableOfMetrics(t *testing.T) {
 		return strings.Join(all, " ")
 	}
 	has := map[string]string{"mnsrelay_build_info": "version goversion"}
-	source := read("metrics.go")
+	source := read("metrics.go") + read("../telemetry/exporter.go")
 	for _, m := range regexp.MustCompile(`desc\("([a-z_]+)", "[^"]*"((?:, "[a-z_]+")*)\)`).FindAllStringSubmatch(source, -1) {
 		has["mnsrelay_"+m[1]] = words(m[2], `"([a-z_]+)"`)
 	}
