@@ -77,6 +77,25 @@ func TestConfigurationArrives(t *testing.T) {
 	}
 }
 
+// Whatever the relay takes the chart takes: the example that has every key is within its schema.
+func TestEveryKeyIsWithinTheSchema(t *testing.T) {
+	root, err := cluster.Root()
+	require.NoError(t, err)
+	text, err := os.ReadFile(filepath.Join(root, "configs", "everything.yaml"))
+	require.NoError(t, err)
+	set := filepath.Join(t.TempDir(), "values.yaml")
+	indented := "config:\n  " + strings.ReplaceAll(string(text), "\n", "\n  ")
+	require.NoError(t, os.WriteFile(set, []byte(indented), 0o600))
+	for _, version := range chart.Versions() {
+		_, err := chart.Render(t.Context(), version, release, namespace, []string{set})
+		if err != nil {
+			// What the chart itself asks for is not the schema's business.
+			require.NotContains(t, err.Error(), "schema")
+			require.NotContains(t, err.Error(), "not allowed")
+		}
+	}
+}
+
 const secretsFolder = "/run/secrets"
 
 // variables are those that the container has.

@@ -30,7 +30,7 @@ func metrics(t *testing.T) map[string][]string {
 		}
 		return labels
 	}
-	app := read("app", "metrics.go")
+	app := read("app", "metrics.go") + read("telemetry", "exporter.go")
 	for _, m := range regexp.MustCompile(`desc\("([a-z_]+)", "[^"]*"((?:, "[a-z_]+")*)\)`).FindAllStringSubmatch(app, -1) {
 		out["mnsrelay_"+m[1]] = words(m[2])
 	}
@@ -65,7 +65,7 @@ func TestMetricsExist(t *testing.T) {
 	require.GreaterOrEqual(t, len(found), 20)
 	for _, m := range regexp.MustCompile(`\b(?:by|without|on) \(([^)]*)\)`).FindAllStringSubmatch(text.String(), -1) {
 		for label := range strings.SplitSeq(m[1], ",") {
-			require.Regexp(t, `^(namespace|job|source|sink|reason|route|op|code|state|operation|le)$`, strings.TrimSpace(label), m[0])
+			require.Regexp(t, `^(namespace|job|source|sink|reason|route|op|code|state|operation|result|le)$`, strings.TrimSpace(label), m[0])
 		}
 	}
 }
