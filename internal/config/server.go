@@ -76,7 +76,8 @@ func (d *decoder) checkAdminToken(s *Server) {
 	}
 }
 
-// checkServerTLS reads the files: without them there is no start.
+// checkServerTLS reads the files. One that is not there is only warned of: the relay does not
+// start without it, but where a message went can be asked on a machine that has no such key.
 func (d *decoder) checkServerTLS(t setting.ServerTLS) {
 	const path = "server.tls"
 	if (t.CertFile == "") != (t.KeyFile == "") {
@@ -85,15 +86,16 @@ func (d *decoder) checkServerTLS(t setting.ServerTLS) {
 	if t.CertFile == "" || t.KeyFile == "" || d.suspect(path) {
 		return
 	}
-	read := func(key, file string) []byte {
+	read := func(key, file string) (data []byte, found bool) {
 		data, err := d.env.readFile(file)
 		if err != nil {
-			d.checked(join(path, key), "%s: %s", d.shown(join(path, key), file), cause(err))
+			d.warn(join(path, key), "%s: %s; the relay does not start without it", d.shown(join(path, key), file), cause(err))
 		}
-		return data
+		return data, err == nil
 	}
-	cert, key := read("cert_file", t.CertFile), read("key_file", t.KeyFile)
-	if d.suspect(path) {
+	cert, found := read("cert_file", t.CertFile)
+	key, foundKey := read("key_file", t.KeyFile)
+	if !found || !foundKey {
 		return
 	}
 	pair, err := setting.ServerPair(cert, key)

@@ -74,9 +74,6 @@ func TestProblemsOfTheServer(t *testing.T) {
 		`{listen: "127.0.0.1:1", admin_listen: "[::]:1"}`: `1:47: server.admin_listen: has the port of server.listen: write another, or remove the line to serve everything there`,
 		`{tls: {cert_file: /crt}}`:                        `1:10: server.tls: cert_file and key_file belong together: write both`,
 		`{tls: {key_file: /key}}`:                         `1:10: server.tls: cert_file and key_file belong together: write both`,
-		`{tls: {cert_file: /none, key_file: /key}}`:       `1:27: server.tls.cert_file: "/none": there is no such file: create or mount it, or mend the path`,
-		`{tls: {cert_file: "${CERT}", key_file: /key}}`:   `1:27: server.tls.cert_file: what came from environment CERT: there is no such file: create or mount it, or mend the path`,
-		`{tls: {cert_file: /crt, key_file: /none}}`:       `1:43: server.tls.key_file: "/none": there is no such file: create or mount it, or mend the path`,
 		`{tls: {cert_file: /crt, key_file: /old.key}}`:    `1:10: server.tls: tls: private key does not match public key` + mend,
 		`{tls: {cert_file: /empty, key_file: /key}}`:      `1:10: server.tls: tls: failed to find any PEM data in certificate input` + mend,
 		`{tls: {cert_file: /key, key_file: /crt}}`:        `1:10: server.tls: tls: failed to find certificate PEM data in certificate input, but did find a private key; PEM inputs may have been switched` + mend,
@@ -102,6 +99,9 @@ func TestWarningsOfTheServer(t *testing.T) {
 		`{` + token + `, tls: {cert_file: /crt, key_file: /key}}`:             "",
 		`{` + token + `, listen: "127.0.0.1:0", admin_listen: "127.0.0.1:0"}`: "port 0",
 		`{admin_listen: ":8081"}`:                                             "1:24: server.admin_listen: has nothing to serve that server.listen has not: write server.admin_token, too",
+		`{tls: {cert_file: /none, key_file: /key}}`:                           `1:27: server.tls.cert_file: "/none": there is no such file: create or mount it, or mend the path; the relay does not start without it`,
+		`{tls: {cert_file: "${CERT}", key_file: /key}}`:                       `1:27: server.tls.cert_file: what came from environment CERT: there is no such file: create or mount it, or mend the path; the relay does not start without it`,
+		`{tls: {cert_file: /crt, key_file: /none}}`:                           `1:43: server.tls.key_file: "/none": there is no such file: create or mount it, or mend the path; the relay does not start without it`,
 		`{tls: {cert_file: /old.crt, key_file: /old.key}}`:                    "1:27: server.tls.cert_file: ended at 2026-01-02 03:04:05: who asks will refuse it; have it renewed",
 	} {
 		_, warnings, err := config.Parse("relay.yaml", []byte("server: "+text+"\n"+with("sources:", "sources:")), certificates())

@@ -24,14 +24,16 @@ type certificate struct {
 	log   *zap.Logger
 	pair  atomic.Pointer[tls.Certificate]
 
-	// What follows is Watch's.
+	readFile func(path string) ([]byte, error)
+
+	// What follows is watch's.
 	cert, key []byte
 	failure   string
 }
 
 // newCertificate reads the files, which have to be good at the start.
 func newCertificate(files setting.ServerTLS, log *zap.Logger) (*certificate, error) {
-	c := &certificate{files: files, log: log}
+	c := &certificate{files: files, log: log, readFile: setting.ReadAgain}
 	if _, err := c.read(); err != nil {
 		return nil, err
 	}
@@ -40,11 +42,11 @@ func newCertificate(files setting.ServerTLS, log *zap.Logger) (*certificate, err
 
 // read takes up what the files hold and tells whether that is new.
 func (c *certificate) read() (changed bool, err error) {
-	cert, err := setting.ReadAgain(c.files.CertFile)
+	cert, err := c.readFile(c.files.CertFile)
 	if err != nil {
 		return false, fmt.Errorf("read server.tls.cert_file: %w", err)
 	}
-	key, err := setting.ReadAgain(c.files.KeyFile)
+	key, err := c.readFile(c.files.KeyFile)
 	if err != nil {
 		return false, fmt.Errorf("read server.tls.key_file: %w", err)
 	}
@@ -71,19 +73,37 @@ func (c *certificate) watch(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		switch changed, err := c.read(); {
-		case err != nil:
-			if text := err.Error(); text != c.failure {
-				c.failure = text
-				c.log.Error("the certificate cannot be renewed; the one before is shown on", zap.Error(err), zap.Time("until", c.pair.Load().Leaf.NotAfter))
-			}
-		case changed:
-			c.failure = ""
-			c.log.Info("the certificate was renewed", zap.Time("until", c.pair.Load().Leaf.NotAfter))
-		case c.failure != "":
-			c.failure = ""
-			c.log.Info("the certificate's files are again those that are shown")
+		looked := make(chan struct{})
+		go func() {
+			defer close(looked)
+			c.look()
+		}()
+		select {
+		case <-looked:
+		case <-ctx.Done():
+			return // A read that hangs does not hold up the end of the process.
 		}
+	}
+}
+
+// look takes up what is new, and says it.
+func (c *certificate) look() {
+	changed, err := c.read()
+	if err != nil {
+		changed, err = c.read() // The files may have been swapped between one and the other.
+	}
+	switch {
+	case err != nil:
+		if text := err.Error(); text != c.failure {
+			c.failure = text
+			c.log.Error("the certificate cannot be renewed; the one before is shown on", zap.Error(err), zap.Time("until", c.pair.Load().Leaf.NotAfter))
+		}
+	case changed:
+		c.failure = ""
+		c.log.Info("the certificate was renewed", zap.Time("until", c.pair.Load().Leaf.NotAfter))
+	case c.failure != "":
+		c.failure = ""
+		c.log.Info("the certificate's files are again those that are shown")
 	}
 }
 

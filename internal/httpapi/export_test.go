@@ -26,5 +26,10 @@ func Paths() []string {
 // Handler is what the server serves.
 func Handler(cfg Config, deps Deps) http.Handler { return newHandler(cfg, deps, cfg.AdminListen) }
 
+// ReadCertificate makes the server read the files of its certificate otherwise.
+func (s *Server) ReadCertificate(read func(path string) ([]byte, error)) {
+	s.certificate.readFile = read
+}
+
 // On makes the server serve at a listener of a test's in place of Listen.
 func (s *Server) On(l net.Listener) { s.api.listener = l }

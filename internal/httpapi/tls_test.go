@@ -201,3 +201,30 @@ func TestACertificateIsRenewed(t *testing.T) {
 		require.NoError(t, <-done)
 	})
 }
+
+// Files that hang when they are looked at again hold up no handshake, and not the end.
+func TestACertificateThatHangsHoldsUpNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		files := certs.New(t)
+		s, err := httpapi.New(httpapi.Config{TLS: setting.ServerTLS{CertFile: files.ServerCert, KeyFile: files.ServerKey}}, httpapi.Deps{
+			Relay: &fakeRelay{status: full}, Metrics: prometheus.NewRegistry(), Log: zap.NewNop(),
+		})
+		require.NoError(t, err)
+		mended := make(chan struct{})
+		s.ReadCertificate(func(string) ([]byte, error) { <-mended; return nil, os.ErrNotExist })
+		s.On(&pipes{accepted: make(chan net.Conn), closed: make(chan struct{})})
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		<-time.After(time.Minute)
+		stop()
+		select {
+		case err := <-done:
+			require.NoError(t, err)
+		case <-time.After(10 * time.Second):
+			require.Fail(t, "the server does not end")
+		}
+		close(mended)
+	})
+}

@@ -56,6 +56,13 @@ type Addressed interface {
 	Address() string
 }
 
+// flushAudit is called before what was recorded leaves the queue.
+func (p *Pipeline) flushAudit(ctx context.Context) {
+	if p.deps.Audit != nil {
+		p.deps.Audit.Flush(ctx)
+	}
+}
+
 // audit records an event of a message at a target, which may be nil.
 func (p *Pipeline) audit(event AuditEvent, m *Message, t *target, reason string) {
 	if p.deps.Audit == nil {

@@ -132,6 +132,30 @@ func TestTheAuditTellsOfWhatIsDeliveredAtMostOnce(t *testing.T) {
 	})
 }
 
+// What was given up before the delete has its line before it there, too.
+func TestTheAuditIsWrittenBeforeADeleteAtMostOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a := &auditor{}
+		r := newRig(t, 2, twoRoutes, withDeadLetter(relaytest.NewRecorder(), relay.DeadLetterLimit{}), withAudit(a), func(c *relay.Config, d *relay.Deps) {
+			c.AtMostOnce, c.Unmatched = true, relay.UnmatchedDelete
+			d.Decode = func(m relay.Message) (relay.Message, error) { return m, nil }
+		})
+		r.queue.Fault = func(op, id string) error {
+			if op == "delete" {
+				assert.True(t, a.onDisk(id), id)
+			}
+			return nil
+		}
+		r.queue.Send("c", "bad")
+		r.start()
+		pass(time.Minute)
+		require.Empty(t, r.queue.Left())
+		require.Equal(t, []string{"bad dead_lettered dead expression 1", "c unmatched 1"}, a.events())
+		r.stop()
+	})
+}
+
 // A message is in flight from its receive to its settlement, and not after.
 func TestWhatIsInFlightIsKnown(t *testing.T) {
 	t.Parallel()

@@ -218,7 +218,7 @@ func (d *delivery) dropLost(index []int) []int {
 	for _, i := range index {
 		if len(lost) > 0 && lost[0] == i {
 			lost = lost[1:]
-			d.answer(i, Result{Err: errLeaseOver})
+			d.finish(i, Result{Err: errLeaseOver})
 			continue
 		}
 		kept = append(kept, i)

@@ -1,10 +1,14 @@
 package relay_test
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -126,4 +130,53 @@ func TestHeadersCarryTheTraceContext(t *testing.T) {
 // Tracing that is off allocates nothing on the way of a message.
 func TestNoTracingIsFree(t *testing.T) {
 	require.Zero(t, testing.AllocsPerRun(1000, relay.TracedOff()))
+}
+
+// spans is a Tracer that counts.
+type spans struct{ begun, ended atomic.Int32 }
+
+func (s *spans) Batch(time.Time, []relay.Message) relay.BatchSpan { return s }
+func (s *spans) Delivery(relay.TargetName, *relay.Message) relay.DeliverySpan {
+	s.begun.Add(1)
+	return deliverySpan{s}
+}
+func (s *spans) Settled(int, int, int) {}
+func (s *spans) End()                  {}
+
+type deliverySpan struct{ of *spans }
+
+func (d deliverySpan) Context() *relay.TraceContext { return relay.ParseTraceContext(aParent, "") }
+func (d deliverySpan) Failed(relay.Result)          {}
+func (d deliverySpan) End(relay.Result)             { d.of.ended.Add(1) }
+
+// A delivery that is given up because the lease was lost has a span that ends.
+func TestTheSpanOfALostLeaseEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		of := &spans{}
+		r := newRig(t, 1, func(_ *relay.Config, d *relay.Deps) { d.Tracer = of })
+		s := r.sinks[0]
+		r.queue.Fault = func(op, _ string) error {
+			if op == "extend" {
+				return relay.ErrLeaseLost
+			}
+			return nil
+		}
+		r.queue.Visibility = 60 * time.Second
+		s.Answer(func(context.Context, relay.Message) relay.Result {
+			s.Set(relay.Down, "connection lost")
+			<-time.After(31 * time.Second) // past half the lease, when it is renewed
+			s.Set(relay.Up, "")
+			return relay.Result{Err: fmt.Errorf("EOF: %w", relay.ErrSinkDown)} // is held, and would be sent again
+		})
+		r.queue.Send("x")
+		r.start()
+		pass(50 * time.Second)
+		require.EqualValues(t, 1, r.stats.Counts().LostLeases)
+		require.EqualValues(t, 1, of.begun.Load())
+		require.Equal(t, of.begun.Load(), of.ended.Load())
+		r.soft()
+		pass(time.Minute)
+		r.stop()
+	})
 }

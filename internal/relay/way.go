@@ -107,9 +107,7 @@ func (p *Pipeline) end(ctx, work context.Context, b *batch, index []int) {
 		return
 	}
 	p.record(ctx, b, index)
-	if p.deps.Audit != nil {
-		p.deps.Audit.Flush(ctx)
-	}
+	p.flushAudit(ctx)
 	deleted := p.settle(ctx, work, b, index)
 	p.give(b, index)
 	p.forget(ctx, b, deleted)
@@ -284,6 +282,7 @@ func (p *Pipeline) once(work, settle context.Context, draining <-chan struct{}, 
 		all = append(all, i)
 	}
 	p.bury(settle, work, b, all)
+	p.flushAudit(settle)
 	p.settle(settle, work, b, all)
 	var deliveries sync.WaitGroup
 	for _, t := range p.targets {
