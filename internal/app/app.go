@@ -154,7 +154,6 @@ func (a *App) Run(ctx, cut context.Context) (err error) {
 	defer stopServing()
 	if a.tracing != nil {
 		a.tracing.Start()
-		defer a.tracing.Stop(cut) // the last spans are those of the drain
 	}
 	connected, disconnect := context.WithCancel(serving)
 	defer disconnect()
@@ -198,6 +197,9 @@ func (a *App) Run(ctx, cut context.Context) (err error) {
 	disconnect()
 	for _, s := range a.present().sinks {
 		<-s.ended
+	}
+	if a.tracing != nil {
+		api.Go(func() { a.tracing.Stop(cut) }) // the last spans are those of the drain
 	}
 	stopServing()
 	api.Wait()

@@ -54,7 +54,7 @@ func readTrace(properties []byte, each string) *relay.TraceContext {
 // (CloudEvents: Distributed Tracing extension). Any other body has none.
 func eventTrace(body []byte) *relay.TraceContext {
 	// Most that has none shows it at once and costs no memory.
-	if !bytes.Contains(body, []byte(`"traceparent"`)) || !bytes.HasPrefix(bytes.TrimSpace(body), []byte("{")) {
+	if !bytes.HasPrefix(bytes.TrimLeft(body, " \t\r\n"), []byte("{")) || !bytes.Contains(body, []byte(`"traceparent"`)) {
 		return nil
 	}
 	var event struct {
