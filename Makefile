@@ -34,7 +34,7 @@ LOGS     ?=
 # What `make demo` delivers to beside its own webhook receiver, amqp://...; and other flags of the demo.
 AMQP_URL  ?=
 DEMOFLAGS ?=
-# What make bench passes on: -of amqp091,webhook, -messages, -size, -rounds, -json.
+# What make bench passes on: -scenario backlog,latency, -rounds, -scale, -check, -json, -docs docs, -profiles FOLDER.
 BENCHFLAGS ?=
 
 .PHONY: build
@@ -129,7 +129,7 @@ chaos: ## Run the relay through faults at random for MINUTES (5); SEED replays a
 		-minutes $(MINUTES) $(if $(MESSAGES),-messages $(MESSAGES)) $(if $(SEED),-seed $(SEED)) $(if $(LOGS),-logs '$(abspath $(LOGS))')
 
 .PHONY: bench
-bench: ## Measure sinks against bare clients, in one run; BENCHFLAGS='-of webhook -json'.
+bench: ## Measure the relay against the least code and the usual way, in turn; BENCHFLAGS='-scenario backlog -check'.
 	./test/setup
 	go build -o $(BIN)/bench ./test/bench
 	exec $(BIN)/bench $(BENCHFLAGS)
