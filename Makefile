@@ -35,7 +35,7 @@ LOGS     ?=
 # What `make demo` delivers to beside its own webhook receiver, amqp://...; and other flags of the demo.
 AMQP_URL  ?=
 DEMOFLAGS ?=
-# What make bench passes on: -of amqp091,webhook, -messages, -size, -rounds, -json.
+# What make bench passes on: -scenario backlog,latency, -rounds, -scale, -check, -json, -docs docs, -profiles FOLDER.
 BENCHFLAGS ?=
 
 .PHONY: build
@@ -137,7 +137,7 @@ replicas: ## Share a queue between four relays, some of which die, for MINUTES (
 	$(CHAOS) -run '^TestReplicas$$' -minutes $(or $(MINUTES),5)
 
 .PHONY: bench
-bench: ## Measure sinks against bare clients, in one run; BENCHFLAGS='-of webhook -json'.
+bench: ## Measure the relay against the least code and the usual way, in turn; BENCHFLAGS='-scenario backlog -check'.
 	./test/setup
 	go build -o $(BIN)/bench ./test/bench
 	exec $(BIN)/bench $(BENCHFLAGS)

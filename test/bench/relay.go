@@ -33,7 +33,9 @@ func (w *world) configuration(l load) string {
 		fmt.Fprintf(&text, "  %s:\n    endpoint: %s\n    queue: %s\n    credentials: {type: static, access_key_id: %s, access_key_secret: %s}\n",
 			names[i], w.endpoint(l), queueName(i), keyID, keySecret)
 		if l.pollers > 0 {
-			fmt.Fprintf(&text, "    pollers: {min: %d, max: %d}\n", l.pollers, l.pollers)
+			// As many as the others have where there is a backlog, and fewer where there is
+			// none: each poll is billed.
+			fmt.Fprintf(&text, "    pollers: {max: %d}\n", l.pollers)
 		}
 		if l.templates { // every message matches, but this has to be written
 			text.WriteString("    unmatched: retain\n")
