@@ -36,6 +36,9 @@ Exit codes: 0 every message arrived or is still in its queue, 1 a message was lo
 				return usagef(cmd, "--token-life is wrong: write whole seconds, 2s or more")
 			}
 			cfg.AMQPURL = setting.NewURL(url)
+			if u, err := cfg.AMQPURL.Parse(); url != "" && (err != nil || u.Scheme != "amqp" && u.Scheme != "amqps") {
+				return usagef(cmd, "--amqp-url is not the address of a broker: write amqp://user:password@host:5672/")
+			}
 			cfg.Live = isTerminal(cmd.OutOrStdout())
 			soft, hard, release := stopOnSignals(cmd.Context())
 			defer release()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -112,6 +113,9 @@ func runEmulator(ctx context.Context, cmd *cobra.Command, f emulatorFlags) (err 
 		return usagef(cmd, "%w", err)
 	}
 	url, err := server.Start(ctx, f.listen)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%w: another program listens there, an emulator perhaps: write another --listen", err)
+	}
 	if err != nil {
 		return err
 	}

@@ -189,6 +189,6 @@ func explain(err error) error {
 	case answer.Class() == relay.ClassAuth:
 		return fmt.Errorf("%w; check the access key's id and secret", err)
 	default:
-		return err
+		return setting.AdviseNetwork(err)
 	}
 }

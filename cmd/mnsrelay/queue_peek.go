@@ -127,7 +127,7 @@ func (p *shownMessage) print(w io.Writer, paint painter, now time.Time) error {
 	_, _ = fmt.Fprintf(&b, "%s  attempt %d, enqueued at %s, %v ago\n", paint.paint(bold, "message "+p.ID), p.Attempt, p.EnqueuedAt,
 		now.Sub(p.at).Round(time.Second))
 	for _, name := range slices.Sorted(maps.Keys(p.Attributes)) {
-		_, _ = fmt.Fprintf(&b, "  %s: %s\n", paint.paint(faint, shown(name)), oneLine(shown(p.Attributes[name])))
+		_, _ = fmt.Fprintf(&b, "  %s: %s\n", paint.paint(faint, "attributes."+shown(name)), oneLine(shown(p.Attributes[name])))
 	}
 	if p.Error != "" {
 		b.WriteString("  " + paint.paint(red, oneLine(shown(p.Error))) + "\n")

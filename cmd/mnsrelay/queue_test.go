@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -253,4 +254,29 @@ sinks:
 	got = command(t, "", "queue", "peek", "--config", path, "--source", "sms")
 	require.Equal(t, exitFailed, got.code)
 	require.Contains(t, got.stderr, "may only receive and delete")
+}
+
+// What is not there is said with what to do, as check says it.
+func TestQueueWhereNothingListens(t *testing.T) {
+	setKeys(t, "emulator", "emulator-secret")
+	for _, args := range [][]string{{"stats"}, {"peek"}, {"send", "body"}} {
+		got := command(t, "", append(append([]string{"queue"}, args...), "--endpoint", "http://127.0.0.1:1", "--queue", "q")...)
+		require.Equal(t, exitFailed, got.code, got.stderr)
+		require.Contains(t, got.stderr, "connection refused: nothing listens there: check host and port, and that the server runs")
+	}
+}
+
+func TestEmulatorWhereAnotherListens(t *testing.T) {
+	url, _ := startEmulator(t)
+	got := command(t, "", "emulator", "--listen", strings.TrimPrefix(url, "http://"))
+	require.Equal(t, exitFailed, got.code)
+	require.Contains(t, got.stderr, "address already in use: another program listens there, an emulator perhaps: write another --listen")
+}
+
+// An attribute is not taken for the message's own.
+func TestPeekTellsAttributesFromTheBody(t *testing.T) {
+	p := shownMessage{ID: "id-1", Attributes: map[string]string{"body": "raw"}, Body: new("{}")}
+	var out strings.Builder
+	require.NoError(t, p.print(&out, painter{}, time.Now()))
+	require.Contains(t, out.String(), "\n  attributes.body: raw\n  body, 2 bytes:\n")
 }

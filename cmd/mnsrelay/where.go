@@ -2,12 +2,16 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -19,6 +23,7 @@ import (
 	"mnsrelay/internal/audit"
 	"mnsrelay/internal/config"
 	"mnsrelay/internal/relay"
+	"mnsrelay/internal/setting"
 )
 
 func newWhere() *cobra.Command {
@@ -34,12 +39,14 @@ configuration that has the secret.
 With --config it reads the file that audit.to names, and those that it was moved to. With --file it
 reads that file, or standard input where it is -: a log will do, its other lines are passed over.
 With --url it asks a running relay too, which knows what is in flight, what its ledger remembers
-and what failed of late.
+and what failed of late. It knows ids, and no keys but of what was found in the audit. That is
+one process: where there are several replicas, the others may know more, so ask each.
 
-Exit codes: 0 found, 1 not found.`,
-		Example: `  mnsrelay where 900619746936498440^0 --config mnsrelay.yaml
+Exit codes: 0 found, 1 not found, or a file or the relay could not be read, 2 wrong usage.`,
+		Example: `  mnsrelay where '900619746936498440^0' --config mnsrelay.yaml
   mnsrelay where 5F290C926D472878-2-14D9529A8FA-200000001 --config mnsrelay.yaml --url http://127.0.0.1:8080
-  kubectl logs deploy/mnsrelay --since 24h | mnsrelay where 900619746936498440^0 --file -`,
+  mnsrelay where 5F290C926D472878-2-14D9529A8FA-200000001 --url https://relay-0:8080 --ca-file ca.pem
+  kubectl logs -l app.kubernetes.io/name=mnsrelay --tail=-1 --max-log-requests=20 --since=24h | mnsrelay where '900619746936498440^0' --file -`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 1 || args[0] == "" {
 				return usagef(cmd, "which message? write its id or its key, one")
@@ -50,19 +57,24 @@ Exit codes: 0 found, 1 not found.`,
 	}
 	configFlag(cmd, &w.config)
 	cmd.Flags().StringArrayVar(&w.files, "file", nil, "read the `FILE`; - reads standard input; more than once for several")
-	cmd.Flags().StringVar(&w.url, "url", "", "ask the relay whose API is at this `URL`")
+	cmd.Flags().StringVar(&w.url, "url", "", "ask the relay whose API is at this `URL`, one process")
+	cmd.Flags().StringVar(&w.caFile, "ca-file", "", "trust the certificates in this `FILE` for --url https://..., not the system's")
 	cmd.Flags().BoolVar(&w.asJSON, "json", false, "print JSON")
 	return cmd
 }
 
 // where are the flags of the command.
 type where struct {
-	config, url string
-	files       []string
-	asJSON      bool
+	config, url, caFile string
+	files               []string
+	asJSON              bool
 }
 
 func (w *where) run(cmd *cobra.Command, text string) error {
+	client, err := w.client(cmd)
+	if err != nil {
+		return err
+	}
 	keys, files, err := w.sources(cmd)
 	if err != nil {
 		return err
@@ -74,7 +86,7 @@ func (w *where) run(cmd *cobra.Command, text string) error {
 		}
 	}
 	search.Finish()
-	states, unanswered := w.ask(cmd.Context(), text, search)
+	states, unanswered := w.ask(cmd.Context(), client, text, search)
 	if w.asJSON {
 		err = whereJSON(cmd.OutOrStdout(), search, states)
 	} else {
@@ -89,7 +101,7 @@ func (w *where) run(cmd *cobra.Command, text string) error {
 	if unanswered != nil || len(search.Lines) > 0 || len(states) > 0 {
 		return unanswered
 	}
-	_, _ = fmt.Fprintln(cmd.ErrOrStderr(), w.notFound(text, search))
+	_, _ = fmt.Fprintln(cmd.ErrOrStderr(), w.notFound(text, len(files) > 0, search))
 	return errSilent
 }
 
@@ -128,16 +140,54 @@ func read(stdin io.Reader, search *audit.Search, file string) error {
 		return search.Read(stdin)
 	}
 	from, err := audit.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: correct the name, or write --file - to read standard input", err)
+	}
 	if err != nil {
 		return err
 	}
 	return errors.Join(search.Read(from), from.Close())
 }
 
+// client makes the client that asks the relay, and checks where that is.
+func (w *where) client(cmd *cobra.Command) (*http.Client, error) {
+	u, err := url.Parse(w.url)
+	switch {
+	case w.url == "" && w.caFile != "":
+		return nil, usagef(cmd, "--ca-file is for a relay: write --url https://... too")
+	case w.url == "":
+		return nil, nil //nolint:nilnil // no relay is asked
+	case err != nil, u.Host == "", u.Scheme != "http" && u.Scheme != "https":
+		example := "http://127.0.0.1:8080"
+		if _, err := url.Parse("http://" + w.url); err == nil && !strings.Contains(w.url, "//") {
+			example = "http://" + w.url
+		}
+		return nil, usagef(cmd, "--url is not an address: write %s", example)
+	case u.Scheme == "http" && w.caFile != "":
+		return nil, usagef(cmd, "--ca-file is for a relay with TLS: write https:// in --url, or leave it out")
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if w.caFile != "" {
+		authority, err := os.ReadFile(w.caFile)
+		if err != nil {
+			return nil, fmt.Errorf("read --ca-file: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(authority) {
+			return nil, fmt.Errorf("read --ca-file: %s holds no certificate", w.caFile)
+		}
+	}
+	return &http.Client{
+		// One answer is wanted, of the address that was written.
+		Transport:     &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: config, DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}, nil
+}
+
 // ask gives what the relay knows of the messages that were found, or of the one that is
 // named by its id; none: it knows of none.
-func (w *where) ask(ctx context.Context, text string, search *audit.Search) (states []api.MessageState, err error) {
-	if w.url == "" {
+func (w *where) ask(ctx context.Context, client *http.Client, text string, search *audit.Search) (states []api.MessageState, err error) {
+	if client == nil {
 		return nil, nil
 	}
 	const most = 16 // a key may be that of many
@@ -146,7 +196,7 @@ func (w *where) ask(ctx context.Context, text string, search *audit.Search) (sta
 		ids = []string{text}
 	}
 	for _, id := range ids[max(0, len(ids)-most):] {
-		state, found, err := askAbout(ctx, w.url, id)
+		state, found, err := askAbout(ctx, client, w.url, id)
 		if err != nil {
 			return nil, fmt.Errorf("ask the relay: %w", err)
 		}
@@ -157,17 +207,19 @@ func (w *where) ask(ctx context.Context, text string, search *audit.Search) (sta
 	return states, nil
 }
 
-func askAbout(ctx context.Context, base, id string) (state api.MessageState, found bool, err error) {
+func askAbout(ctx context.Context, client *http.Client, base, id string) (state api.MessageState, found bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(base, "/")+"/api/v1/messages/"+url.PathEscape(id), http.NoBody)
 	if err != nil {
 		return state, false, err
 	}
-	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	response, err := client.Do(request)
+	if authority := (x509.UnknownAuthorityError{}); errors.As(err, &authority) {
+		return state, false, fmt.Errorf("%w: write --ca-file with the authority that issued the relay's certificate", err)
+	}
 	if err != nil {
-		return state, false, err
+		return state, false, setting.AdviseNetwork(err)
 	}
 	defer func() { _ = response.Body.Close() }()
 	const most = 1 << 20
@@ -177,6 +229,8 @@ func askAbout(ctx context.Context, base, id string) (state api.MessageState, fou
 		return state, false, err
 	case response.StatusCode == http.StatusNotFound && strings.HasPrefix(response.Header.Get("Content-Type"), "application/problem+json"):
 		return state, false, nil
+	case response.StatusCode == http.StatusBadRequest && strings.HasPrefix(base, "http:"):
+		return state, false, fmt.Errorf("%s answers %s: with server.tls write https://", base, response.Status)
 	case response.StatusCode != http.StatusOK:
 		return state, false, fmt.Errorf("%s answers %s", base, response.Status)
 	}
@@ -186,17 +240,27 @@ func askAbout(ctx context.Context, base, id string) (state api.MessageState, fou
 	return state, true, nil
 }
 
-// notFound says what it means that nothing was found.
-func (w *where) notFound(text string, search *audit.Search) string {
+// notFound says what it means that nothing was found, of all that was asked: files, if
+// readFiles is set, and the relay, if there is a URL.
+func (w *where) notFound(text string, readFiles bool, search *audit.Search) string {
 	var b strings.Builder
-	_, _ = fmt.Fprintf(&b, "mnsrelay: nothing is known of %s. ", strconv.Quote(text))
+	_, _ = fmt.Fprintf(&b, "mnsrelay: nothing is known of %s.", strconv.Quote(text))
 	switch {
 	case search.First != "":
-		_, _ = fmt.Fprintf(&b, "What was read of the audit is from %s to %s: in that time no sink has confirmed it. It may be in its queue still, or fail (GET /api/v1/errors), or was delivered before or after.", search.First, search.Last)
-	case w.url != "" && len(w.files) == 0 && w.config == "":
-		b.WriteString("The relay has it neither in flight nor in its ledger nor among the last failures: it may be in its queue still, or was delivered and is forgotten; an audit remembers (audit.to).")
-	default:
-		b.WriteString("No line of an audit was read: nothing was delivered yet, or this is not where the audit goes.")
+		_, _ = fmt.Fprintf(&b, " What was read of the audit is from %s to %s: in that time no sink has confirmed it.", search.First, search.Last)
+	case readFiles:
+		b.WriteString(" No line of an audit was read: nothing was delivered yet, or this is not where the audit goes.")
+	}
+	if w.url != "" {
+		b.WriteString(" The relay that was asked, one process, has no message of this id: neither in flight nor in its ledger nor among the last failures. It knows ids, and no keys.")
+	}
+	switch {
+	case search.First != "" && w.url == "":
+		b.WriteString(" It may be in its queue still, or fail (GET /api/v1/errors), or was delivered before or after.")
+	case search.First != "":
+		b.WriteString(" It may be in its queue still, or was delivered before or after, or another replica has it.")
+	case w.url != "":
+		b.WriteString(" It may be in its queue still, or another replica has it, or it was delivered and is forgotten; an audit remembers (audit.to).")
 	}
 	if search.Hashed {
 		b.WriteString(" Keys are hashed in this audit: to look for a key, write --config FILE with its hash_secret.")

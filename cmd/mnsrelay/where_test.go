@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -9,6 +10,9 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/zap"
+
+	"mnsrelay/test/certs"
 )
 
 const auditLine = `{"time":"2026-03-10T10:31:02.123Z","audit":"delivered","message_id":"id-1","source":"sms","route":"r","sink":"events","target":"sms.events","attempt":2,"duration":0.0032,"key":"900^0"}` + "\n"
@@ -41,10 +45,13 @@ func TestWhereReadsAnAuditAndAsksTheRelay(t *testing.T) {
 	got = command(t, auditLine, "where", "id-2", "--file", "-", "--url", api.URL)
 	require.Equal(t, exitFailed, got.code)
 	require.Contains(t, got.stderr, `nothing is known of "id-2". What was read of the audit is from 2026-03-10T10:31:02.123Z`)
+	require.Contains(t, got.stderr, "The relay that was asked, one process, has no message of this id")
 
 	got = command(t, "", "where", "id-2", "--url", api.URL)
 	require.Equal(t, exitFailed, got.code)
 	require.Contains(t, got.stderr, "neither in flight nor in its ledger")
+	require.Contains(t, got.stderr, "It knows ids, and no keys.")
+	require.NotContains(t, got.stderr, "No line of an audit")
 
 	got = command(t, auditLine, "where", "../broken", "--file", "-", "--url", api.URL)
 	require.Equal(t, exitFailed, got.code)
@@ -57,10 +64,44 @@ func TestWhereReadsAnAuditAndAsksTheRelay(t *testing.T) {
 	require.Equal(t, exitFailed, got.code)
 	require.Contains(t, got.stdout, "sms.events")
 	require.Contains(t, got.stderr, "ask the relay: ")
+	require.Contains(t, got.stderr, "nothing listens there: check host and port")
 
 	got = command(t, auditLine[:60], "where", "id-1", "--file", "-")
 	require.Equal(t, exitFailed, got.code)
 	require.Contains(t, got.stderr, "No line of an audit was read")
+	require.NotContains(t, got.stderr, "The relay that was asked")
+}
+
+// A relay with a certificate of one's own authority can be asked, and no other is trusted.
+func TestWhereAsksARelayWithTLS(t *testing.T) {
+	files := certs.New(t)
+	pair, err := tls.LoadX509KeyPair(files.ServerCert, files.ServerKey)
+	require.NoError(t, err)
+	relay := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(`{"instance":"pod-1","id":"id-1","in_flight":[{"source":"sms","attempt":3}]}`))
+	}))
+	relay.Config.ErrorLog = zap.NewStdLog(zap.NewNop())
+	relay.TLS = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}}
+	relay.StartTLS()
+	defer relay.Close()
+	for name, test := range map[string]struct {
+		args []string
+		code int
+		want string
+	}{
+		"its authority":        {[]string{"--url", relay.URL, "--ca-file", files.CA}, exitDone, "pod-1 knows of id-1"},
+		"the system's":         {[]string{"--url", relay.URL}, exitFailed, "write --ca-file with the authority"},
+		"without TLS":          {[]string{"--url", "http" + strings.TrimPrefix(relay.URL, "https")}, exitFailed, "with server.tls write https://"},
+		"no certificate in it": {[]string{"--url", relay.URL, "--ca-file", files.ServerKey}, exitFailed, "holds no certificate"},
+		"http":                 {[]string{"--url", "http://127.0.0.1:1", "--ca-file", files.CA}, exitUsage, "write https:// in --url"},
+		"no URL":               {[]string{"--ca-file", files.CA}, exitUsage, "write --url https://... too"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := command(t, "", append([]string{"where", "id-1"}, test.args...)...)
+			require.Equal(t, test.code, got.code, got.stderr)
+			require.Contains(t, got.stdout+got.stderr, test.want)
+		})
+	}
 }
 
 func TestWhereSaysWhereToLook(t *testing.T) {
@@ -87,7 +128,10 @@ sinks:
 		{[]string{"x", "--config", filepath.Join(folder, "off.yaml")}, exitFailed, "has no audit: write audit:"},
 		{[]string{"x", "--config", filepath.Join(folder, "log.yaml")}, exitUsage, "goes to the log: write --file LOG"},
 		{[]string{"x", "--config", filepath.Join(folder, "file.yaml")}, exitFailed, "there is no file"},
-		{[]string{"x", "--file", filepath.Join(folder, "none")}, exitFailed, "no such file"},
+		{[]string{"x", "--file", filepath.Join(folder, "none")}, exitFailed, "no such file or directory: correct the name, or write --file -"},
+		{[]string{"x", "--url", "127.0.0.1:18080"}, exitUsage, "write http://127.0.0.1:18080\n"},
+		{[]string{"x", "--url", "localhost:18080"}, exitUsage, "write http://localhost:18080\n"},
+		{[]string{"x", "--url", "ftp://relay"}, exitUsage, "write http://127.0.0.1:8080\n"},
 	} {
 		got := command(t, "", append([]string{"where"}, test.args...)...)
 		require.Equal(t, test.code, got.code, got.stderr)

@@ -28,7 +28,8 @@ const ToLog = "log"
 
 // Config says what is audited and where to.
 type Config struct {
-	// To is log, or the name of a file sink that no route leads to; empty: nothing is audited.
+	// To says where the lines go: `log`, or the name of a file sink that no route leads to; empty:
+	// nothing is audited.
 	To string `yaml:"to"`
 	// Key is a template, as in {{ body.biz_id }}, by which messages can be found besides their
 	// id. It is cut to 256 bytes. A message that does not have it has none in its lines.

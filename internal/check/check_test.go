@@ -157,7 +157,7 @@ func TestTokenThatMayReceiveAndDeleteOnly(t *testing.T) {
 	require.Zero(t, r.Count(relay.Failed), "%+v", r)
 	requireLine(t, r, "keys", relay.OK, "the server takes them")
 	requireLine(t, r, "attributes", relay.OK, "may not")
-	requireLine(t, r, "peek", relay.OK, "may not")
+	requireLine(t, r, "peek", relay.OK, `may not; only "queue peek", "explain --peek" and mode: shadow need it`)
 	requireLine(t, r, "delete", relay.OK, "as tokens of Alicom queues, which is enough")
 
 	shadow := strings.Replace(token(at, alicom, keyID, secret), "{", "{mode: shadow, ", 1)

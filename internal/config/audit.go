@@ -1,6 +1,7 @@
 package config
 
 import (
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -39,7 +40,7 @@ func (d *decoder) checkAudit(c *Config) {
 	}
 }
 
-// checkAuditAlone refuses a file that messages go to as well.
+// checkAuditAlone refuses a sink, or a file, that messages go to as well.
 func (d *decoder) checkAuditAlone(c *Config) {
 	const to = "audit.to"
 	for _, s := range c.Sources {
@@ -54,13 +55,41 @@ func (d *decoder) checkAuditAlone(c *Config) {
 			return
 		}
 	}
+	for _, s := range c.Sinks {
+		if s.Name != c.Audit.To && sameFile(c.AuditFile(), filePath(s)) {
+			d.checked(to, "is a sink with the path of %s: write a file of its own", s.Name)
+			return
+		}
+	}
 }
+
+// warnSameFile tells of sinks that write to one file, which has one writer at a time.
+func (d *decoder) warnSameFile(c *Config) {
+	for i, s := range c.Sinks {
+		for _, other := range c.Sinks[:i] {
+			if path := filePath(s); path != file.Stdout && sameFile(path, filePath(other)) {
+				d.warn(join(join("sinks", s.Name), "path"), "the sink %s has this file too: whichever comes second finds it locked, and is down; write another path, or use one sink for both", other.Name)
+			}
+		}
+	}
+}
+
+// filePath is the path of a sink of type file; empty: it is of another type, or wrong.
+func filePath(s Sink) string {
+	if settings, is := s.Settings.(*file.Config); is {
+		return settings.Path
+	}
+	return ""
+}
+
+// sameFile tells whether two paths, as they are written, are surely of one file.
+func sameFile(a, b string) bool { return a != "" && b != "" && filepath.Clean(a) == filepath.Clean(b) }
 
 // AuditFile is the file that the audit is written to; empty: there is none.
 func (c *Config) AuditFile() string {
 	for _, s := range c.Sinks {
-		if settings, is := s.Settings.(*file.Config); is && s.Name == c.Audit.To {
-			return settings.Path
+		if s.Name == c.Audit.To {
+			return filePath(s)
 		}
 	}
 	return ""

@@ -426,6 +426,7 @@ func (d *decoder) checkWhole(c *Config) {
 	if len(d.problems) > 0 {
 		return // one of which may be the reason why
 	}
+	d.warnSameFile(c)
 	for _, s := range c.Sinks {
 		used := slices.ContainsFunc(c.Sources, func(source Source) bool { return source.DeadLetter == s.Name }) || slices.ContainsFunc(c.Routes, func(r Route) bool {
 			return slices.ContainsFunc(r.To, func(t Target) bool { return t.Sink == s.Name })

@@ -204,7 +204,10 @@ func TestProblemsOfTheProcess(t *testing.T) {
 		`audit: {key: "{{ id }}"}`:                                      `1:1: audit.to: is missing, so nothing is audited: write log, or the name of a file sink`,
 		`audit: {to: log, hash_secret: hunter2}`:                        `1:31: audit.hash_secret: has a meaning with a key only: write key too, or remove it`,
 		`audit: {to: log, key: "{{ boddy.x }}"}`:                        `1:27: audit.key: there is no variable "boddy": did you mean "body"?`,
-		`tracing: {otlp_endpoint: "h:4318"}`:                            `1:26: tracing.otlp_endpoint: not a complete URL: write scheme://host`,
+		`tracing: {otlp_endpoint: "h:4318"}`:                            `1:26: tracing.otlp_endpoint: not a complete URL: write scheme://host, as in http://otel:4318`,
+		`tracing: {sample_ratio: 0.5}`:                                  `1:25: tracing.sample_ratio: has a meaning with otlp_endpoint only: write that too, or remove it`,
+		`tracing: {headers: {key: hunter2}}`:                            `1:11: tracing.headers: has a meaning with otlp_endpoint only: write that too, or remove it`,
+		`tracing: {tls: {ca_file: /ca.pem}}`:                            `1:11: tracing.tls: has a meaning with otlp_endpoint only: write that too, or remove it`,
 		`tracing: {otlp_endpoint: "grpc://h:4317"}`:                     `1:26: tracing.otlp_endpoint: must begin with http:// or https://: traces go by OTLP over HTTP, whose port is 4318, and not by gRPC`,
 		`tracing: {otlp_endpoint: "http://u:hunter2@h"}`:                `1:26: tracing.otlp_endpoint: must have no user name, query or fragment: write what proves who you are under tracing.headers`,
 		`tracing: {otlp_endpoint: "http://h/?key=hunter2"}`:             `1:26: tracing.otlp_endpoint: must have no user name, query or fragment: write what proves who you are under tracing.headers`,
@@ -441,6 +444,10 @@ func TestWarningsOfRoutes(t *testing.T) {
 			`1:23: server.admin_token: is shorter than 16 characters, so it can be guessed; openssl rand -hex 32 makes one that cannot`,
 			`2:15: ledger.ttl: is shorter than the redelivery.max of the source sms: what comes again later goes to the sinks that have it, too`,
 		}},
+		{"traces by gRPC", "tracing: {otlp_endpoint: 'http://otel:4317'}\n" + with("sources:", "sources:"), []string{
+			`1:26: tracing.otlp_endpoint: 4317 is the port of gRPC, OTLP over HTTP has 4318`,
+		}},
+		{"traces switched off", "tracing: {otlp_endpoint: '', sample_ratio: 0.5}\n" + with("sources:", "sources:"), nil},
 		{"an audit", "audit: {to: log, key: id, hash_secret: short}\n" + with("sources:", "sources:"), []string{
 			`1:23: audit.key: is the same for every message: write a template, as in '{{ body.biz_id }}'`,
 			`1:40: audit.hash_secret: is shorter than 16 characters, so it can be guessed, and with it every key; openssl rand -hex 32 makes one that cannot`,
@@ -572,6 +579,7 @@ sinks:
 	for change, want := range map[[2]string]string{
 		{"to: lines}", "to: out}"}:          `1:13: audit.to: is a sink that the route a leads to: write one of its own`,
 		{"to: lines}", "to: dead}"}:         `1:13: audit.to: is the dead_letter of the source a too: write a sink of its own`,
+		{"path: lines", "path: ./out"}:      `1:13: audit.to: is a sink with the path of out: write a file of its own`,
 		{"path: lines", "path: '{{ id }}'"}: `1:13: audit.to: must be a sink with one file, and the path of "lines" holds a {{ }}`,
 		{"mode: shadow", "mode: shade"}:     `4:66: sources.b.mode: must be relay or shadow, not "shade"; did you mean "shadow"?`,
 	} {
@@ -579,4 +587,19 @@ sinks:
 	}
 	require.Equal(t, []string{`1:13: audit.to: is the log, and there is a sink of this name: give the sink another`},
 		problems(t, strings.NewReplacer("to: lines}", "to: log}", "  lines:", "  log:").Replace(text), environment(nil, nil)))
+
+	for change, want := range map[[2]string]string{
+		{"path: dead", "path: ./out"}:     "7:28: sinks.dead.path: the sink out has this file too: whichever comes second finds it locked, and is down; write another path, or use one sink for both",
+		{"path: dead", "path: elsewhere"}: "",
+	} {
+		_, warnings, err := config.Parse("relay.yaml", []byte(strings.Replace(text, change[0], change[1], 1)), environment(nil, nil))
+		require.NoError(t, err)
+		var lines string
+		for _, w := range warnings {
+			if strings.HasSuffix(w.Path, ".path") {
+				lines += strings.TrimPrefix(w.String(), "relay.yaml:")
+			}
+		}
+		require.Equal(t, want, lines)
+	}
 }

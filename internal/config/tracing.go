@@ -22,14 +22,22 @@ func (d *decoder) checkTracing(t *Tracing) {
 		}
 	}
 	d.validated("tracing", t.TLS.Validate("tls"))
+	const path = "tracing.otlp_endpoint"
 	if t.OTLPEndpoint.IsZero() {
+		if d.written(path) || d.suspect(path) {
+			return // switched off, by a variable for one
+		}
+		for _, key := range []string{"tracing.headers", "tracing.sample_ratio", "tracing.tls"} {
+			if d.written(key) {
+				d.checked(key, "has a meaning with otlp_endpoint only: write that too, or remove it")
+			}
+		}
 		return
 	}
-	const path = "tracing.otlp_endpoint"
 	u, err := t.OTLPEndpoint.Parse()
 	switch {
 	case err != nil:
-		d.checked(path, "%v", err)
+		d.checked(path, "not a complete URL: write scheme://host, as in http://otel:4318")
 	case u.Scheme != "http" && u.Scheme != "https":
 		d.checked(path, "must begin with http:// or https://: traces go by OTLP over HTTP, whose port is 4318, and not by gRPC")
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
@@ -38,5 +46,8 @@ func (d *decoder) checkTracing(t *Tracing) {
 		d.checked("tracing.tls", "the endpoint is http://, which has no TLS: write https://, or remove it")
 	case u.Scheme == "http" && len(t.Headers) > 0 && !setting.IsLoopback(u.Hostname()):
 		d.warn(path, "is http://: the headers cross the network unencrypted; write https:// if the collector has it")
+	}
+	if err == nil && u.Port() == "4317" {
+		d.warn(path, "4317 is the port of gRPC, OTLP over HTTP has 4318")
 	}
 }

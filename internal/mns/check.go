@@ -36,7 +36,7 @@ func (q *Queue) CheckSource(ctx context.Context) []relay.Finding {
 		add(OpPeek, relay.OK, "the credential may")
 	case NotAllowed(err):
 		denied = true
-		add(OpPeek, relay.OK, "the credential may not; only \"queue peek\" needs it")
+		add(OpPeek, relay.OK, "the credential may not; only \"queue peek\", \"explain --peek\" and mode: shadow need it")
 	default:
 		findings = append(findings, q.failing(ctx, OpPeek, err))
 	}

@@ -35,10 +35,10 @@ func ParseEndpoint(raw string) (Endpoint, error) {
 	}
 	u, err := url.Parse(raw)
 	if err != nil {
-		return Endpoint{}, errors.New("not a URL: write https://ACCOUNT.mns.REGION.aliyuncs.com")
+		return Endpoint{}, errors.New("is not a URL: write https://ACCOUNT.mns.REGION.aliyuncs.com")
 	}
 	if u.Scheme != "http" && u.Scheme != "https" {
-		return Endpoint{}, errors.New("no http or https URL: write https:// before the host")
+		return Endpoint{}, errors.New("is no http or https URL: write https:// before the host")
 	}
 	e := Endpoint{secure: u.Scheme == "https", name: u.Hostname(), host: u.Host}
 	switch {

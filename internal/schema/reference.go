@@ -334,7 +334,7 @@ func (r row) about(last *row) string {
 }
 
 // literal matches what is no English in a comment: keys, values and templates.
-var literal = regexp.MustCompile("`[^`]*`|\\{\\{ \\}\\}|\\b[a-z0-9]+(_[a-z0-9]+)+\\b")
+var literal = regexp.MustCompile("`[^`]*`|\\{\\{.*?\\}\\}|\\b[a-z0-9]+(_[a-z0-9]+)+\\b")
 
 // sentence is a description without its own name at the front, where what is left is a
 // sentence: "batch_size is how many messages ..." becomes "How many messages ...".

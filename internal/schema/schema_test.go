@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -34,6 +35,26 @@ func TestTheReferenceIsThatOfTheSource(t *testing.T) {
 	text, err := os.ReadFile("../../docs/configuration.md")
 	require.NoError(t, err)
 	require.Equal(t, string(want), string(text), "docs/configuration.md is stale: run make generate")
+}
+
+// A template is whole, so that it can be copied, and a value is as it is written.
+func TestTheReferenceKeepsTemplatesAndValues(t *testing.T) {
+	t.Parallel()
+	page, err := schema.Reference("../..")
+	require.NoError(t, err)
+	for _, template := range regexp.MustCompile(`\{\{.*?\}\}`).FindAllString(string(page), -1) {
+		require.NotContains(t, template, "`")
+	}
+	for key, want := range map[string]string{
+		"audit.key":             "`{{ body.biz_id }}`",
+		"audit.to":              "`log`, or the name",
+		"amqp091.exchange.type": "`topic`, `direct`, `fanout`, `headers` or",
+	} {
+		_, row, found := strings.Cut(string(page), `<a id="`+key+`">`)
+		require.True(t, found, key)
+		row, _, _ = strings.Cut(row, "\n")
+		require.Contains(t, row, want)
+	}
 }
 
 // A sink without a section, and a name that is none, are said.

@@ -27,8 +27,8 @@ const DefaultExchange = "amq.default"
 type Exchange struct {
 	// Name is at most 255 bytes; DefaultExchange is the one without a name.
 	Name string `yaml:"name" schema:"required"`
-	// Type is topic, direct, fanout, headers or the name of a plugin's type, such as
-	// x-consistent-hash.
+	// Type is the exchange's: `topic`, `direct`, `fanout`, `headers` or the name of a plugin's
+	// type, such as x-consistent-hash.
 	Type string `yaml:"type" schema:"nonempty"`
 	// Durable exchanges outlive a restart of the broker.
 	Durable bool `yaml:"durable"`

@@ -16,7 +16,7 @@ const Stdout = "-"
 // Config holds the settings of a file sink.
 type Config struct {
 	// Path is the file that lines are appended to; it is made where it is missing,
-	// its folder is not. Stdout is standard output. The file's name, not its folder's, may
+	// its folder is not. `-` is standard output. The file's name, not its folder's, may
 	// hold {{ }} templates; what their values have that could lead elsewhere is
 	// percent-encoded.
 	Path string `yaml:"path" schema:"required"`
