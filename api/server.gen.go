@@ -354,6 +354,9 @@ type History struct {
 	Instance        string  `json:"instance"`
 	IntervalSeconds float64 `json:"interval_seconds"`
 
+	// Routes Messages delivered a second, by route and sink.
+	Routes map[string]map[string]Points `json:"routes"`
+
 	// Sinks Messages delivered a second, by sink.
 	Sinks map[string]Points `json:"sinks"`
 
@@ -640,6 +643,9 @@ type Target struct {
 
 	// DeliveredPerSecond Over the last minute.
 	DeliveredPerSecond float64 `json:"delivered_per_second"`
+
+	// Latency From the hand-over to the confirm, of this route's messages.
+	Latency *Latency `json:"latency,omitempty"`
 
 	// Required Whether it holds up the delete until it has confirmed.
 	Required bool   `json:"required"`

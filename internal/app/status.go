@@ -49,7 +49,7 @@ func (a *App) Status() api.Status {
 		route := api.Route{Name: r.Name, From: r.From}
 		for _, to := range r.To {
 			target := api.Target{Sink: to.Sink, Required: to.Required, Delivered: delivered[relay.TargetName{Route: r.Name, Sink: to.Sink}]}
-			target.DeliveredPerSecond, _ = a.meters.of(meterName{route: r.Name, sink: to.Sink}).status(now, target.Delivered)
+			target.DeliveredPerSecond, target.Latency = a.meters.of(meterName{route: r.Name, sink: to.Sink}).status(now, target.Delivered)
 			route.To = append(route.To, target)
 		}
 		status.Routes = append(status.Routes, route)

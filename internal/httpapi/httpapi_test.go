@@ -68,6 +68,7 @@ func (f *fakeRelay) History() api.History {
 	return api.History{
 		End: epoch, IntervalSeconds: 10,
 		Sources: map[string]api.Points{"sms": {0, 1.5}}, Sinks: map[string]api.Points{"events": {}},
+		Routes: map[string]map[string]api.Points{"sms": {"events": {2}}},
 	}
 }
 
@@ -130,7 +131,7 @@ func full() api.Status {
 			Delivered: 4, DeliveredPerSecond: 0.5, Latency: &api.Latency{P50Seconds: 0.01, P99Seconds: 0.1}, Failed: map[string]uint64{"timeout": 3},
 		}},
 		Routes: []api.Route{{
-			Name: "sms", From: []string{"sms"}, To: []api.Target{{Sink: "events", Required: true, Delivered: 4, DeliveredPerSecond: 0.5}},
+			Name: "sms", From: []string{"sms"}, To: []api.Target{{Sink: "events", Required: true, Delivered: 4, DeliveredPerSecond: 0.5, Latency: &api.Latency{P50Seconds: 0.01, P99Seconds: 0.1}}},
 		}},
 	}
 }
