@@ -189,6 +189,7 @@ function render(status) {
       c.button.addEventListener("click", () => steer(s.name, c.button.dataset.does));
       c.root.append(c.button);
     }
+    c.button.hidden = !status.admin;
     c.button.dataset.does = s.state === "paused" ? "resume" : "pause";
     put(c.button, s.state === "paused" ? "Resume" : "Pause");
     c.button.setAttribute("aria-label", c.button.textContent + " source " + s.name);
@@ -227,6 +228,9 @@ function render(status) {
     }
   }
   tell(problems);
+  $("operator").hidden = !status.admin;
+  $("closed").hidden = status.admin;
+  put($("closed"), status.admin ? "" : status.admin_listen ? "Pause and resume at " + status.admin_listen + " (server.admin_listen): the status page is there too." : "server.admin_token is not set, so nothing can be paused or resumed here.");
   const state = $("state");
   put(state, problems.length ? problems.length + (problems.length === 1 ? " problem" : " problems") : status.state);
   state.className = "badge " + (problems.length ? "bad" : looks[status.state] || "good");
