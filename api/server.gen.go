@@ -354,6 +354,9 @@ type History struct {
 	Instance        string  `json:"instance"`
 	IntervalSeconds float64 `json:"interval_seconds"`
 
+	// Routes Messages delivered a second, by route and sink.
+	Routes map[string]map[string]Points `json:"routes"`
+
 	// Sinks Messages delivered a second, by sink.
 	Sinks map[string]Points `json:"sinks"`
 
@@ -381,6 +384,13 @@ type LogLevelChange struct {
 	Level Level `json:"level"`
 }
 
+// MessagePreview defines model for MessagePreview.
+type MessagePreview struct {
+	// Preview What would become of one message. It holds nothing of its body.
+	Preview Preview `json:"preview"`
+	Source  string  `json:"source"`
+}
+
 // MessageState defines model for MessageState.
 type MessageState struct {
 	// Confirmed The sinks that have the message, as the ledger knows.
@@ -391,6 +401,9 @@ type MessageState struct {
 	// InFlight Where it is between receive and delete, at this moment; absent where it is not.
 	InFlight []Flight `json:"in_flight,omitempty,omitzero"`
 	Instance string   `json:"instance"`
+
+	// Previews What sources in shadow mode would do with it, of the last twenty of each; absent where none has seen it.
+	Previews []MessagePreview `json:"previews,omitempty,omitzero"`
 }
 
 // OneSink defines model for OneSink.
@@ -616,6 +629,12 @@ type Sources struct {
 
 // Status defines model for Status.
 type Status struct {
+	// Admin Whether who has the admin token can pause and resume at this address: it is set, and no other address has this.
+	Admin bool `json:"admin"`
+
+	// AdminListen The address that alone has what needs the admin token; absent where this one has it or none.
+	AdminListen string `json:"admin_listen,omitempty,omitzero"`
+
 	// Configuration Which configuration is in force, and how the last try to change it went.
 	Configuration Configuration `json:"configuration"`
 
@@ -640,6 +659,9 @@ type Target struct {
 
 	// DeliveredPerSecond Over the last minute.
 	DeliveredPerSecond float64 `json:"delivered_per_second"`
+
+	// Latency From the hand-over to the confirm, of this route's messages.
+	Latency *Latency `json:"latency,omitempty"`
 
 	// Required Whether it holds up the delete until it has confirmed.
 	Required bool   `json:"required"`
@@ -670,7 +692,7 @@ type Name = string
 
 // ErrorsParams defines parameters for Errors.
 type ErrorsParams struct {
-	// Source Those of one source.
+	// Source Those of one source; 404 where there is none of that name.
 	Source string `form:"source,omitempty" json:"source,omitempty,omitzero"`
 
 	// Limit How many at most.

@@ -322,6 +322,9 @@ func stateText(out io.Writer, state *api.MessageState) error {
 	for _, f := range state.InFlight {
 		_, _ = fmt.Fprintf(&b, "  in flight, from source %s, attempt %d\n", cellText(f.Source), f.Attempt)
 	}
+	for _, p := range state.Previews {
+		_, _ = fmt.Fprintf(&b, "  seen by source %s in shadow mode, which takes nothing: %s\n", cellText(p.Source), previewText(&p.Preview))
+	}
 	for _, c := range state.Confirmed {
 		_, _ = fmt.Fprintf(&b, "  confirmed by sink %s of route %s, and not deleted from source %s yet\n", cellText(c.Sink), cellText(c.Route), cellText(c.Source))
 	}
@@ -334,6 +337,19 @@ func stateText(out io.Writer, state *api.MessageState) error {
 	}
 	_, err := io.WriteString(out, b.String())
 	return err
+}
+
+// previewText says where a message would go.
+func previewText(p *api.Preview) string {
+	parts := make([]string, 0, len(p.Deliveries)+1)
+	for _, d := range p.Deliveries {
+		if d.Reason != "" {
+			parts = append(parts, "sink "+cellText(d.Sink)+" would reject it: "+cellText(d.Text))
+			continue
+		}
+		parts = append(parts, "sink "+cellText(d.Sink)+" would get it")
+	}
+	return strings.Join(append(parts, cellText(p.End)), "; ")
 }
 
 // cellText keeps what a message has in its id from moving the cursor, or the columns.

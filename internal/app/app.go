@@ -273,6 +273,7 @@ func (a *App) Pause(name string) error {
 	return a.steer(name, func(s *source) {
 		a.paused[name] = "paused by an operator"
 		s.pipeline.Pause(a.paused[name])
+		a.log.Info("source paused by an operator", zap.String("source", name))
 	})
 }
 
@@ -282,6 +283,7 @@ func (a *App) Resume(name string) error {
 	return a.steer(name, func(s *source) {
 		delete(a.paused, name)
 		s.pipeline.Resume()
+		a.log.Info("source resumed by an operator", zap.String("source", name))
 	})
 }
 
@@ -291,7 +293,6 @@ func (a *App) steer(name string, do func(s *source)) error {
 	for _, s := range a.parts.sources {
 		if s.cfg.Name == name {
 			do(s)
-			a.log.Info("source steered by an operator", zap.String("source", name), zap.String("paused", a.paused[name]))
 			return nil
 		}
 	}

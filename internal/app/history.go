@@ -32,7 +32,8 @@ type meters struct {
 	end time.Time
 }
 
-// of gives the meter of name, and makes it.
+// of gives the meter of name, and makes it: ask before anything is counted, since what is
+// counted by then is taken for new.
 func (m *meters) of(name meterName) *meter {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -56,20 +57,23 @@ func (a *App) sampleMeters(ctx context.Context) {
 		case <-ticker.C:
 		}
 		now, present := time.Now(), a.present()
-		targets := make(map[relay.TargetName]uint64)
+		delivered := make(map[relay.TargetName]uint64)
 		for _, s := range present.sources {
 			counts := s.stats.Counts()
 			a.meters.of(meterName{source: s.cfg.Name}).sample(now, counts.Received)
 			for target, n := range counts.Delivered {
-				targets[target] += n
+				delivered[target] += n
 			}
 		}
 		for _, s := range present.sinks {
 			delivered, _ := s.stats.Counts()
 			a.meters.of(meterName{sink: s.name}).sample(now, delivered)
 		}
-		for target, n := range targets {
-			a.meters.of(meterName{route: target.Route, sink: target.Sink}).sample(now, n)
+		// Those that have delivered nothing too, or their next rate would be that of a longer time.
+		for _, r := range present.cfg.Routes {
+			for _, to := range r.To {
+				a.meters.of(meterName{route: r.Name, sink: to.Sink}).sample(now, delivered[relay.TargetName{Route: r.Name, Sink: to.Sink}])
+			}
 		}
 		a.meters.mu.Lock()
 		a.meters.end = now
@@ -87,7 +91,7 @@ func (a *App) History() api.History {
 	}
 	history := api.History{
 		End: end.UTC(), IntervalSeconds: sampleEvery.Seconds(),
-		Sources: make(map[string]api.Points), Sinks: make(map[string]api.Points),
+		Sources: make(map[string]api.Points), Sinks: make(map[string]api.Points), Routes: make(map[string]map[string]api.Points),
 	}
 	present := a.present()
 	for _, s := range present.sources {
@@ -95,6 +99,12 @@ func (a *App) History() api.History {
 	}
 	for _, s := range present.sinks {
 		history.Sinks[s.name] = a.meters.of(meterName{sink: s.name}).points()
+	}
+	for _, r := range present.cfg.Routes {
+		history.Routes[r.Name] = make(map[string]api.Points)
+		for _, to := range r.To {
+			history.Routes[r.Name][to.Sink] = a.meters.of(meterName{route: r.Name, sink: to.Sink}).points()
+		}
 	}
 	return history
 }

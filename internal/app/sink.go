@@ -20,6 +20,7 @@ type sink struct {
 	endpoint    relay.Endpoint
 	stats       *relay.SinkStats
 	took        func(time.Duration, *relay.Message)
+	meters      *meters
 	worked      atomic.Bool
 	// idle says that only sources in shadow mode lead here: the sink does not run.
 	idle bool
@@ -40,7 +41,7 @@ func newSink(c config.Sink, idle bool, deps Deps, m *metrics, meters *meters, tr
 	duration := newHistogram(m.deliveryDuration.WithLabelValues(c.Name), traced)
 	latency := &meters.of(meterName{sink: c.Name}).latency
 	return &sink{
-		name: c.Name, kind: c.Type, idle: idle, endpoint: endpoint, stats: relay.NewSinkStats(),
+		name: c.Name, kind: c.Type, idle: idle, endpoint: endpoint, stats: relay.NewSinkStats(), meters: meters,
 		took: func(d time.Duration, m *relay.Message) {
 			duration.observe(d.Seconds(), m)
 			latency.observe(d)
@@ -49,15 +50,23 @@ func newSink(c config.Sink, idle bool, deps Deps, m *metrics, meters *meters, tr
 	}, nil
 }
 
-// target binds the sink to one target of a route.
+// target binds the sink to one target of a route; an empty route is that of dead letters.
 func (s *sink) target(route string, with relay.Overrides) (relay.Target, error) {
 	bound, err := s.endpoint.Bind(with)
 	if err != nil {
 		return relay.Target{}, fmt.Errorf("bind sink %q to route %q: %w", s.name, route, err)
 	}
+	took := s.took
+	if route != "" {
+		latency := &s.meters.of(meterName{route: route, sink: s.name}).latency
+		took = func(d time.Duration, m *relay.Message) {
+			s.took(d, m)
+			latency.observe(d)
+		}
+	}
 	target := relay.Target{
 		Name:   relay.TargetName{Route: route, Sink: s.name},
-		Sink:   relay.Measure(bound, s.stats, s.took),
+		Sink:   relay.Measure(bound, s.stats, took),
 		Health: s.endpoint,
 	}
 	if addressed, ok := bound.(relay.Addressed); ok {

@@ -49,7 +49,7 @@ func (a *App) Status() api.Status {
 		route := api.Route{Name: r.Name, From: r.From}
 		for _, to := range r.To {
 			target := api.Target{Sink: to.Sink, Required: to.Required, Delivered: delivered[relay.TargetName{Route: r.Name, Sink: to.Sink}]}
-			target.DeliveredPerSecond, _ = a.meters.of(meterName{route: r.Name, sink: to.Sink}).status(now, target.Delivered)
+			target.DeliveredPerSecond, target.Latency = a.meters.of(meterName{route: r.Name, sink: to.Sink}).status(now, target.Delivered)
 			route.To = append(route.To, target)
 		}
 		status.Routes = append(status.Routes, route)
@@ -194,7 +194,17 @@ func (a *App) Message(ctx context.Context, id string) (api.MessageState, error) 
 			state.InFlight = append(state.InFlight, api.Flight{Source: s.cfg.Name, Attempt: attempt})
 		}
 	}
-	if len(state.Confirmed) == 0 && len(state.Failures) == 0 && len(state.InFlight) == 0 {
+	for _, s := range a.present().sources {
+		if s.shadow == nil {
+			continue
+		}
+		for _, p := range shadowStatus(s.shadow.Report()).Previews {
+			if p.MessageId == id {
+				state.Previews = append(state.Previews, api.MessagePreview{Source: s.cfg.Name, Preview: p})
+			}
+		}
+	}
+	if len(state.Confirmed) == 0 && len(state.Failures) == 0 && len(state.InFlight) == 0 && len(state.Previews) == 0 {
 		return state, fmt.Errorf("message %q: %w", id, httpapi.ErrNotFound)
 	}
 	return state, nil

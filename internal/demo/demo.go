@@ -9,6 +9,7 @@ package demo
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -89,6 +90,7 @@ func Run(ctx, cut context.Context, cfg Config, out, logs io.Writer) error {
 type demo struct {
 	cfg      Config
 	text     string
+	token    string // of the operator
 	emulator *emulator.Server
 	queue    string
 	receiver *receiver
@@ -129,6 +131,7 @@ func (d *demo) start(ctx context.Context, logs io.Writer) error {
 		d.closers = append(d.closers, d.consumer.close)
 	}
 
+	d.token = rand.Text()
 	d.text = configuration(d, endpoint)
 	parsed, _, err := config.Parse("demo.yaml", []byte(d.text), config.Environment{})
 	if err != nil {
@@ -153,7 +156,7 @@ func configuration(d *demo, endpoint string) string {
     routing_key: %s
 `, d.cfg.AMQPURL.Reveal(), exchangeName, routingKey)
 	}
-	return fmt.Sprintf(`server: {listen: %q}
+	return fmt.Sprintf(`server: {listen: %q, admin_token: %s}
 sources:
   sms-report:
     queue: %s
@@ -168,7 +171,7 @@ sinks:
     type: webhook
     url: %s
     network: {allow: [127.0.0.0/8]}
-%s`, d.cfg.Listen, d.queue, endpoint, endpoint, emulator.DemoAccessKeyID, emulator.DemoAccessKeySecret, to, d.receiver.url, sinks)
+%s`, d.cfg.Listen, d.token, d.queue, endpoint, endpoint, emulator.DemoAccessKeyID, emulator.DemoAccessKeySecret, to, d.receiver.url, sinks)
 }
 
 // awaitAPI waits until the relay listens.

@@ -3,6 +3,7 @@ package demo_test
 import (
 	"bytes"
 	"context"
+	"net/http"
 	"regexp"
 	"sync"
 	"testing"
@@ -44,6 +45,33 @@ func TestItStopsByItselfWhenAllIsDeleted(t *testing.T) {
 			require.Empty(t, logs.String(), "nothing to warn of")
 		})
 	}
+}
+
+// The token that is printed pauses the source, as the page does with it.
+func TestItsTokenPauses(t *testing.T) {
+	t.Parallel()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	out := &watched{want: regexp.MustCompile(`deleted [1-9]`), seen: make(chan struct{})}
+	var logs bytes.Buffer
+	ended := make(chan error, 1)
+	go func() { ended <- demo.Run(ctx, t.Context(), config(), out, &logs) }()
+	<-out.seen
+	page := regexp.MustCompile(`page +(\S+)/`).FindStringSubmatch(out.String())
+	token := regexp.MustCompile(`token +([A-Z2-7]{26}) `).FindStringSubmatch(out.String())
+	require.Len(t, page, 2)
+	require.Len(t, token, 2)
+	for shown, code := range map[string]int{"wrong": http.StatusUnauthorized, token[1]: http.StatusOK} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, page[1]+"/api/v1/sources/sms-report/pause", http.NoBody)
+		require.NoError(t, err)
+		req.Header.Set("Authorization", "Bearer "+shown)
+		res, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req)
+		require.NoError(t, err)
+		require.NoError(t, res.Body.Close())
+		require.Equal(t, code, res.StatusCode)
+	}
+	stop()
+	require.NoError(t, <-ended, out.String())
 }
 
 // Ctrl-C ends the sending, drains and still accounts for every message.

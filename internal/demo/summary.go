@@ -17,8 +17,9 @@ to        %s
 		_, _ = fmt.Fprintf(out, "and to    %s exchange %s, routing key %s\n", d.consumer.url, exchangeName, routingKey)
 	}
 	_, _ = fmt.Fprintf(out, `page      %s/
+token     %s (to pause and resume on the page)
 metrics   %s/metrics
-`, api, api)
+`, api, d.token, api)
 	if d.cfg.Messages > 0 {
 		_, _ = fmt.Fprintf(out, "sends %d messages, %d a second, and stops when all are deleted; Ctrl-C drains and stops\n\n", d.cfg.Messages, d.cfg.Rate)
 	} else {

@@ -45,21 +45,21 @@ func (h *handler) authorized(w http.ResponseWriter, r *http.Request) bool {
 
 // PauseSource is POST /api/v1/sources/{name}/pause.
 func (h *handler) PauseSource(w http.ResponseWriter, r *http.Request, name api.Name) {
-	h.steer(w, r, func() error { return h.Relay.Pause(name) })
+	h.steer(w, r, name, h.Relay.Pause)
 }
 
 // ResumeSource is POST /api/v1/sources/{name}/resume.
 func (h *handler) ResumeSource(w http.ResponseWriter, r *http.Request, name api.Name) {
-	h.steer(w, r, func() error { return h.Relay.Resume(name) })
+	h.steer(w, r, name, h.Relay.Resume)
 }
 
-func (h *handler) steer(w http.ResponseWriter, r *http.Request, do func() error) {
+func (h *handler) steer(w http.ResponseWriter, r *http.Request, name string, do func(source string) error) {
 	if !h.authorized(w, r) {
 		return
 	}
-	switch err := do(); {
+	switch err := do(name); {
 	case errors.Is(err, ErrNotFound):
-		h.problem(w, api.Problem{Status: http.StatusNotFound, Detail: err.Error()})
+		h.none(w, "source", name)
 	case err != nil:
 		h.problem(w, api.Problem{Status: http.StatusInternalServerError, Detail: err.Error()})
 	default:
@@ -119,15 +119,14 @@ func (h *handler) SetLogLevel(w http.ResponseWriter, r *http.Request) {
 
 // Pprof is GET /debug/pprof/{profile}.
 func (h *handler) Pprof(w http.ResponseWriter, r *http.Request, profile string, params api.PprofParams) {
-	const most = 25 // seconds, within the time that an answer may take
 	query := r.URL.Query()
 	timed, asked := profile == "profile" || profile == "trace", query.Has("seconds")
 	switch {
 	case !h.authorized(w, r):
 	case asked && !timed:
 		h.problem(w, api.Problem{Status: http.StatusBadRequest, Detail: "seconds is for profile and trace"})
-	case asked && (params.Seconds < 1 || params.Seconds > most):
-		h.problem(w, api.Problem{Status: http.StatusBadRequest, Detail: "seconds: write 1 to 25"})
+	case asked && (params.Seconds < 1 || params.Seconds > mostSeconds):
+		h.problem(w, api.Problem{Status: http.StatusBadRequest, Detail: wholeNumber("seconds", 1, mostSeconds)})
 	case timed:
 		if !h.profiling.TryLock() {
 			h.problem(w, api.Problem{Status: http.StatusConflict, Detail: "another profile is being taken; try again"})

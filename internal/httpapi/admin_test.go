@@ -81,7 +81,7 @@ func TestWhatARelayRefuses(t *testing.T) {
 		code   int
 		detail string
 	}{
-		{"/api/v1/sources/smz/pause", fmt.Errorf("source %q: %w", "smz", httpapi.ErrNotFound), 404, `source "smz": not found`},
+		{"/api/v1/sources/smz/pause", fmt.Errorf("source %q: %w", "smz", httpapi.ErrNotFound), 404, `there is no source "smz"`},
 		{"/api/v1/sources/sms/resume", errors.New("odd"), 500, "odd"},
 		{"/api/v1/reload", errors.New("mnsrelay.yaml:3:1: no such key"), 422, "mnsrelay.yaml:3:1"},
 		{"/api/v1/reload", fmt.Errorf("busy: %w", context.DeadlineExceeded), 409, "draining"},
@@ -165,6 +165,9 @@ func TestProfiles(t *testing.T) {
 		require.Equal(t, code, got.code, "%s: %.200s", path, got.body)
 		if code == 200 {
 			require.NotEmpty(t, got.body)
+		}
+		if strings.Contains(path, "profile?seconds") && code == 400 {
+			require.Equal(t, "seconds must be one whole number, 1 to 25", decode[api.Problem](t, got.body).Detail)
 		}
 	}
 	// The runtime takes one at a time.

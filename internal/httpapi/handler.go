@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -64,9 +65,38 @@ func newHandler(cfg Config, deps Deps, adminAt string) http.Handler {
 	return api.HandlerWithOptions(h, api.ChiServerOptions{
 		BaseRouter: r,
 		ErrorHandlerFunc: func(w http.ResponseWriter, _ *http.Request, err error) {
-			h.problem(w, api.Problem{Status: http.StatusBadRequest, Detail: err.Error()})
+			h.problem(w, api.Problem{Status: http.StatusBadRequest, Detail: unreadable(err)})
 		},
 	})
+}
+
+// mostFailures and mostSeconds are the most that may be asked for of errors and of a profile;
+// a profile ends within the time that an answer may take.
+const (
+	mostFailures = 1000
+	mostSeconds  = 25
+)
+
+// unreadable says how a parameter is written that could not be read, without the words of
+// the parser.
+func unreadable(err error) string {
+	e, ok := errors.AsType[*api.InvalidParamFormatError](err)
+	if !ok {
+		return err.Error()
+	}
+	switch e.ParamName {
+	case "limit":
+		return wholeNumber(e.ParamName, 1, mostFailures)
+	case "seconds":
+		return wholeNumber(e.ParamName, 1, mostSeconds)
+	case "debug":
+		return wholeNumber(e.ParamName, 0, 2)
+	}
+	return e.ParamName + " cannot be read: write it once, with what is special in a URL escaped"
+}
+
+func wholeNumber(name string, least, most int) string {
+	return fmt.Sprintf("%s must be one whole number, %d to %d", name, least, most)
 }
 
 // Livez is GET /livez.
@@ -108,6 +138,8 @@ func (h *handler) Openapi(w http.ResponseWriter, _ *http.Request) {
 func (h *handler) now() api.Status {
 	status := whole(h.Relay.Status())
 	status.Instance = h.Instance
+	status.Admin = h.adminAt == "" && !h.adminToken.IsZero()
+	status.AdminListen = h.adminAt
 	return status
 }
 
@@ -162,14 +194,18 @@ func (h *handler) Config(w http.ResponseWriter, _ *http.Request) {
 }
 
 // Errors is GET /api/v1/errors.
-func (h *handler) Errors(w http.ResponseWriter, _ *http.Request, params api.ErrorsParams) {
-	const usual, most = 100, 1000
+func (h *handler) Errors(w http.ResponseWriter, r *http.Request, params api.ErrorsParams) {
+	const usual = 100
 	limit := params.Limit
-	if limit == 0 {
+	if !r.URL.Query().Has("limit") {
 		limit = usual
 	}
-	if limit < 0 || limit > most {
-		h.problem(w, api.Problem{Status: http.StatusBadRequest, Detail: fmt.Sprintf("limit: write 1 to %d", most)})
+	if limit < 1 || limit > mostFailures {
+		h.problem(w, api.Problem{Status: http.StatusBadRequest, Detail: wholeNumber("limit", 1, mostFailures)})
+		return
+	}
+	if params.Source != "" && !slices.ContainsFunc(h.Relay.Status().Sources, func(s api.Source) bool { return s.Name == params.Source }) {
+		h.none(w, "source", params.Source)
 		return
 	}
 	failures := h.Relay.Failures(params.Source)

@@ -68,6 +68,7 @@ func (f *fakeRelay) History() api.History {
 	return api.History{
 		End: epoch, IntervalSeconds: 10,
 		Sources: map[string]api.Points{"sms": {0, 1.5}}, Sinks: map[string]api.Points{"events": {}},
+		Routes: map[string]map[string]api.Points{"sms": {"events": {2}}},
 	}
 }
 
@@ -88,6 +89,10 @@ func (f *fakeRelay) Message(_ context.Context, id string) (api.MessageState, err
 		return api.MessageState{Id: id, Failures: []api.Failure{failure}, Confirmed: []api.Confirmation{{Source: "sms", Route: "sms", Sink: "events"}}}, nil
 	case "A-2":
 		return api.MessageState{Id: id}, nil
+	case "A-3":
+		return api.MessageState{Id: id, Previews: []api.MessagePreview{{Source: "sms", Preview: api.Preview{
+			Time: epoch, MessageId: id, Attempt: 1, EnqueuedAt: epoch, End: "it would stay in the queue", Deliveries: []api.WouldDeliver{},
+		}}}}, nil
 	case "slow":
 		return api.MessageState{}, errors.New("ask the ledger: timeout")
 	}
@@ -130,7 +135,7 @@ func full() api.Status {
 			Delivered: 4, DeliveredPerSecond: 0.5, Latency: &api.Latency{P50Seconds: 0.01, P99Seconds: 0.1}, Failed: map[string]uint64{"timeout": 3},
 		}},
 		Routes: []api.Route{{
-			Name: "sms", From: []string{"sms"}, To: []api.Target{{Sink: "events", Required: true, Delivered: 4, DeliveredPerSecond: 0.5}},
+			Name: "sms", From: []string{"sms"}, To: []api.Target{{Sink: "events", Required: true, Delivered: 4, DeliveredPerSecond: 0.5, Latency: &api.Latency{P50Seconds: 0.01, P99Seconds: 0.1}}},
 		}},
 	}
 }
@@ -374,15 +379,18 @@ func TestOneOfMany(t *testing.T) {
 		"/api/v1/sinks/e%2Fv":                       {404, `there is no sink \"e/v\"`},
 		"/api/v1/messages/A-1":                      {200, `"reason": "returned"`},
 		"/api/v1/messages/A-2":                      {200, `"confirmed": []`},
+		"/api/v1/messages/A-3":                      {200, `"end": "it would stay in the queue"`},
 		"/api/v1/messages/B":                        {404, "nothing is known"},
 		"/api/v1/messages/slow":                     {502, "ask the ledger: timeout"},
 		"/api/v1/errors?limit=1":                    {200, `"message_id": "A-1"`},
-		"/api/v1/errors?source=other":               {200, `"errors": []`},
+		"/api/v1/errors?source=other":               {404, `there is no source \"other\"`},
+		"/api/v1/errors?source=sms":                 {200, `"message_id": "A-1"`},
 		"/api/v1/errors?limit=1001":                 {400, "1 to 1000"},
 		"/api/v1/errors?limit=-1":                   {400, "1 to 1000"},
-		"/api/v1/errors?limit=many":                 {400, "limit"},
-		"/api/v1/errors?limit=1&limit=2":            {400, "limit"},
-		"/api/v1/errors?limit=99999999999999999999": {400, "limit"},
+		"/api/v1/errors?limit=many":                 {400, `"limit must be one whole number, 1 to 1000"`},
+		"/api/v1/errors?limit=1&limit=2":            {400, `"limit must be one whole number, 1 to 1000"`},
+		"/api/v1/errors?limit=0":                    {400, `"limit must be one whole number, 1 to 1000"`},
+		"/api/v1/errors?limit=99999999999999999999": {400, `"limit must be one whole number, 1 to 1000"`},
 	} {
 		t.Run(path, func(t *testing.T) {
 			got := ask(t, http.MethodGet, base+path)

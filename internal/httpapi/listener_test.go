@@ -53,6 +53,29 @@ func TestTheOperatorsOwnAddress(t *testing.T) {
 	}
 }
 
+// The status says whether an operator can do something at the address, and where else, so that
+// the page offers no button that cannot work.
+func TestTheStatusSaysWhereTheOperatorIs(t *testing.T) {
+	t.Parallel()
+	token := setting.NewSecret(adminToken)
+	at := func(base string) (admin bool, listen string) {
+		status := decode[api.Status](t, ask(t, http.MethodGet, base+"/api/v1/status").body)
+		return status.Admin, status.AdminListen
+	}
+	closed := serve(t, &fakeRelay{status: full}, prometheus.NewRegistry(), zap.NewNop())
+	one := serveWith(t, httpapi.Config{AdminToken: token}, &fakeRelay{status: full}, prometheus.NewRegistry(), zap.NewNop())
+	base, own := serveBoth(t, httpapi.Config{AdminToken: token, AdminListen: "127.0.0.1:0"}, &fakeRelay{status: full}, prometheus.NewRegistry(), zap.NewNop())
+	for _, test := range []struct {
+		base   string
+		admin  bool
+		listen string
+	}{{closed, false, ""}, {one, true, ""}, {base, false, "127.0.0.1:0"}, {own, true, ""}} {
+		admin, listen := at(test.base)
+		require.Equal(t, test.admin, admin)
+		require.Equal(t, test.listen, listen)
+	}
+}
+
 // A kubelet asks by the address of the pod, from no page. A page of another site may ask,
 // and change nothing.
 func TestProbesByTheAddressOfAPod(t *testing.T) {

@@ -3,9 +3,11 @@ package browser_test
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"flag"
 	"fmt"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -17,12 +19,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/fetch"
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 	"github.com/stretchr/testify/require"
 
+	"mnsrelay/api"
 	"mnsrelay/internal/emulator"
 	"mnsrelay/internal/setting"
 	"mnsrelay/test/rig"
@@ -173,6 +178,40 @@ func picture(t *testing.T, ctx context.Context, name string) { //nolint:revive /
 	require.NoError(t, os.WriteFile(filepath.Join(*screenshots, name+".png"), png, 0o600))
 }
 
+// halfAnHour gives the page the history of a relay that has run for longer.
+func halfAnHour(t *testing.T, ctx context.Context) { //nolint:revive // as above
+	t.Helper()
+	points := func(rate, swing float64) api.Points {
+		all := make(api.Points, 180)
+		for i := range all {
+			all[i] = float32(rate + swing*math.Sin(float64(i)/9) + swing*math.Sin(float64(i)*2.3)/3)
+		}
+		return all
+	}
+	body, err := json.Marshal(api.History{
+		Instance: "relay-0", End: time.Now().UTC(), IntervalSeconds: 10,
+		Sources: map[string]api.Points{"orders": points(48, 4), "sms": points(24, 2)},
+		Sinks:   map[string]api.Points{"crm": points(48, 4), "archive": points(72, 6)},
+		Routes: map[string]map[string]api.Points{
+			"orders": {"crm": points(48, 4), "archive": points(48, 4)}, "reports": {"archive": points(24, 2)},
+		},
+	})
+	require.NoError(t, err)
+	chromedp.ListenTarget(ctx, func(event any) {
+		paused, ok := event.(*fetch.EventRequestPaused)
+		if !ok {
+			return
+		}
+		go func() { // what listens must not wait for the browser
+			answer := fetch.FulfillRequest(paused.RequestID, http.StatusOK).WithBody(base64.StdEncoding.EncodeToString(body)).
+				WithResponseHeaders([]*fetch.HeaderEntry{{Name: "Content-Type", Value: "application/json"}})
+			// An error is one of the end of the test, or the page shows no such line.
+			_ = answer.Do(cdp.WithExecutor(ctx, chromedp.FromContext(ctx).Target))
+		}()
+	})
+	require.NoError(t, chromedp.Run(ctx, fetch.Enable().WithPatterns([]*fetch.RequestPattern{{URLPattern: "*/api/v1/history"}})))
+}
+
 func card(kind, name string) string { return fmt.Sprintf(`[data-kind=%q][data-name=%q]`, kind, name) }
 
 func TestStatusPage(t *testing.T) {
@@ -201,6 +240,14 @@ func TestStatusPage(t *testing.T) {
 	require.Eventually(t, func() bool { // a point of the history
 		return strings.Contains(ask[string](t, ctx, "document.querySelector('"+card("source", "orders")+" svg path').getAttribute('d') || ''"), "L")
 	}, 40*time.Second, 500*time.Millisecond, "the line of the rate is drawn")
+	shows(t, ctx, time.Second, card("source", "orders"), "received, 5 min, at most ")
+	shows(t, ctx, time.Second, card("route", "orders"), "to crm, 5 min, at most ")
+	shows(t, ctx, time.Second, card("route", "orders"), "to crm, p50 / p99")
+	require.Regexp(t, `to crm, p50 / p99\n\S+ m?s / `, ask[string](t, ctx, "document.querySelector('"+card("route", "orders")+"').innerText"))
+	require.Equal(t, []string{"0/s", "<0.1/s", "0.1/s", "9.9/s", "10/s", "1,235/s"}, ask[[]string](t, ctx, "[0, 0.04, 0.1, 9.94, 9.96, 1234.6].map(rate)"))
+	halfAnHour(t, ctx)
+	shows(t, ctx, 20*time.Second, card("source", "orders"), "received, 30 min, at most 5")
+	shows(t, ctx, time.Second, card("route", "reports"), "to archive, 30 min, at most 2")
 	picture(t, ctx, "status-page")
 
 	// A sink breaks: the page says which and why, within two seconds of the relay.
@@ -256,6 +303,16 @@ func TestStatusPage(t *testing.T) {
 	shows(t, ctx, 20*time.Second, "#state", "no answer for")
 }
 
+// Where nothing can be paused, the page says why and offers no button.
+func TestStatusPageWithoutAToken(t *testing.T) {
+	w := start(t, ", admin_token: "+token, "")
+	ctx := browser(t, w.relay.URL()+"/")
+	shows(t, ctx, 20*time.Second, "#closed", "server.admin_token is not set")
+	shows(t, ctx, 20*time.Second, card("source", "sms"), "running")
+	const visible = "[...document.querySelectorAll('button, input')].filter((e) => e.checkVisibility()).length"
+	require.Zero(t, ask[int](t, ctx, visible))
+}
+
 // A source in shadow mode says so, and what it would send; nothing about it is a problem.
 func TestStatusPageOfASourceInShadowMode(t *testing.T) {
 	w := start(t, "orders: {queue: orders,", "orders: {mode: shadow, queue: orders,")
@@ -274,6 +331,7 @@ func TestStatusPageOfASourceInShadowMode(t *testing.T) {
 	} {
 		shows(t, ctx, 25*time.Second, part.selector, part.text)
 	}
+	require.Regexp(t, `backlog\n3\n`, ask[string](t, ctx, "document.querySelector('"+card("source", "orders")+"').innerText"))
 	require.Empty(t, ask[string](t, ctx, "document.getElementById('problems').innerText"))
 	require.NotContains(t, ask[string](t, ctx, "document.querySelector('"+card("source", "orders")+"').innerText"), "in flight")
 	picture(t, ctx, "status-page-shadow")

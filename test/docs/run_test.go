@@ -343,6 +343,7 @@ var variable = []struct {
 	{regexp.MustCompile(`logged in as \S+, vhost \S+`), "logged in"},
 	{regexp.MustCompile(`"version":"[^"]*"`), `"version":"NAME"`},
 	{regexp.MustCompile(`"instance":"[^"]*"`), `"instance":"NAME"`},
+	{regexp.MustCompile(`^token +[A-Z2-7]{26}\b`), "token TOKEN"},
 	{regexp.MustCompile(`(\d+(\.\d+)?(ns|µs|ms|s|m|h))+\b`), "DURATION"},
 	{regexp.MustCompile(`\d+(\.\d+)?`), "N"},
 	{regexp.MustCompile(`\s+`), " "},

@@ -67,14 +67,24 @@ audit: {to: lines, key: '{{ body.biz_id }}'}
 		require.Equal(t, 1, p.Attempt)
 		require.Equal(t, []api.WouldDeliver{{Route: "sms", Sink: "events", Target: exchange}}, p.Deliveries)
 	}
-	code, _ := r.get("/readyz")
+	eventually(t, 10*time.Second, "the queue tells how many it has", func() bool {
+		q := r.source().QueueMessages
+		return q != nil && q.Active != nil && *q.Active == int64(len(sent))
+	})
+	seen := source.Shadow.Previews[0]
+	code, body := r.get("/api/v1/messages/" + seen.MessageId)
+	require.Equal(t, http.StatusOK, code)
+	var message api.MessageState
+	require.NoError(t, json.Unmarshal([]byte(body), &message))
+	require.Equal(t, []api.MessagePreview{{Source: "sms", Preview: seen}}, message.Previews)
+	code, _ = r.get("/readyz")
 	require.Equal(t, http.StatusOK, code)
 	for _, sink := range status.Sinks {
 		if sink.Name == "events" {
 			require.Equal(t, api.SinkStateIdle, sink.State)
 		}
 	}
-	code, body := r.get("/api/v1/sources/sms")
+	code, body = r.get("/api/v1/sources/sms")
 	require.Equal(t, http.StatusOK, code)
 	require.NotContains(t, body, "13900001234", "no body is shown")
 	_, metrics := r.get("/metrics")

@@ -22,7 +22,7 @@ function put(e, text) {
 }
 
 const number = (n) => n.toLocaleString("en");
-const rate = (n) => (n === 0 ? "0/s" : n < 10 ? n.toFixed(1) + "/s" : number(Math.round(n)) + "/s");
+const rate = (n) => (n === 0 ? "0/s" : n < 0.1 ? "<0.1/s" : n < 9.95 ? n.toFixed(1) + "/s" : number(Math.round(n)) + "/s");
 
 function span(seconds) {
   if (seconds < 0) seconds = 0;
@@ -52,7 +52,7 @@ function card(kind, name, column) {
   const key = kind + " " + name;
   let c = cards.get(key);
   if (c) return c;
-  c = { values: new Map(), seen: 0 };
+  c = { values: new Map(), lines: new Map(), seen: 0 };
   c.title = element("b", "", name);
   c.badge = element("span", "badge");
   c.reason = element("p", "reason");
@@ -61,15 +61,6 @@ function card(kind, name, column) {
   c.root.dataset.kind = kind;
   c.root.dataset.name = name;
   c.root.setAttribute("aria-label", kind + " " + name);
-  if (kind === "source" || kind === "sink") {
-    c.line = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    c.line.setAttribute("viewBox", "0 0 180 30");
-    c.line.setAttribute("preserveAspectRatio", "none");
-    c.line.setAttribute("role", "img");
-    c.path = document.createElementNS("http://www.w3.org/2000/svg", "path");
-    c.line.append(c.path);
-    c.root.append(c.line);
-  }
   $(column).append(c.root);
   cards.set(key, c);
   return c;
@@ -104,13 +95,41 @@ function show(c, look, state, reason, pairs) {
   }
 }
 
-// draw draws the rates of the last half hour.
-function draw(c, points, unit) {
-  if (!c.path || !points) return;
-  const most = Math.max(1e-9, ...points);
-  const from = 180 - points.length;
-  c.path.setAttribute("d", points.map((p, i) => (i ? "L" : "M") + (from + i) + " " + (29 - (28 * p) / most).toFixed(1)).join(""));
-  c.line.setAttribute("aria-label", "the last 30 minutes, at most " + rate(Math.max(0, ...points)) + " " + unit);
+// chart makes a line with the words about it.
+function chart(c) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.setAttribute("aria-hidden", "true"); // its words say what there is to say
+  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  svg.append(path);
+  const words = element("figcaption", "quiet");
+  const root = element("figure", "", svg, words);
+  c.root.insertBefore(root, c.button || null);
+  return { svg, path, words, root };
+}
+
+// draw draws rates as lines: pairs of what they are of and points, the oldest first. The line of
+// a young relay is that of five or fifteen minutes, and that of the last half hour in the end.
+function draw(c, charts) {
+  const drawn = new Set(charts.map(([of]) => of));
+  for (const [of, line] of c.lines) {
+    if (!drawn.has(of)) { // gone with a reload
+      line.root.remove();
+      c.lines.delete(of);
+    }
+  }
+  for (const [of, points] of charts) {
+    if (!points) continue;
+    if (!c.lines.has(of)) c.lines.set(of, chart(c));
+    const line = c.lines.get(of);
+    const minutes = [5, 15, 30].find((m) => points.length <= (m * 60) / history.interval_seconds) || 30;
+    const width = Math.round((minutes * 60) / history.interval_seconds) - 1;
+    const most = Math.max(0, ...points);
+    const from = width + 1 - points.length;
+    line.svg.setAttribute("viewBox", "0 0 " + width + " 30");
+    line.path.setAttribute("d", points.map((p, i) => (i ? "L" : "M") + (from + i) + " " + (29 - (28 * p) / (most || 1)).toFixed(1)).join(""));
+    put(line.words, of + ", " + minutes + " min, at most " + rate(most));
+  }
 }
 
 // shadowed are the values of a source that only looks.
@@ -146,7 +165,7 @@ function render(status) {
     const token = s.credential;
     const shadow = s.shadow;
     const pairs = shadow ? shadowed(s) : [
-      ["received", rate(s.received_per_second)],
+      ["received, last minute", rate(s.received_per_second)],
       ["backlog", q && q.active !== undefined ? number(q.active) : "not told"],
       ["in flight", number(s.balance.in_flight)],
       ["age at receive", s.oldest_message_age_seconds === undefined ? "–" : span(s.oldest_message_age_seconds)],
@@ -163,13 +182,14 @@ function render(status) {
     else if (s.reason) wrong("Source " + s.name, s.reason);
     if (token && token.last_error) wrong("The credential of source " + s.name, token.last_error.text);
     if (!s.balance.exact) wrong("The balance of source " + s.name, "received messages that are neither deleted nor returned nor in flight: report it");
-    draw(c, history && history.sources[s.name], "received");
+    draw(c, history && !shadow ? [["received", history.sources[s.name]]] : []);
     if (!c.button) {
       c.button = element("button");
       c.button.type = "button";
       c.button.addEventListener("click", () => steer(s.name, c.button.dataset.does));
       c.root.append(c.button);
     }
+    c.button.hidden = !status.admin;
     c.button.dataset.does = s.state === "paused" ? "resume" : "pause";
     put(c.button, s.state === "paused" ? "Resume" : "Pause");
     c.button.setAttribute("aria-label", c.button.textContent + " source " + s.name);
@@ -177,22 +197,28 @@ function render(status) {
 
   for (const r of status.routes) {
     const c = card("route", r.name, "routes");
-    const pairs = r.to.map((t) => ["to " + t.sink + (t.required ? "" : ", optional"), rate(t.delivered_per_second) + " · " + number(t.delivered)]);
+    const pairs = r.to.flatMap((t) => [
+      ["to " + t.sink + (t.required ? "" : ", optional") + ", last minute", rate(t.delivered_per_second)],
+      ["to " + t.sink + ", in all", number(t.delivered)],
+      ["to " + t.sink + ", p50 / p99", latency(t.latency)],
+    ]);
     show(c, "", "", "", pairs);
+    const points = history && history.routes[r.name];
+    draw(c, points ? r.to.map((t) => ["to " + t.sink, points[t.sink]]) : []);
   }
 
   for (const s of status.sinks) {
     const c = card("sink", s.name, "sinks");
     show(c, looks[s.state] || "warn", s.state, s.reason, [
       ["type", s.type],
-      ["delivered", rate(s.delivered_per_second)],
+      ["delivered, last minute", rate(s.delivered_per_second)],
       ["in all", number(s.delivered)],
       ["latency, p50 / p99", latency(s.latency)],
       ["failed tries", number(sum(s.failed))],
       ["in this state for", span(since(s.since))],
     ]);
     if (s.state !== "up" && s.state !== "idle") wrong("Sink " + s.name + " is " + s.state, s.reason || "");
-    draw(c, history && history.sinks[s.name], "delivered");
+    draw(c, history && s.state !== "idle" ? [["delivered", history.sinks[s.name]]] : []);
   }
 
   for (const [key, c] of cards) {
@@ -202,6 +228,9 @@ function render(status) {
     }
   }
   tell(problems);
+  $("operator").hidden = !status.admin;
+  $("closed").hidden = status.admin;
+  put($("closed"), status.admin ? "" : status.admin_listen ? "Pause and resume at " + status.admin_listen + " (server.admin_listen): the status page is there too." : "server.admin_token is not set, so nothing can be paused or resumed here.");
   const state = $("state");
   put(state, problems.length ? problems.length + (problems.length === 1 ? " problem" : " problems") : status.state);
   state.className = "badge " + (problems.length ? "bad" : looks[status.state] || "good");
