@@ -142,7 +142,7 @@ func TestPeekIsForPeopleOnATerminal(t *testing.T) {
 		`"MessageMD5":"","Message":"paid","PublishTime":"1449556920975","MessageTag":"urgent"}`)
 	code, out = onTerminal(t, args...)
 	require.Equal(t, exitDone, code)
-	require.Contains(t, out, "  topic: bills\n")
+	require.Contains(t, out, "  attributes.topic: bills\n")
 	require.Contains(t, out, "  body, 4 bytes:\n    paid\n")
 	got = command(t, "", append(args, "--json=false")...)
 	require.Contains(t, got.stdout, "      \"id\": 1,\n")

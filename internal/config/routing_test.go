@@ -594,12 +594,12 @@ sinks:
 	} {
 		_, warnings, err := config.Parse("relay.yaml", []byte(strings.Replace(text, change[0], change[1], 1)), environment(nil, nil))
 		require.NoError(t, err)
-		var lines string
+		var lines []string
 		for _, w := range warnings {
 			if strings.HasSuffix(w.Path, ".path") {
-				lines += strings.TrimPrefix(w.String(), "relay.yaml:")
+				lines = append(lines, strings.TrimPrefix(w.String(), "relay.yaml:"))
 			}
 		}
-		require.Equal(t, want, lines)
+		require.Equal(t, want, strings.Join(lines, "\n"))
 	}
 }
