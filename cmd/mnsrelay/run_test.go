@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -77,16 +78,18 @@ func TestAFloodOfFailuresIsFewLines(t *testing.T) {
 	case all := <-log:
 		require.Fail(t, "the relay ended", all)
 	}
-	letters := func() int {
-		data, _ := os.ReadFile(folder + "/dead.jsonl")
-		return strings.Count(string(data), "\n")
+	// A message is deleted after its line was logged.
+	deleted := func(n int) func() bool {
+		return func() bool {
+			return strings.Contains(metrics(t, base), fmt.Sprintf("mnsrelay_messages_deleted_total{source=\"given-up\"} %d\n", n))
+		}
 	}
-	require.Eventually(t, func() bool { return letters() == messages }, time.Minute, 20*time.Millisecond)
+	require.Eventually(t, deleted(messages), time.Minute, 20*time.Millisecond)
 
 	// The level holds from the moment it is set.
 	setLevel(t, base, "error")
 	send(t, url, "given-up", "!the last one")
-	require.Eventually(t, func() bool { return letters() == messages+1 }, time.Minute, 20*time.Millisecond)
+	require.Eventually(t, deleted(messages+1), time.Minute, 20*time.Millisecond)
 	setLevel(t, base, "info")
 	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
 	all := <-log
@@ -105,6 +108,18 @@ func TestAFloodOfFailuresIsFewLines(t *testing.T) {
 	require.Equal(t, messages, counted["message dead-lettered given-up"], "what was left out is counted, the one at level error aside")
 	require.GreaterOrEqual(t, counted["message rejected; it stays in the queue, for later and later kept"], 1, "one source does not hide the other")
 	require.Equal(t, 1, counted["drained <nil>"])
+}
+
+func metrics(t *testing.T, base string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base+"/metrics", http.NoBody)
+	require.NoError(t, err)
+	resp, err := (&http.Client{}).Do(req)
+	require.NoError(t, err)
+	text, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	return string(text)
 }
 
 func setLevel(t *testing.T, base, level string) {

@@ -22,7 +22,7 @@ type auditing struct {
 }
 
 func newAuditing(cfg *config.Config, sinks map[string]*sink, counter *audit.Counter, log *zap.Logger) (*auditing, error) {
-	a := &auditing{fingerprint: cfg.AuditFingerprint(), stop: func() {}, ended: make(chan struct{})}
+	a := &auditing{fingerprint: cfg.AuditFingerprint(), ended: make(chan struct{})}
 	if cfg.Audit.To == "" {
 		return a, nil
 	}
@@ -38,24 +38,28 @@ func newAuditing(cfg *config.Config, sinks map[string]*sink, counter *audit.Coun
 	if !can {
 		return nil, fmt.Errorf("make the audit: sink %q takes no lines", cfg.Audit.To)
 	}
-	a.writer = audit.NewWriter(keys, out, log.Named("audit").With(zap.String("sink", cfg.Audit.To)), counter)
+	a.writer = audit.NewWriter(keys, out, log.With(zap.String("sink", cfg.Audit.To)), counter)
 	a.auditor = a.writer
 	return a, nil
 }
 
 // start writes until end.
 func (a *auditing) start(ctx context.Context) {
+	if a.writer == nil {
+		return
+	}
 	ctx, a.stop = context.WithCancel(ctx)
 	go func() {
 		defer close(a.ended)
-		if a.writer != nil {
-			a.writer.Run(ctx)
-		}
+		a.writer.Run(ctx)
 	}()
 }
 
 // end writes what is left, for a second at most. Nothing is recorded afterwards.
 func (a *auditing) end() {
+	if a.writer == nil {
+		return
+	}
 	a.stop()
 	<-a.ended
 }

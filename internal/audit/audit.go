@@ -14,6 +14,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -45,16 +46,20 @@ const minSecret = 16
 // Validate reports every problem at once, joined, each a *setting.Problem. Whether To names
 // a file sink only the whole configuration knows.
 func (c *Config) Validate() error {
-	switch {
-	case c.To == "" && (c.Key != "" || !c.HashSecret.IsZero()):
-		return setting.Problemf("to", "is missing, so nothing is audited: write log, or the name of a file sink")
-	case c.Key == "" && !c.HashSecret.IsZero():
-		return setting.Problemf("hash_secret", "has a meaning with a key only: write key too, or remove it")
-	case c.Key == "":
-		return nil
+	var problems []error
+	if c.To == "" && (c.Key != "" || !c.HashSecret.IsZero()) {
+		problems = append(problems, setting.Problemf("to", "is missing, so nothing is audited: write log, or the name of a file sink"))
 	}
-	_, err := expr.CompileSetting("key", c.Key)
-	return err
+	if c.Key == "" {
+		if !c.HashSecret.IsZero() {
+			problems = append(problems, setting.Problemf("hash_secret", "has a meaning with a key only: write key too, or remove it"))
+		}
+		return errors.Join(problems...)
+	}
+	if _, err := expr.CompileSetting("key", c.Key); err != nil {
+		problems = append(problems, err)
+	}
+	return errors.Join(problems...)
 }
 
 // Warnings are what works and is probably not meant, each a *setting.Problem.

@@ -33,13 +33,15 @@ type disk struct {
 	text   bytes.Buffer
 	full   error
 	hangs  chan struct{} // nil: it does not
+	takes  time.Duration // for each write
 	writes int
 }
 
 func (d *disk) Append(ctx context.Context, lines []byte) error {
 	d.mu.Lock()
-	hangs := d.hangs
+	hangs, takes := d.hangs, d.takes
 	d.mu.Unlock()
+	<-time.After(takes)
 	if hangs != nil {
 		select {
 		case <-hangs:
@@ -192,6 +194,102 @@ func TestADiskThatHangs(t *testing.T) {
 		require.Equal(t, 11, d.lines())
 		end()
 	})
+}
+
+// A write that is slow and then fails is said to fail, with its error, and a disk that writes
+// again and is slow is not said to be well.
+func TestADiskThatIsSlowAndThenFull(t *testing.T) {
+	t.Parallel()
+	k := keys(t, "{{ body.biz_id }}", "")
+	synctest.Test(t, func(t *testing.T) {
+		d := &disk{takes: 300 * time.Millisecond, full: errors.New("no space left on device")}
+		w, counter, said, end := running(t, k, d)
+		w.Record(entry("first", "{}"))
+		w.Flush(t.Context())
+		<-time.After(time.Minute)
+		messages := func() (all []string) {
+			for _, entry := range said.TakeAll() {
+				all = append(all, entry.Message+": "+fmt.Sprint(entry.ContextMap()["error"]))
+			}
+			return all
+		}
+		require.Equal(t, []string{
+			"the audit is slow: messages do not wait for it: <nil>",
+			"the audit cannot be written: messages go on without it: no space left on device",
+		}, messages())
+		d.set(nil, nil)
+		<-time.After(2 * time.Second)
+		require.Equal(t, []string{"the audit is slow: messages do not wait for it: <nil>"}, messages())
+		written, lost := counter.Counts()
+		require.Equal(t, []uint64{1, 0}, []uint64{written, lost})
+		end()
+	})
+}
+
+// A disk that works and is slow holds up one delete, and is said to be slow once; one that is
+// slow now and then does not flood the log.
+func TestADiskThatIsSlow(t *testing.T) {
+	t.Parallel()
+	k := keys(t, "{{ body.biz_id }}", "")
+	for name, test := range map[string]struct {
+		takes []time.Duration
+		lines int
+	}{
+		"always":         {[]time.Duration{300 * time.Millisecond}, 1},
+		"for two writes": {[]time.Duration{150 * time.Millisecond}, 1},
+		// The first ten lines of each kind, and one of each every ten seconds and at the end.
+		"now and then": {[]time.Duration{300 * time.Millisecond, time.Millisecond}, 2 * (10 + 6 + 1)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var out bytes.Buffer
+				log, _, err := telemetry.NewLogger("info", telemetry.FormatJSON, &out)
+				require.NoError(t, err)
+				d := &disk{}
+				w := audit.NewWriter(k, d, log, &audit.Counter{})
+				ctx, cancel := context.WithCancel(t.Context())
+				var writing sync.WaitGroup
+				writing.Go(func() { w.Run(ctx) })
+				waited := 0
+				for n := range 150 { // for a minute
+					d.mu.Lock()
+					d.takes = test.takes[n%len(test.takes)]
+					d.mu.Unlock()
+					w.Record(entry("before", "{}"))
+					<-time.After(time.Millisecond)
+					w.Record(entry("behind", "{}"))
+					begun := time.Now()
+					w.Flush(t.Context())
+					if time.Since(begun) > 0 {
+						waited++
+					}
+					<-time.After(time.Until(begun.Add(399 * time.Millisecond)))
+				}
+				if test.lines == 1 {
+					require.Equal(t, 1, waited)
+				}
+				cancel()
+				writing.Wait()
+				require.NoError(t, log.Sync()) // what was left out, too
+				lines := bytes.Count(out.Bytes(), []byte("\n"))
+				require.Positive(t, lines)
+				require.LessOrEqual(t, lines, test.lines, out.String())
+			})
+		})
+	}
+}
+
+// Each problem of an audit is said at once.
+func TestAConfigurationSaysAllThatIsWrong(t *testing.T) {
+	t.Parallel()
+	err := (&audit.Config{Key: "{{ nothing( }}", HashSecret: setting.NewSecret("x")}).Validate()
+	require.ErrorContains(t, err, "is missing, so nothing is audited")
+	require.ErrorContains(t, err, "key: at character 12")
+	err = (&audit.Config{HashSecret: setting.NewSecret("x")}).Validate()
+	require.ErrorContains(t, err, "is missing, so nothing is audited")
+	require.ErrorContains(t, err, "has a meaning with a key only")
+	require.NoError(t, (&audit.Config{}).Validate())
 }
 
 // A disk that hangs at the end is left after a second, and what is lost by it is said.

@@ -14,14 +14,26 @@ import (
 
 const (
 	// patience is how long a Flush waits for a write. One that takes longer is waited for by
-	// nobody until it has ended.
+	// nobody until writes are quick again.
 	patience = 250 * time.Millisecond
+	// quick is how long a write may take that ends a slow time. A Flush may wait for two: the
+	// one under way, and its own.
+	quick = patience / 2
 	// againAfter is how long Run waits after a write that failed.
 	againAfter = time.Second
 	// stopWithin is how long the last write may take.
 	stopWithin = time.Second
 	// maxPending bounds what waits to be written, in bytes: some ten thousand lines.
 	maxPending = 4 << 20
+)
+
+// trouble is what is wrong with writing, the worst last.
+type trouble int
+
+const (
+	none   trouble = iota
+	slow           // a write has taken longer than a Flush waits
+	failed         // the last write has failed
 )
 
 // Appender is what lines are written to. The file sink's endpoint is one.
@@ -47,9 +59,8 @@ type Writer struct {
 	lines   uint64
 	// recorded counts the lines that came into pending, done those that left it.
 	recorded, done uint64
-	// trouble says that nothing can be written at present, since the file says so or a
-	// write does not end.
-	trouble bool
+	// trouble is what was said last, and nobody waits for a write while there is any.
+	trouble trouble
 	// lostBefore is the count of lost lines when trouble began.
 	lostBefore uint64
 	// changed is closed when done or trouble has changed.
@@ -58,9 +69,10 @@ type Writer struct {
 
 var _ relay.Auditor = (*Writer)(nil)
 
-// NewWriter makes a Writer. It starts nothing.
+// NewWriter makes a Writer. It starts nothing. What it says in the log is no audit, and may be
+// bounded as everything else.
 func NewWriter(keys *Keys, out Appender, log *zap.Logger, counter *Counter) *Writer {
-	return &Writer{keys: keys, out: out, log: log, counter: counter, wake: make(chan struct{}, 1), changed: make(chan struct{})}
+	return &Writer{keys: keys, out: out, log: log.Named("audit_file"), counter: counter, wake: make(chan struct{}, 1), changed: make(chan struct{})}
 }
 
 // Record is part of relay.Auditor. A line for which there is no more room is lost.
@@ -93,7 +105,7 @@ func (w *Writer) Flush(ctx context.Context) {
 	w.mu.Lock()
 	until := w.recorded
 	var late <-chan time.Time
-	for w.done < until && !w.trouble {
+	for w.done < until && w.trouble == none {
 		changed := w.changed
 		w.mu.Unlock()
 		if late == nil {
@@ -108,7 +120,7 @@ func (w *Writer) Flush(ctx context.Context) {
 			return
 		case <-late:
 			w.mu.Lock()
-			w.begin("the audit is slow: messages do not wait for it", nil)
+			w.begin(slow, nil)
 		}
 	}
 	w.mu.Unlock()
@@ -150,34 +162,57 @@ func (w *Writer) write(ctx context.Context) error {
 	if len(lines) == 0 {
 		return nil
 	}
+	begun := time.Now()
 	err := w.out.Append(ctx, lines)
+	took := time.Since(begun)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil {
-		w.begin("the audit cannot be written: messages go on without it", err)
+		w.begin(failed, err)
 		return err
 	}
 	w.pending = append([]byte(nil), w.pending[len(lines):]...)
 	w.lines -= n
 	w.done += n
 	w.counter.written.Add(n)
-	if w.trouble {
-		w.trouble = false
-		w.log.Info("the audit is written again", zap.Uint64("lost_lines", w.counter.lost.Load()-w.lostBefore))
-	}
+	w.end(took)
 	w.tell()
 	return nil
 }
 
-// begin notes trouble and says so once; the caller holds the lock.
-func (w *Writer) begin(what string, err error) {
-	if w.trouble {
+// begin notes trouble and says so, where it is worse than what was said; the caller holds the
+// lock.
+func (w *Writer) begin(what trouble, err error) {
+	if w.trouble >= what {
 		return
 	}
-	w.trouble = true
-	w.lostBefore = w.counter.lost.Load()
-	w.log.Warn(what, zap.Error(err))
+	if w.trouble == none {
+		w.lostBefore = w.counter.lost.Load()
+	}
+	w.say(what, err)
 	w.tell()
+}
+
+// end says that trouble is over, or less, after a write that took so long; the caller holds
+// the lock.
+func (w *Writer) end(took time.Duration) {
+	switch {
+	case w.trouble != none && took <= quick:
+		w.trouble = none
+		w.log.Info("the audit is written again", zap.Uint64("lost_lines", w.counter.lost.Load()-w.lostBefore))
+	case w.trouble == failed:
+		w.say(slow, nil)
+	}
+}
+
+// say notes trouble and says what it is; the caller holds the lock.
+func (w *Writer) say(what trouble, err error) {
+	w.trouble = what
+	if what == slow {
+		w.log.Warn("the audit is slow: messages do not wait for it")
+		return
+	}
+	w.log.Warn("the audit cannot be written: messages go on without it", zap.Error(err))
 }
 
 // tell wakes those who wait in Flush; the caller holds the lock.

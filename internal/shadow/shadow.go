@@ -289,5 +289,6 @@ func errorText(err error) (reason, text string) {
 	}
 	const most = 1 << 10
 	text = err.Error()
-	return relay.ReasonOf(err), strings.ToValidUTF8(text[:min(len(text), most)], "")
+	// It may be a piece of a whole answer, which must not live as long.
+	return relay.ReasonOf(err), strings.ToValidUTF8(strings.Clone(text[:min(len(text), most)]), "")
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"mnsrelay/api"
 	"mnsrelay/internal/emulator"
 )
 
@@ -71,6 +72,19 @@ func TestReplicas(t *testing.T) {
 	for place := second; place < replicas; place++ {
 		require.NoError(t, w.start(t.Context(), place))
 	}
+	// One that listens may wait for its token still, and would have a smaller share.
+	w.await(t, restWithin, "every replica receives", func() (bool, string) {
+		for _, r := range w.living() {
+			status, err := r.Status(t.Context())
+			if err != nil {
+				return false, err.Error()
+			}
+			if state := status.Sources[0].State; state != api.SourceStateRunning {
+				return false, "one is " + string(state)
+			}
+		}
+		return true, ""
+	})
 	plans := plan(seed, span, short, lanesOfReplicas())
 	for _, events := range plans {
 		for _, e := range events {

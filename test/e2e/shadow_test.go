@@ -50,6 +50,7 @@ audit: {to: lines, key: '{{ body.biz_id }}'}
 `
 	sent := send(t, server, queue, 12, 0)
 	file := newConfigFile(t, configuration)
+	begun := time.Now()
 	r := runRelay(t, file.path)
 	eventually(t, 10*time.Second, "all were seen", func() bool {
 		s := r.source().Shadow
@@ -117,7 +118,7 @@ audit: {to: lines, key: '{{ body.biz_id }}'}
 		return count(server, emulator.OpPeek) > looks && r.source().Shadow.Head == len(sent)
 	})
 	require.Equal(t, uint64(12), r.source().Shadow.Seen)
-	require.LessOrEqual(t, count(server, emulator.OpPeek), int64(5), "a look every ten seconds")
+	require.LessOrEqual(t, count(server, emulator.OpPeek), 2+int64(time.Since(begun)/(10*time.Second)), "a look every ten seconds")
 	require.Equal(t, int64(1), count(server, emulator.OpReceive), "the old puller's")
 	require.Equal(t, int64(1), count(server, emulator.OpDelete), "the old puller's")
 	require.Zero(t, count(server, emulator.OpVisibility))
@@ -148,13 +149,16 @@ audit: {to: lines, key: '{{ body.biz_id }}'}
 	require.Nil(t, r.source().Shadow)
 	require.Equal(t, api.SourceStateRunning, r.source().State)
 	require.True(t, r.source().Balance.Exact)
-	delivered := 0
+	delivered := map[string]bool{} // a slow machine delivers twice what has leases of two seconds
 	for _, line := range auditLines(t, audited) {
 		if line.Audit == "delivered" {
-			delivered++
+			delivered[line.MessageID] = true
 		}
 	}
-	require.Equal(t, len(sent), delivered)
+	require.Len(t, delivered, len(sent))
+	for id := range sent {
+		require.True(t, delivered[id], "message %s has no line", id)
+	}
 	require.Zero(t, r.end(syscall.SIGTERM))
 }
 
