@@ -241,6 +241,7 @@ func TestStatusPage(t *testing.T) {
 		return strings.Contains(ask[string](t, ctx, "document.querySelector('"+card("source", "orders")+" svg path').getAttribute('d') || ''"), "L")
 	}, 40*time.Second, 500*time.Millisecond, "the line of the rate is drawn")
 	shows(t, ctx, time.Second, card("source", "orders"), "received, 5 min, at most ")
+	shows(t, ctx, time.Second, card("source", "orders"), "received, last minute")
 	shows(t, ctx, time.Second, card("route", "orders"), "to crm, 5 min, at most ")
 	shows(t, ctx, time.Second, card("route", "orders"), "to crm, p50 / p99")
 	require.Regexp(t, `to crm, p50 / p99\n\S+ m?s / `, ask[string](t, ctx, "document.querySelector('"+card("route", "orders")+"').innerText"))
