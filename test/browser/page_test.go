@@ -238,7 +238,7 @@ func TestStatusPage(t *testing.T) {
 		return ask[int](t, ctx, "document.querySelectorAll('#lines path.flows').length") == 5
 	}, 10*time.Second, 100*time.Millisecond, "every way flows")
 	require.Eventually(t, func() bool { // a point of the history
-		return strings.Contains(ask[string](t, ctx, "document.querySelector('"+card("source", "orders")+" svg path').getAttribute('d') || ''"), "L")
+		return strings.Contains(ask[string](t, ctx, "document.querySelector('"+card("source", "orders")+" svg path')?.getAttribute('d') || ''"), "L")
 	}, 40*time.Second, 500*time.Millisecond, "the line of the rate is drawn")
 	shows(t, ctx, time.Second, card("source", "orders"), "received, 5 min, at most ")
 	shows(t, ctx, time.Second, card("source", "orders"), "received, last minute")
@@ -289,6 +289,8 @@ func TestStatusPage(t *testing.T) {
 	press()
 	shows(t, ctx, 5*time.Second, "#said", "Resumed sms.")
 	shows(t, ctx, 5*time.Second, card("source", "sms"), "running")
+	require.Contains(t, w.relay.Log(), "source paused by an operator")
+	require.Contains(t, w.relay.Log(), "source resumed by an operator")
 
 	// On a phone, in the dark.
 	require.NoError(t, chromedp.Run(ctx, emulation.SetDeviceMetricsOverride(390, 844, 2, true),
