@@ -341,7 +341,7 @@ func stateText(out io.Writer, state *api.MessageState) error {
 
 // previewText says where a message would go.
 func previewText(p *api.Preview) string {
-	parts := make([]string, 0, len(p.Deliveries)+1)
+	parts := make([]string, 0, len(p.Deliveries))
 	for _, d := range p.Deliveries {
 		if d.Reason != "" {
 			parts = append(parts, "sink "+cellText(d.Sink)+" would reject it: "+cellText(d.Text))
@@ -349,7 +349,10 @@ func previewText(p *api.Preview) string {
 		}
 		parts = append(parts, "sink "+cellText(d.Sink)+" would get it")
 	}
-	return strings.Join(append(parts, cellText(p.End)), "; ")
+	if len(parts) == 0 {
+		return cellText(p.End)
+	}
+	return strings.Join(parts, "; ") + ". " + cellText(p.End)
 }
 
 // cellText keeps what a message has in its id from moving the cursor, or the columns.

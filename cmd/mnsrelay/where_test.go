@@ -23,6 +23,10 @@ func TestWhereReadsAnAuditAndAsksTheRelay(t *testing.T) {
 		case "/api/v1/messages/id-1":
 			_, _ = w.Write([]byte(`{"instance":"pod-1","id":"id-1","confirmed":[{"source":"sms","route":"r","sink":"events"}],"in_flight":[{"source":"sms","attempt":3}],
 				"failures":[{"time":"2026-03-10T10:31:02Z","source":"sms","route":"r","sink":"hook","message_id":"id-1","attempt":2,"outcome":"retry","reason":"status","text":"503\u001b[2J"}]}`))
+		case "/api/v1/messages/id-3":
+			_, _ = w.Write([]byte(`{"instance":"pod-1","id":"id-3","confirmed":[],"failures":[],"previews":[{"source":"sms","preview":{
+				"time":"2026-03-10T10:31:02Z","message_id":"id-3","attempt":1,"enqueued_at":"2026-03-10T10:31:00Z","end":"Deleted from the queue once all have it.",
+				"deliveries":[{"route":"r","sink":"events","target":"sms.events"},{"route":"r","sink":"hook","reason":"template","text":"no value"}]}}]}`))
 		case "/api/v1/messages/..%2Fbroken":
 			w.WriteHeader(http.StatusInternalServerError)
 		default:
@@ -41,6 +45,10 @@ func TestWhereReadsAnAuditAndAsksTheRelay(t *testing.T) {
 	require.Regexp(t, `^2026-03-10T10:31:02.123Z  id-1 +delivered  sms +r +events  sms.events  2 +3.2ms  -$`, lines[1])
 	require.Contains(t, got.stdout, "pod-1 knows of id-1:\n  in flight, from source sms, attempt 3\n  confirmed by sink events of route r")
 	require.Contains(t, got.stdout, `retry at sink hook, attempt 2: "503\x1b[2J"`)
+
+	got = command(t, "", "where", "id-3", "--url", api.URL)
+	require.Zero(t, got.code, got.stderr)
+	require.Contains(t, got.stdout, "pod-1 knows of id-3:\n  seen by source sms in shadow mode, which takes nothing: sink events would get it; sink hook would reject it: no value. Deleted from the queue once all have it.\n")
 
 	got = command(t, auditLine, "where", "id-2", "--file", "-", "--url", api.URL)
 	require.Equal(t, exitFailed, got.code)

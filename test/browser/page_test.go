@@ -238,9 +238,10 @@ func TestStatusPage(t *testing.T) {
 		return ask[int](t, ctx, "document.querySelectorAll('#lines path.flows').length") == 5
 	}, 10*time.Second, 100*time.Millisecond, "every way flows")
 	require.Eventually(t, func() bool { // a point of the history
-		return strings.Contains(ask[string](t, ctx, "document.querySelector('"+card("source", "orders")+" svg path').getAttribute('d') || ''"), "L")
+		return strings.Contains(ask[string](t, ctx, "document.querySelector('"+card("source", "orders")+" svg path')?.getAttribute('d') || ''"), "L")
 	}, 40*time.Second, 500*time.Millisecond, "the line of the rate is drawn")
 	shows(t, ctx, time.Second, card("source", "orders"), "received, 5 min, at most ")
+	shows(t, ctx, time.Second, card("source", "orders"), "received, last minute")
 	shows(t, ctx, time.Second, card("route", "orders"), "to crm, 5 min, at most ")
 	shows(t, ctx, time.Second, card("route", "orders"), "to crm, p50 / p99")
 	require.Regexp(t, `to crm, p50 / p99\n\S+ m?s / `, ask[string](t, ctx, "document.querySelector('"+card("route", "orders")+"').innerText"))
@@ -288,6 +289,8 @@ func TestStatusPage(t *testing.T) {
 	press()
 	shows(t, ctx, 5*time.Second, "#said", "Resumed sms.")
 	shows(t, ctx, 5*time.Second, card("source", "sms"), "running")
+	require.Contains(t, w.relay.Log(), "source paused by an operator")
+	require.Contains(t, w.relay.Log(), "source resumed by an operator")
 
 	// On a phone, in the dark.
 	require.NoError(t, chromedp.Run(ctx, emulation.SetDeviceMetricsOverride(390, 844, 2, true),

@@ -95,6 +95,7 @@ sinks:
 	require.NoError(t, err)
 	require.Equal(t, http.StatusOK, code, body)
 	require.Equal(t, "paused", string(r.source().State))
+	require.Contains(t, r.log(), `"message":"source paused by an operator","source":"sms"`)
 
 	_, metrics := r.get("/metrics")
 	for _, line := range []string{

@@ -119,7 +119,7 @@ function draw(c, charts) {
     }
   }
   for (const [of, points] of charts) {
-    if (!points) continue;
+    if (!points || points.length < 2) continue;
     if (!c.lines.has(of)) c.lines.set(of, chart(c));
     const line = c.lines.get(of);
     const minutes = [5, 15, 30].find((m) => points.length <= (m * 60) / history.interval_seconds) || 30;
@@ -198,8 +198,7 @@ function render(status) {
   for (const r of status.routes) {
     const c = card("route", r.name, "routes");
     const pairs = r.to.flatMap((t) => [
-      ["to " + t.sink + (t.required ? "" : ", optional") + ", last minute", rate(t.delivered_per_second)],
-      ["to " + t.sink + ", in all", number(t.delivered)],
+      ["to " + t.sink + (t.required ? "" : ", optional") + ", last minute / in all", rate(t.delivered_per_second) + " / " + number(t.delivered)],
       ["to " + t.sink + ", p50 / p99", latency(t.latency)],
     ]);
     show(c, "", "", "", pairs);
