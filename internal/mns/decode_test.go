@@ -167,8 +167,18 @@ func TestDecodeAutoLooksAtEveryByte(t *testing.T) {
 		in   string
 		text bool
 	}{
-		{" ", true}, {"~", true}, {"\t", true}, {"\r\n", true}, {"é", true}, {"短信", true},
-		{"\x00", false}, {"\x1f", false}, {"\x7f", false}, {"\x80", false}, {"\xff", false}, {"\u0085", false},
+		{" ", true},
+		{"~", true},
+		{"\t", true},
+		{"\r\n", true},
+		{"é", true},
+		{"短信", true},
+		{"\x00", false},
+		{"\x1f", false},
+		{"\x7f", false},
+		{"\x80", false},
+		{"\xff", false},
+		{"\u0085", false},
 	} {
 		for n := range 20 {
 			text := strings.Repeat("x", n) + c.in + strings.Repeat("y", 20-n)

@@ -94,7 +94,7 @@ func (p panel) draw(text *strings.Builder) {
 		}
 	}
 	step := niceStep(most / 4)
-	most = math.Ceil(most/step) * step
+	most = max(math.Ceil(most/step), 1) * step
 	// What grows doubles: the way across is logarithmic.
 	first, last := math.Log2(p.at[0]), math.Log2(p.at[len(p.at)-1])
 	x := func(v float64) float64 {

@@ -56,9 +56,6 @@ func TestMeasures(t *testing.T) {
 		for _, q := range []quantity{perSecond, cpu, emulatorCPU, brokerCPU, allocations, allocated, peakRSS, requests} {
 			require.Positive(t, run[q], "%s of %s", q, r.Name)
 		}
-		// Two requests for each sixteen messages is the least there can be; half of it
-		// falls out of the time that counts at most.
-		require.Greater(t, run[requests], 1.0/batch)
 	}
 
 	var text strings.Builder

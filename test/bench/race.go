@@ -98,16 +98,16 @@ func (w *world) race(ctx context.Context, kind string, l load, round int) (_ run
 			err = errors.Join(err, c.end())
 		}
 	}()
+	unstarted, err := w.snapshot(ctx, nil, l)
+	if err != nil {
+		return nil, err
+	}
 	for range l.replicas {
 		c, err := w.start(ctx, kind, l, round)
 		if err != nil {
 			return nil, err
 		}
 		all = append(all, c)
-	}
-	started, err := w.snapshot(ctx, all, l)
-	if err != nil {
-		return nil, err
 	}
 	var sending sync.WaitGroup
 	defer sending.Wait()
@@ -126,7 +126,7 @@ func (w *world) race(ctx context.Context, kind string, l load, round int) (_ run
 	}
 	if begin.deleted == end.deleted {
 		w.log("%s is measured from its start: %d messages are too few to tell when it runs", kind, l.messages)
-		begin = started
+		begin = unstarted
 	}
 	r := begin.until(end)
 	for _, c := range all {
