@@ -137,7 +137,7 @@ func (d *demo) start(ctx context.Context, logs io.Writer) error {
 	if err != nil {
 		return err
 	}
-	d.relay, err = app.New(parsed, app.Deps{
+	d.relay, err = app.New(parsed, app.Deps{ //nolint:contextcheck // A relay has the context of its Run.
 		Version: d.cfg.Version, Instance: "demo",
 		Registry: telemetry.NewRegistry(d.cfg.Version), Log: log, Level: zap.NewAtomicLevel(),
 	})
