@@ -20,7 +20,7 @@
 // base64 and publish persistent, mandatory messages with the same headers.
 //
 // A contender is measured from when a tenth of its messages has been deleted from MNS until
-// all have: starting is not in it. Afterwards every message must have arrived exactly once
+// all have: starting is not in it, unless there are too few for that. Afterwards every message must have arrived exactly once
 // and none may be left, or the run fails. Contenders take turns, each round beginning with
 // another; what is judged are ratios within a round, in the median over the rounds.
 //

@@ -77,6 +77,10 @@ type snapshot struct {
 	memory                       memoryUse
 }
 
+// fewest is how many messages can be measured while a contender runs: fewer are gone before
+// its processor time has been counted.
+const fewest = 1000
+
 // race lets one contender do its work and measures it.
 func (w *world) race(ctx context.Context, kind string, l load, round int) (_ run, err error) {
 	limit := 10*time.Minute + time.Duration(l.messages/max(l.rate, 1))*time.Second
@@ -124,7 +128,7 @@ func (w *world) race(ctx context.Context, kind string, l load, round int) (_ run
 	if err != nil {
 		return nil, err
 	}
-	if begin.deleted == end.deleted {
+	if l.messages < fewest || begin.deleted == end.deleted {
 		w.log("%s is measured from its start: %d messages are too few to tell when it runs", kind, l.messages)
 		begin = unstarted
 	}
