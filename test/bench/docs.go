@@ -25,6 +25,7 @@ func writeDocs(dir string, outcomes []*outcome) error {
 		}
 	}
 	if panels := panelsOf(outcomes); len(panels) > 0 {
+		sections["growth"] = "\n![Messages a second against pollers, body size, sinks, sources and replicas](images/growth.svg)\n"
 		for _, p := range panels {
 			sections["growth"] += p.markdown()
 		}
