@@ -29,7 +29,7 @@ func TestValidate(t *testing.T) {
 		want   string // the first words; empty: valid
 	}{
 		{"no endpoint", func(c *sink.Config) { c.Endpoint = setting.URL{} }, "endpoint: required"},
-		{"no URL", func(c *sink.Config) { c.Endpoint = setting.NewURL("localhost:80") }, "endpoint: no http or https URL"},
+		{"no URL", func(c *sink.Config) { c.Endpoint = setting.NewURL("localhost:80") }, "endpoint: is no http or https URL"},
 		{"no queue", func(c *sink.Config) { c.Queue = "" }, "queue: required"},
 		{"no queue's name", func(c *sink.Config) { c.Queue = "a/b" }, "queue: no queue's name"},
 		{"no credentials", func(c *sink.Config) { c.Credentials = credentials.Config{} }, "credentials.type: required"},
