@@ -124,7 +124,7 @@ func peek(decoder *mns.Decoder, m relay.Message) shownMessage {
 // print prints a message for people: JSON in lines, and nothing that a terminal would obey.
 func (p *shownMessage) print(w io.Writer, paint painter, now time.Time) error {
 	var b strings.Builder
-	_, _ = fmt.Fprintf(&b, "%s  attempt %d, enqueued at %s, %v ago\n", paint.paint(bold, "message "+p.ID), p.Attempt, p.EnqueuedAt,
+	_, _ = fmt.Fprintf(&b, "%s  attempt %d, enqueued at %s, %v ago\n", paint.paint(bold, "message "+shown(p.ID)), p.Attempt, p.EnqueuedAt,
 		now.Sub(p.at).Round(time.Second))
 	for _, name := range slices.Sorted(maps.Keys(p.Attributes)) {
 		_, _ = fmt.Fprintf(&b, "  %s: %s\n", paint.paint(faint, "attributes."+shown(name)), oneLine(shown(p.Attributes[name])))

@@ -55,7 +55,7 @@ func (p painter) paint(c colour, text string) string {
 // printed is replaced, line ends and tabs aside.
 func shown(text string) string {
 	return strings.Map(func(r rune) rune {
-		if r == '\n' || r == '\t' || !unicode.IsControl(r) {
+		if r == '\n' || r == '\t' || !unicode.IsControl(r) && !unicode.Is(unicode.Bidi_Control, r) {
 			return r
 		}
 		return unicode.ReplacementChar

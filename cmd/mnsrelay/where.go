@@ -80,13 +80,14 @@ func (w *where) run(cmd *cobra.Command, text string) error {
 		return err
 	}
 	search := keys.Search(text)
+	// One that cannot be read takes nothing from what the others say.
+	var unread error
 	for _, file := range files {
-		if err := read(cmd.InOrStdin(), search, file); err != nil {
-			return err
-		}
+		unread = errors.Join(unread, read(cmd.InOrStdin(), search, file))
 	}
 	search.Finish()
 	states, unanswered := w.ask(cmd.Context(), client, text, search)
+	unanswered = errors.Join(unread, unanswered)
 	if w.asJSON {
 		err = whereJSON(cmd.OutOrStdout(), search, states)
 	} else {
@@ -146,7 +147,11 @@ func read(stdin io.Reader, search *audit.Search, file string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(search.Read(from), from.Close())
+	if err := search.Read(from); err != nil {
+		_ = from.Close() // It says the same again.
+		return fmt.Errorf("%w, in %s", err, file)
+	}
+	return from.Close()
 }
 
 // client makes the client that asks the relay, and checks where that is.

@@ -174,3 +174,15 @@ sinks:
 		require.Equal(t, exitUsage, command(t, "", append([]string{"explain", "-c", config}, args...)...).code)
 	}
 }
+
+// A file that cannot be read to its end takes nothing from what the others say.
+func TestWhereGoesOnAfterABadFile(t *testing.T) {
+	folder := t.TempDir()
+	torn, whole := filepath.Join(folder, "torn.gz"), filepath.Join(folder, "audit.jsonl")
+	require.NoError(t, os.WriteFile(torn, []byte("\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03"), 0o600))
+	require.NoError(t, os.WriteFile(whole, []byte(auditLine), 0o600))
+	got := command(t, "", "where", "id-1", "--file", torn, "--file", whole)
+	require.Equal(t, 1, got.code)
+	require.Contains(t, got.stdout, "delivered")
+	require.Equal(t, 1, strings.Count(got.stderr, "torn.gz"), got.stderr)
+}

@@ -437,6 +437,20 @@ func TestFilesAreThoseThatWereMoved(t *testing.T) {
 	require.ErrorContains(t, err, "audit.jsonl.2.gz")
 }
 
+// A file that is a link is read, one that is being packed is read once, and another's is not.
+func TestFilesOfAnAuditAlone(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	path := filepath.Join(folder, "audit.jsonl")
+	for _, name := range []string{"data", "audit.jsonl.1", "audit.jsonl.1.gz", "audit.jsonlines"} {
+		require.NoError(t, os.WriteFile(filepath.Join(folder, name), []byte("{}\n"), 0o600))
+	}
+	require.NoError(t, os.Symlink("data", path))
+	files, err := audit.Files(path)
+	require.NoError(t, err)
+	require.ElementsMatch(t, []string{path, path + ".1"}, files)
+}
+
 func FuzzSearch(f *testing.F) {
 	f.Add("a", `{"time":"x","audit":"delivered","message_id":"a"}`)
 	f.Add("é\n", "2026-01-01T00:00:00Z {\"audit\":1}\n{")

@@ -13,7 +13,8 @@ import (
 )
 
 // Files gives the file at path and those that it was moved to by logrotate and the like,
-// which begin with its name (audit.jsonl.1, audit.jsonl-20260101.gz), the oldest first.
+// which begin with its name (audit.jsonl.1, audit.jsonl-20260101.gz), the oldest first. One
+// that is being packed is taken as it was before.
 func Files(path string) ([]string, error) {
 	folder, name := filepath.Split(path)
 	entries, err := os.ReadDir(filepath.Clean(folder))
@@ -26,15 +27,24 @@ func Files(path string) ([]string, error) {
 	}
 	var files []file
 	for _, entry := range entries {
-		info, err := entry.Info()
-		if err != nil || !info.Mode().IsRegular() || !strings.HasPrefix(entry.Name(), name) {
-			continue // gone meanwhile, or of something else
+		moved, found := strings.CutPrefix(entry.Name(), name)
+		if !found || moved != "" && moved[0] != '.' && moved[0] != '-' {
+			continue // of something else
+		}
+		info, err := os.Stat(folder + entry.Name()) // a link leads to it
+		if err != nil || !info.Mode().IsRegular() {
+			continue // gone meanwhile, or no file
 		}
 		files = append(files, file{folder + entry.Name(), info.ModTime().UnixNano()})
 	}
 	if len(files) == 0 {
 		return nil, fmt.Errorf("look for the audit: there is no file %s yet", path)
 	}
+	all := slices.Clone(files)
+	files = slices.DeleteFunc(files, func(f file) bool {
+		before, packed := strings.CutSuffix(f.path, ".gz")
+		return packed && slices.ContainsFunc(all, func(f file) bool { return f.path == before })
+	})
 	slices.SortStableFunc(files, func(a, b file) int { return cmp.Compare(a.changed, b.changed) })
 	paths := make([]string, len(files))
 	for i := range files {
