@@ -46,9 +46,10 @@ func FreePorts(ctx context.Context, count int) ([]int, error) {
 
 // reserve locks a file of the port's name, which the kernel unlocks when the process ends,
 // however it ends: its descriptor stays open until then. The files stay, empty; removing
-// one would let two processes lock what only seems to be the same file.
+// one would let two processes lock what only seems to be the same file. The folder is that
+// of the machine, as the ports are: TMPDIR may be another for each process.
 func reserve(port int) (bool, error) {
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("mnsrelay-ports-%d", os.Getuid()))
+	dir := fmt.Sprintf("/tmp/mnsrelay-ports-%d", os.Getuid())
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return false, err
 	}

@@ -3,8 +3,6 @@ package process_test
 import (
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
 	"syscall"
 	"testing"
 
@@ -20,7 +18,7 @@ func TestFreePortsBelongToTheirFinder(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, ports, 8)
 	for _, port := range ports {
-		f, err := os.OpenFile(filepath.Join(os.TempDir(), fmt.Sprintf("mnsrelay-ports-%d", os.Getuid()), strconv.Itoa(port)), os.O_RDWR, 0)
+		f, err := os.OpenFile(fmt.Sprintf("/tmp/mnsrelay-ports-%d/%d", os.Getuid(), port), os.O_RDWR, 0)
 		require.NoError(t, err)
 		require.ErrorIs(t, syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB), syscall.EWOULDBLOCK)
 		require.NoError(t, f.Close())
