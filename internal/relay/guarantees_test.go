@@ -504,29 +504,34 @@ func TestARetryStaysInsideTheLease(t *testing.T) {
 	})
 }
 
+// loseTheLease lets the first sink fail in a way that is tried again, by when the lease is lost.
+func (r *rig) loseTheLease() {
+	s := r.sinks[0]
+	r.queue.Fault = func(op, _ string) error {
+		if op == "extend" {
+			return relay.ErrLeaseLost
+		}
+		return nil
+	}
+	r.queue.Visibility = 60 * time.Second
+	s.Answer(func(context.Context, relay.Message) relay.Result {
+		s.Set(relay.Down, "connection lost")
+		<-time.After(31 * time.Second) // past half the lease, when it is renewed
+		s.Set(relay.Up, "")
+		return relay.Result{Err: fmt.Errorf("EOF: %w", relay.ErrSinkDown)} // is held and sent again
+	})
+}
+
 // A lease that was lost cancels what has not been sent again.
 func TestALostLeaseIsNotSentAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 1)
-		s := r.sinks[0]
-		r.queue.Fault = func(op, _ string) error {
-			if op == "extend" {
-				return relay.ErrLeaseLost
-			}
-			return nil
-		}
-		r.queue.Visibility = 60 * time.Second
-		s.Answer(func(context.Context, relay.Message) relay.Result {
-			s.Set(relay.Down, "connection lost")
-			<-time.After(31 * time.Second) // past half the lease, when it is renewed
-			s.Set(relay.Up, "")
-			return relay.Result{Err: fmt.Errorf("EOF: %w", relay.ErrSinkDown)} // is held and sent again
-		})
+		r.loseTheLease()
 		r.queue.Send("x")
 		r.start()
 		pass(50 * time.Second)
-		require.Equal(t, 1, s.Calls())
+		require.Equal(t, 1, r.sinks[0].Calls())
 		require.EqualValues(t, 1, r.stats.Counts().LostLeases)
 		r.soft()
 		pass(time.Minute)

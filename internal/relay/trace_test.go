@@ -1,7 +1,6 @@
 package relay_test
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"strings"
@@ -155,20 +154,7 @@ func TestTheSpanOfALostLeaseEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		of := &spans{}
 		r := newRig(t, 1, func(_ *relay.Config, d *relay.Deps) { d.Tracer = of })
-		s := r.sinks[0]
-		r.queue.Fault = func(op, _ string) error {
-			if op == "extend" {
-				return relay.ErrLeaseLost
-			}
-			return nil
-		}
-		r.queue.Visibility = 60 * time.Second
-		s.Answer(func(context.Context, relay.Message) relay.Result {
-			s.Set(relay.Down, "connection lost")
-			<-time.After(31 * time.Second) // past half the lease, when it is renewed
-			s.Set(relay.Up, "")
-			return relay.Result{Err: fmt.Errorf("EOF: %w", relay.ErrSinkDown)} // is held, and would be sent again
-		})
+		r.loseTheLease()
 		r.queue.Send("x")
 		r.start()
 		pass(50 * time.Second)
