@@ -55,8 +55,10 @@ sinks: {out: {type: file, path: "-"}, unused: {type: file, path: x}}
 	require.Len(t, decoded(t, got.stdout)["problems"], 1)
 }
 
-func TestTestJSON(t *testing.T) {
-	path := written(t, map[string]string{"tests.yaml": `
+// oneOfTwoFails writes a file of two tests, the second of which fails, and gives its path.
+func oneOfTwoFails(t *testing.T) string {
+	t.Helper()
+	return written(t, map[string]string{"tests.yaml": `
 config: mnsrelay.yaml
 tests:
   - {name: goes, message: {source: sms, body: x}, deliveries: [{sink: out}]}
@@ -65,6 +67,10 @@ tests:
 sources: {sms: {endpoint: "http://127.0.0.1:1", queue: q, credentials: {type: static, access_key_id: a, access_key_secret: secret}, to: out}}
 sinks: {out: {type: file, path: "-"}}
 `})("tests.yaml")
+}
+
+func TestTestJSON(t *testing.T) {
+	path := oneOfTwoFails(t)
 	got := command(t, "", "test", "--json", path)
 	require.Equal(t, exitFailed, got.code)
 	v := decoded(t, got.stdout)

@@ -81,15 +81,7 @@ func onTerminal(t *testing.T, args ...string) (code int, out string) {
 }
 
 func TestColoursAreForTerminals(t *testing.T) {
-	path := written(t, map[string]string{"tests.yaml": `
-config: mnsrelay.yaml
-tests:
-  - {name: goes, message: {source: sms, body: x}, deliveries: [{sink: out}]}
-  - {name: does not, message: {source: sms, body: x}, deliveries: []}
-`, "mnsrelay.yaml": `
-sources: {sms: {endpoint: "http://127.0.0.1:1", queue: q, credentials: {type: static, access_key_id: a, access_key_secret: secret}, to: out}}
-sinks: {out: {type: file, path: "-"}}
-`})("tests.yaml")
+	path := oneOfTwoFails(t)
 	t.Setenv("TERM", "xterm-256color")
 	t.Setenv("NO_COLOR", "")
 	code, out := onTerminal(t, "test", path)
