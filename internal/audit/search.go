@@ -126,8 +126,10 @@ func (s *Search) Finish() {
 
 // IDs are the ids of the messages that were found, in order.
 func (s *Search) IDs() (ids []string) {
+	seen := make(map[string]bool)
 	for _, line := range s.Lines {
-		if !slices.Contains(ids, line.MessageID) {
+		if !seen[line.MessageID] {
+			seen[line.MessageID] = true
 			ids = append(ids, line.MessageID)
 		}
 	}
