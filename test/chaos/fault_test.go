@@ -10,8 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	toxiproxy "github.com/Shopify/toxiproxy/v2"
-
 	"mnsrelay/internal/emulator"
 )
 
@@ -93,17 +91,17 @@ func cutQueue(ctx context.Context, w *world, _ *rand.Rand, lasts time.Duration) 
 	return errors.Join(pause(ctx, lasts), w.mns.Start())
 }
 
-func brokerWay(w *world) *toxiproxy.Proxy { return w.amqp }
-func queueWay(w *world) *toxiproxy.Proxy  { return w.mns }
+func brokerWay(w *world) *way { return w.amqp }
+func queueWay(w *world) *way  { return w.mns }
 
 // toxic makes a way bad.
-func toxic(way func(*world) *toxiproxy.Proxy, definition string) func(context.Context, *world, *rand.Rand, time.Duration) error {
+func toxic(of func(*world) *way, definition string) func(context.Context, *world, *rand.Rand, time.Duration) error {
 	return func(ctx context.Context, w *world, _ *rand.Rand, lasts time.Duration) error {
-		added, err := way(w).Toxics.AddToxicJson(strings.NewReader(definition))
+		added, err := of(w).Toxics.AddToxicJson(strings.NewReader(definition))
 		if err != nil {
 			return fmt.Errorf("make the way bad: %w", err)
 		}
-		return errors.Join(pause(ctx, lasts), way(w).Toxics.RemoveToxic(ctx, added.Name))
+		return errors.Join(pause(ctx, lasts), of(w).Toxics.RemoveToxic(ctx, added.Name))
 	}
 }
 

@@ -53,8 +53,8 @@ type world struct {
 	emulator *emulator.Server
 	queue    string
 	node     *broker.Node
-	amqp     *toxiproxy.Proxy    // between relays and broker
-	mns      *toxiproxy.Proxy    // between relays and the emulator
+	amqp     *way
+	mns      *way
 	redis    *redisserver.Server // nil: there is none
 	hook     *hook
 	inbox    *inbox
@@ -65,6 +65,13 @@ type world struct {
 	mu     sync.Mutex
 	relays [replicas]*rig.Relay
 	ended  []*rig.Relay
+}
+
+// way is the proxy between the relays and a server. Its address does not change; the
+// proxy's own field is written anew with each start, and a reload may read it meanwhile.
+type way struct {
+	*toxiproxy.Proxy
+	address string
 }
 
 // newWorld makes a world without relays; shared says that they will share a ledger.
@@ -92,8 +99,8 @@ func newWorld(t *testing.T, shared bool) *world {
 
 	zerolog.SetGlobalLevel(zerolog.Disabled) // the proxy's toxics log past its logger
 	proxies := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	w.mns = newProxy(t, proxies, "mns", address)
-	w.amqp = newProxy(t, proxies, "amqp", w.node.URL())
+	w.mns = newWay(t, proxies, "mns", address)
+	w.amqp = newWay(t, proxies, "amqp", w.node.URL())
 	_, err = w.amqp.Toxics.AddToxicJson(strings.NewReader(fmt.Sprintf(
 		`{"name": "usual", "type": "latency", "stream": "downstream", "attributes": {"latency": %d}}`, usualDelay.Milliseconds())))
 	require.NoError(t, err)
@@ -111,14 +118,14 @@ func newWorld(t *testing.T, shared bool) *world {
 	return w
 }
 
-func newProxy(t *testing.T, server *toxiproxy.ApiServer, name, upstream string) *toxiproxy.Proxy {
+func newWay(t *testing.T, server *toxiproxy.ApiServer, name, upstream string) *way {
 	t.Helper()
 	u, err := url.Parse(upstream)
 	require.NoError(t, err)
 	p := toxiproxy.NewProxy(server, name, "127.0.0.1:0", u.Host)
 	require.NoError(t, p.Start())
 	t.Cleanup(p.Stop)
-	return p
+	return &way{Proxy: p, address: p.Listen}
 }
 
 // settings is the configuration of every relay: all messages go to the broker, every
@@ -155,7 +162,7 @@ sinks:
 routes:
   - {name: all, from: sms, to: events}
   - {name: even, from: sms, when: body.n %% 2 == 0, to: hook}
-`, ledger, w.queue, w.mns.Listen, w.mns.Listen, 4+version%2, room, w.amqp.Listen, exchange, w.hook.server.URL, 2000+version/2%2)
+`, ledger, w.queue, w.mns.address, w.mns.address, 4+version%2, room, w.amqp.address, exchange, w.hook.server.URL, 2000+version/2%2)
 }
 
 // toHook says whether message n goes to the webhook.
