@@ -18,22 +18,41 @@ import (
 // When it is full it keeps the confirms that were asked for and drops those that never
 // were. Under a flood of redeliveries, where messages come round one after another, to
 // drop the oldest would forget each just before it is asked for.
+//
+// Nearly every confirm is forgotten milliseconds after it was recorded, when its message
+// has been deleted. A map is enough for these, and takes a tenth of the time: only what
+// stays until the map is full goes to the cache, which evicts.
 type Memory struct {
-	entries *otter.Cache[relay.LedgerKey, struct{}]
 	clock   clock
+	ttl     time.Duration
+	entries *otter.Cache[relay.LedgerKey, struct{}]
 	evicted atomic.Uint64
 
-	mu     sync.Mutex
-	upkeep []func() // that the cache has asked for
+	mu sync.Mutex
+	// fresh are the latest confirms, with when they were recorded by clock. It never has
+	// more than room.
+	fresh map[relay.LedgerKey]int64
+	room  int
+
+	upkeepMu sync.Mutex
+	upkeep   []func() // that the cache has asked for
 }
 
 var _ Ledger = (*Memory)(nil)
 
+// maxFresh is how many confirms are kept in the map at most: what several sources at full
+// speed have in flight.
+const maxFresh = 4096
+
 // NewMemory makes a ledger of cfg.MaxEntries and cfg.TTL.
 func NewMemory(cfg Config) (*Memory, error) {
-	m := &Memory{clock: clock{start: time.Now()}}
+	const share = 16 // of a small ledger: evictions are to be the cache's, which chooses well
+	m := &Memory{
+		clock: clock{start: time.Now()}, ttl: cfg.TTL,
+		fresh: make(map[relay.LedgerKey]int64), room: min(maxFresh, cfg.MaxEntries/share),
+	}
 	entries, err := otter.New(&otter.Options[relay.LedgerKey, struct{}]{
-		MaximumSize:      cfg.MaxEntries,
+		MaximumSize:      cfg.MaxEntries - m.room,
 		ExpiryCalculator: otter.ExpiryWriting[relay.LedgerKey, struct{}](cfg.TTL),
 		Executor:         m.later,
 		Clock:            &m.clock,
@@ -57,11 +76,17 @@ func (m *Memory) Confirmed(ctx context.Context, keys []relay.LedgerKey) ([]bool,
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	m.clock.read()
+	now := m.clock.read()
 	defer m.keepUp()
 	confirmed := make([]bool, len(keys))
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for i := range keys {
-		_, confirmed[i] = m.entries.GetIfPresent(keys[i])
+		if recorded, found := m.fresh[keys[i]]; found && m.left(recorded, now) > 0 {
+			confirmed[i] = true
+		} else {
+			_, confirmed[i] = m.entries.GetIfPresent(keys[i])
+		}
 	}
 	return confirmed, nil
 }
@@ -71,14 +96,34 @@ func (m *Memory) Record(ctx context.Context, keys []relay.LedgerKey) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	m.clock.read()
+	now := m.clock.read()
 	defer m.keepUp()
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for _, key := range keys {
 		// An id may be a piece of a whole batch's text, which must not live as long.
 		key.Message = strings.Clone(key.Message)
-		m.entries.Set(key, struct{}{})
+		if m.fresh[key] = now; len(m.fresh) > m.room {
+			m.spill(now)
+		}
 	}
 	return nil
+}
+
+// spill moves what is fresh to the cache, where it expires when it would have here.
+func (m *Memory) spill(now int64) {
+	for key, recorded := range m.fresh {
+		if left := m.left(recorded, now); left > 0 {
+			m.entries.Set(key, struct{}{})
+			m.entries.SetExpiresAfter(key, left)
+		}
+	}
+	clear(m.fresh)
+}
+
+// left is how long a confirm is still remembered.
+func (m *Memory) left(recorded, now int64) time.Duration {
+	return m.ttl - time.Duration(now-recorded)
 }
 
 // Forget is part of relay.Ledger. It fails only if ctx has ended.
@@ -88,6 +133,14 @@ func (m *Memory) Forget(ctx context.Context, keys []relay.LedgerKey) error {
 	}
 	m.clock.read()
 	defer m.keepUp()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range keys {
+		delete(m.fresh, keys[i])
+	}
+	if m.entries.EstimatedSize() == 0 {
+		return nil
+	}
 	for i := range keys {
 		m.entries.Invalidate(keys[i])
 	}
@@ -96,11 +149,16 @@ func (m *Memory) Forget(ctx context.Context, keys []relay.LedgerKey) error {
 
 // Status is part of Ledger.
 func (m *Memory) Status() Status {
-	return Status{Entries: m.entries.EstimatedSize(), Evicted: m.evicted.Load()}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return Status{Entries: len(m.fresh) + m.entries.EstimatedSize(), Evicted: m.evicted.Load()}
 }
 
 // Close drops everything.
 func (m *Memory) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	clear(m.fresh)
 	m.entries.InvalidateAll()
 	return nil
 }
@@ -109,16 +167,16 @@ func (m *Memory) Close() error {
 // for one entry as for a batch, so it waits for the end of a call, which does it itself:
 // no goroutine outlives a call.
 func (m *Memory) later(upkeep func()) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	m.upkeepMu.Lock()
+	defer m.upkeepMu.Unlock()
 	m.upkeep = append(m.upkeep, upkeep)
 }
 
 func (m *Memory) keepUp() {
-	m.mu.Lock()
+	m.upkeepMu.Lock()
 	upkeep := m.upkeep
 	m.upkeep = nil
-	m.mu.Unlock()
+	m.upkeepMu.Unlock()
 	for _, do := range upkeep {
 		do()
 	}
@@ -132,7 +190,11 @@ type clock struct {
 	now   atomic.Int64
 }
 
-func (c *clock) read() { c.now.Store(int64(time.Since(c.start))) }
+func (c *clock) read() int64 {
+	now := int64(time.Since(c.start))
+	c.now.Store(now)
+	return now
+}
 
 // NowNano is part of otter.Clock.
 func (c *clock) NowNano() int64 { return c.now.Load() }

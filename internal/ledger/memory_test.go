@@ -100,7 +100,7 @@ func TestMemoryGivesRoomOfTheExpiredBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 1000
 		l := openMemory(t, time.Hour, limit)
-		require.NoError(t, l.Record(t.Context(), keysOf(0, limit)))
+		require.NoError(t, l.Record(t.Context(), keysOf(0, limit*9/10)))
 		time.Sleep(2 * time.Hour) //nolint:forbidigo // The bubble's time.
 		fresh := keysOf(limit, limit/2)
 		require.NoError(t, l.Record(t.Context(), fresh))
@@ -109,6 +109,42 @@ func TestMemoryGivesRoomOfTheExpiredBack(t *testing.T) {
 		require.NotContains(t, answers, false, "none of the new made room for one that had expired")
 		require.Equal(t, limit/2, l.Status().Entries)
 		require.Zero(t, l.Status().Evicted)
+	})
+}
+
+// A confirm is remembered for its time wherever it is kept, and forgotten in both places.
+func TestMemoryExpiresWhatItHasMoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit = 1600 // of which 100 are fresh
+		l := openMemory(t, time.Hour, limit)
+		first, later := keysOf(0, 64), keysOf(1000, 64)
+		require.NoError(t, l.Record(t.Context(), first))
+		time.Sleep(40 * time.Minute) //nolint:forbidigo // The bubble's time.
+		require.NoError(t, l.Record(t.Context(), later))
+		known := func(keys []relay.LedgerKey) (known int) {
+			answers, err := l.Confirmed(t.Context(), keys)
+			require.NoError(t, err)
+			for _, confirmed := range answers {
+				if confirmed {
+					known++
+				}
+			}
+			return known
+		}
+		require.Equal(t, 64, known(first))
+		require.Equal(t, 64, known(later))
+		time.Sleep(21 * time.Minute) //nolint:forbidigo // The bubble's time.
+		require.Zero(t, known(first), "an hour has passed since they were recorded, not since they were moved")
+		require.Equal(t, 64, known(later))
+		require.NoError(t, l.Forget(t.Context(), later))
+		require.Zero(t, known(later))
+
+		// A confirm that is recorded again is in both.
+		require.NoError(t, l.Record(t.Context(), keysOf(2000, 160)))
+		require.NoError(t, l.Record(t.Context(), keysOf(2000, 16)))
+		require.Equal(t, 160, known(keysOf(2000, 160)))
+		require.NoError(t, l.Forget(t.Context(), keysOf(2000, 160)))
+		require.Zero(t, known(keysOf(2000, 160)))
 	})
 }
 

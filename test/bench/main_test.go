@@ -31,6 +31,7 @@ func small(t *testing.T, scenarios ...string) options {
 // Every scenario can be measured: each message arrives once, and each contender is measured
 // and compared. The times are not judged.
 func TestMeasures(t *testing.T) {
+	t.Parallel()
 	outcomes, err := measure(t.Context(), small(t, append(standard(), "sinks")...))
 	require.NoError(t, err)
 	seen := map[string]bool{}
@@ -67,6 +68,7 @@ func TestMeasures(t *testing.T) {
 
 // What grows is measured too, and becomes a table and a chart.
 func TestGrows(t *testing.T) {
+	t.Parallel()
 	w := &world{options: small(t)}
 	defer func() { require.NoError(t, w.close()) }()
 	all, err := w.contests(t.Context(), "growth")
@@ -147,6 +149,7 @@ func TestPostsTheSame(t *testing.T) {
 
 // A message that is missing, or that came again, fails the run.
 func TestVerifies(t *testing.T) {
+	t.Parallel()
 	w := &world{options: small(t)}
 	defer func() { require.NoError(t, w.close()) }()
 	require.NoError(t, w.open(t.Context()))
