@@ -46,6 +46,7 @@ Exit codes: 0 drained, 1 the drain was cut short or the relay could not start, 2
 			defer func() { _ = log.Sync() }() // standard error may not be one that can be synced
 			soft, hard, release := stopOnSignals(cmd.Context())
 			defer release()
+			fitContainer(soft, log)
 			relay, err := app.New(cfg, app.Deps{
 				Version: buildVersion(), Instance: instance(),
 				Registry: telemetry.NewRegistry(buildVersion()), Log: log, Level: level,

@@ -19,7 +19,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
+	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -173,7 +176,10 @@ func (a *App) Run(ctx, cut context.Context) (err error) {
 	}
 	fields := []zap.Field{
 		zap.String("version", a.deps.Version), zap.Stringer("api", addr), zap.Bool("tls", !now.cfg.Server.TLS.IsZero()),
-		zap.Int("sources", len(now.sources)), zap.Int("sinks", len(now.sinks)),
+		zap.Int("sources", len(now.sources)), zap.Int("sinks", len(now.sinks)), zap.Int("processors", runtime.GOMAXPROCS(0)),
+	}
+	if limit := debug.SetMemoryLimit(-1); limit < math.MaxInt64 {
+		fields = append(fields, zap.Int64("memory_limit", limit)) // bytes
 	}
 	if admin != nil {
 		fields = append(fields, zap.Stringer("admin", admin))

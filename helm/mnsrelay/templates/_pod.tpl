@@ -120,14 +120,8 @@ securityContext:
   {{- toYaml .Values.securityContext | nindent 2 }}
 resources:
   {{- toYaml .Values.resources | nindent 2 }}
+{{- if or .Values.rrsa.oidcProviderArn .Values.secretEnv .Values.extraEnv }}
 env:
-  {{- $named := list -}}
-  {{- range .Values.extraEnv -}}{{- $named = append $named .name -}}{{- end -}}
-  {{- with and (not (has "GOMEMLIMIT" $named)) (dig "limits" "memory" "" .Values.resources) }}
-  # 90% of the limit: the garbage collector works harder before the kernel ends the process.
-  - name: GOMEMLIMIT
-    value: {{ div (mul (include "mnsrelay.bytes" (list "resources.limits.memory" .) | int64) 9) 10 | quote }}
-  {{- end }}
   {{- if .Values.rrsa.oidcProviderArn }}
   - name: ALIBABA_CLOUD_ROLE_ARN
     value: {{ .Values.rrsa.roleArn | quote }}
@@ -146,6 +140,7 @@ env:
   {{- with .Values.extraEnv }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
+{{- end }}
 {{- with .Values.extraEnvFrom }}
 envFrom:
   {{- toYaml . | nindent 2 }}

@@ -324,13 +324,13 @@ func TestPolicyPorts(t *testing.T) {
 // What the chart sets itself stands once: a value of the user's takes its place.
 func TestOnce(t *testing.T) {
 	text, err := with(t, chart.Versions()[0], "extras", `
-extraEnv: [{name: GOMEMLIMIT, value: "1"}]
+extraEnv: [{name: GOMEMLIMIT, value: 64MiB}]
 podLabels: {example.com/team: pods}
 secretFiles: [{secretName: a.b}, {secretName: a-b}]
 `)
 	require.NoError(t, err)
 	template := find[appsv1.Deployment](t, text, "Deployment", nil).Spec.Template
-	require.Equal(t, []corev1.EnvVar{{Name: "GOMEMLIMIT", Value: "1"}}, template.Spec.Containers[0].Env)
+	require.Equal(t, []corev1.EnvVar{{Name: "GOMEMLIMIT", Value: "64MiB"}}, template.Spec.Containers[0].Env)
 	require.Equal(t, "pods", template.Labels["example.com/team"])
 	names := map[string]bool{}
 	for _, volume := range template.Spec.Volumes {
