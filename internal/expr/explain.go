@@ -41,7 +41,7 @@ func Explain(source string, in *Input) ([]Step, error) {
 	if issues.Err() != nil {
 		return nil, fmt.Errorf("compile the condition: %w", issues.Err())
 	}
-	options := append(programOptions(), cel.EvalOptions(cel.OptTrackState))
+	options := append(programOptions(checked.NativeRep().Expr()), cel.EvalOptions(cel.OptTrackState))
 	program, err := env.Program(checked, options...)
 	if err != nil {
 		return nil, fmt.Errorf("compile the condition: %w", err)

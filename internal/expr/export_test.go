@@ -16,7 +16,7 @@ func ParseJSON(body []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return plain(doc.value(0)), nil
+	return plain(valueOf(doc, 0)), nil
 }
 
 func plain(v ref.Val) any {

@@ -8,6 +8,7 @@ import (
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/interpreter"
 
+	"mnsrelay/internal/document"
 	"mnsrelay/internal/relay"
 )
 
@@ -32,8 +33,8 @@ func shorten(s string) string {
 // cause says why an evaluation failed. The texts of cel-go quote values here and there,
 // and a value may be a phone number: only what is known to hold none is passed on.
 func (p *program) cause(err error) error {
-	if bad := (*notJSON)(nil); errors.As(err, &bad) {
-		return bad
+	if bad := (*document.Error)(nil); errors.As(err, &bad) {
+		return fmt.Errorf("body is %w", bad)
 	}
 	if cancelled := (interpreter.EvalCancelledError{}); errors.As(err, &cancelled) {
 		return fmt.Errorf("it costs more than the limit of %d", CostLimit)

@@ -7,6 +7,7 @@ import (
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/types"
 
+	"mnsrelay/internal/document"
 	"mnsrelay/internal/relay"
 )
 
@@ -21,7 +22,7 @@ type Input struct {
 	text     string
 
 	bodyOnce sync.Once
-	body     *document
+	body     *document.Document
 	bodyErr  error
 }
 
@@ -52,8 +53,14 @@ func (in *Input) asText() string {
 }
 
 // document gives the body as JSON.
-func (in *Input) document() (*document, error) {
-	in.bodyOnce.Do(func() { in.body, in.bodyErr = parse(in.asText()) })
+func (in *Input) document() (*document.Document, error) {
+	in.bodyOnce.Do(func() {
+		body := in.message.Body
+		if !utf8.Valid(body) {
+			body = []byte(in.asText())
+		}
+		in.body, in.bodyErr = document.Parse(body)
+	})
 	return in.body, in.bodyErr
 }
 
@@ -83,7 +90,7 @@ func (a *activation) ResolveName(name string) (any, bool) {
 			// A new one for each evaluation, for cel-go writes into it.
 			return types.WrapErr(err), true
 		}
-		return doc.value(0), true
+		return valueOf(doc, 0), true
 	case "attempt":
 		return types.Int(in.message.Attempt), true
 	case "enqueued_at":

@@ -1,7 +1,10 @@
 package expr
 
 import (
+	"slices"
+
 	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/ast"
 	"cel.dev/cel-go/common/cost"
 	"cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/common/overloads"
@@ -19,16 +22,46 @@ const CostLimit = 1_000_000
 // characters are how many of them cost one unit.
 const characters = 10
 
-// programOptions are those of every program.
-func programOptions() []cel.ProgramOption {
+// programOptions are those of a program.
+func programOptions(root ast.Expr) []cel.ProgramOption {
+	optimize := cel.EvalOptions(cel.OptOptimize) // compiles the patterns of matches once
+	if cheap(root) {
+		return []cel.ProgramOption{optimize}
+	}
 	return []cel.ProgramOption{
-		cel.EvalOptions(cel.OptOptimize), // compiles the patterns of matches once
+		optimize,
 		cel.CostLimit(CostLimit),
 		cel.CostTracking(meter{}),
 		// The extension takes JSON for infinitely expensive.
 		cel.CostTrackerOptions(cost.OverloadTracker("json_encode_dyn", func(_ []ref.Val, result ref.Val) *uint64 {
 			return charge(5 * length(result))
 		})),
+	}
+}
+
+// cheap tells an expression that has no loop and calls nothing but what goes through each of
+// its arguments once and makes nothing longer of them. It cannot cost much, and to keep count
+// takes as long as the evaluation itself: most conditions and keys are of this kind.
+func cheap(root ast.Expr) bool {
+	is := true
+	ast.PreOrderVisit(root, ast.NewExprVisitor(func(e ast.Expr) {
+		switch e.Kind() {
+		case ast.IdentKind, ast.LiteralKind, ast.SelectKind, ast.ListKind:
+		case ast.CallKind:
+			is = is && slices.Contains(cheapFunctions(), e.AsCall().FunctionName())
+		default:
+			is = false
+		}
+	}))
+	return is
+}
+
+func cheapFunctions() []string {
+	return []string{
+		operators.LogicalAnd, operators.LogicalOr, operators.LogicalNot, operators.Conditional,
+		operators.Equals, operators.NotEquals, operators.Less, operators.LessEquals, operators.Greater, operators.GreaterEquals,
+		operators.In, operators.Index, operators.OptIndex, operators.OptSelect, "orValue",
+		overloads.StartsWith, overloads.EndsWith, overloads.Contains, overloads.Size,
 	}
 }
 
@@ -82,9 +115,9 @@ func weight(v ref.Val, enough uint64) uint64 {
 	n := uint64(1)
 	switch v := v.(type) {
 	case *mapping:
-		return n + uint64(v.doc.nodes[v.node].next-v.node) //nolint:gosec // next is never smaller
+		return n + uint64(v.doc.Size(v.node)) //nolint:gosec // it is never negative
 	case *list:
-		return n + uint64(v.doc.nodes[v.node].next-v.node) //nolint:gosec // next is never smaller
+		return n + uint64(v.doc.Size(v.node)) //nolint:gosec // it is never negative
 	case traits.Lister:
 		elements = v.Iterator()
 		for n < enough && elements.HasNext() == types.True {

@@ -79,7 +79,7 @@ func compile(source, text string, from int) (*program, error) {
 	if estimate, err := env.EstimateCost(checked, unsized{}); err == nil && estimate.Min > CostLimit {
 		return nil, at.problem(0, "the expression costs %d at least, and %d is the limit", estimate.Min, CostLimit)
 	}
-	if p.program, err = env.Program(checked, programOptions()...); err != nil {
+	if p.program, err = env.Program(checked, programOptions(root)...); err != nil {
 		return nil, at.problem(0, "%v", err)
 	}
 	return p, nil
@@ -149,33 +149,6 @@ func selection(e ast.Expr) ([]any, bool) {
 	}
 	steps, ok := selection(from)
 	return append(steps, step), ok
-}
-
-// follow gives the node that a selection ends at.
-func (d *document) follow(path []any) (int, bool) {
-	at := 0
-	for _, step := range path {
-		ok := false
-		switch step := step.(type) {
-		case string:
-			if d.nodes[at].kind != object {
-				return 0, false
-			}
-			at, ok = d.member(at, step)
-		case int64:
-			if d.nodes[at].kind != array {
-				return 0, false
-			}
-			elements := d.list(at)
-			if ok = step >= 0 && step < int64(len(elements)); ok {
-				at = elements[step]
-			}
-		}
-		if !ok {
-			return 0, false
-		}
-	}
-	return at, true
 }
 
 // eval gives the value. The error is a failure.

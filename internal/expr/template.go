@@ -7,7 +7,8 @@ import (
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/types"
-	"cel.dev/cel-go/common/types/ref"
+
+	"mnsrelay/internal/document"
 )
 
 const opening, closing = "{{", "}}"
@@ -201,16 +202,20 @@ func (t *Template) RenderEscaped(in *Input, escape func(before []byte, value str
 			to = append(to, part.text...)
 			continue
 		}
-		v, err := part.program.eval(in)
-		if err != nil {
-			return "", err
-		}
-		if s, is := v.(types.String); is && len(t.parts) == 1 && escape == nil {
-			return string(s), nil
-		}
 		before := len(to)
-		if to, err = part.program.appendText(to, v, in); err != nil {
-			return "", err
+		if selected, found := part.program.scalar(in); found {
+			to = append(to, selected...)
+		} else {
+			v, err := part.program.eval(in)
+			if err != nil {
+				return "", err
+			}
+			if s, is := v.(types.String); is && len(t.parts) == 1 && escape == nil {
+				return string(s), nil
+			}
+			if to, err = appendText(to, v); err != nil {
+				return "", part.program.failure(err)
+			}
 		}
 		if escape != nil {
 			to = append(to[:before], escape(to[:before], string(to[before:]))...)
@@ -219,32 +224,28 @@ func (t *Template) RenderEscaped(in *Input, escape func(before []byte, value str
 	return string(to), nil
 }
 
-// appendText writes the value of the program.
-func (p *program) appendText(to []byte, v ref.Val, in *Input) ([]byte, error) {
-	if digits, found := p.digits(in); found {
-		return append(to, digits...), nil
-	}
-	to, err := appendText(to, v)
-	if err != nil {
-		return nil, p.failure(err)
-	}
-	return to, nil
-}
-
-// digits gives a number of the body as it stands there.
-func (p *program) digits(in *Input) (string, bool) {
+// scalar gives a string or number that the program selects from the body and does nothing
+// else with: the number as it stands there, and both without an evaluation.
+func (p *program) scalar(in *Input) (string, bool) {
 	if p.path == nil {
 		return "", false
 	}
 	doc, err := in.document()
 	if err != nil {
+		return "", false // the evaluation says why
+	}
+	at, found := doc.Follow(p.path)
+	if !found {
 		return "", false
 	}
-	at, found := doc.follow(p.path)
-	if !found || doc.nodes[at].kind != number && doc.nodes[at].kind != integer {
+	switch doc.Kind(at) {
+	case document.String:
+		return doc.String(at), true
+	case document.Integer, document.Number:
+		return string(doc.Raw(at)), true
+	default:
 		return "", false
 	}
-	return doc.raw(at), true
 }
 
 // Value gives the value of a template that is one expression and no text, for what has

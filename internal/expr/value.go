@@ -12,43 +12,45 @@ import (
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/common/types/traits"
+
+	"mnsrelay/internal/document"
 )
 
-// value gives a node as CEL knows it: integers within int64 are ints, other numbers
+// valueOf gives a value as CEL knows it: integers within int64 are ints, other numbers
 // doubles, objects and arrays look into the document when they are asked.
-func (d *document) value(i int) ref.Val {
-	switch d.nodes[i].kind {
-	case yes:
+func valueOf(d *document.Document, i int) ref.Val {
+	switch d.Kind(i) {
+	case document.True:
 		return types.True
-	case no:
+	case document.False:
 		return types.False
-	case integer, number:
-		return d.number(i)
-	case text, unescaped:
-		return types.String(d.string(i))
-	case array:
+	case document.Integer, document.Number:
+		return numberOf(d, i)
+	case document.String:
+		return types.String(d.String(i))
+	case document.Array:
 		return &list{d, i}
-	case object:
+	case document.Object:
 		return &mapping{d, i}
-	case null:
+	default:
+		return types.NullValue
 	}
-	return types.NullValue
 }
 
-func (d *document) number(i int) ref.Val {
-	if d.nodes[i].kind == integer {
-		if n, err := strconv.ParseInt(d.raw(i), 10, 64); err == nil {
+func numberOf(d *document.Document, i int) ref.Val {
+	if d.Kind(i) == document.Integer {
+		if n, err := strconv.ParseInt(string(d.Raw(i)), 10, 64); err == nil {
 			return types.Int(n)
 		}
 	}
 	// What is beyond a double is infinite; the grammar leaves no other error.
-	f, _ := strconv.ParseFloat(d.raw(i), 64)
+	f, _ := strconv.ParseFloat(string(d.Raw(i)), 64)
 	return types.Double(f)
 }
 
 // mapping is an object of a document, as a CEL map.
 type mapping struct {
-	doc  *document
+	doc  *document.Document
 	node int
 }
 
@@ -58,9 +60,9 @@ var _ traits.Mapper = (*mapping)(nil)
 // be done here.
 func (m *mapping) whole() traits.Mapper {
 	members := make(map[ref.Val]ref.Val)
-	for _, name := range m.doc.names(m.node) {
-		at, _ := m.doc.member(m.node, name)
-		members[types.String(name)] = m.doc.value(at)
+	for _, name := range m.doc.Names(m.node) {
+		at, _ := m.doc.Member(m.node, name)
+		members[types.String(name)] = valueOf(m.doc, at)
 	}
 	return types.NewRefValMap(types.DefaultTypeAdapter, members)
 }
@@ -71,11 +73,11 @@ func (m *mapping) Find(key ref.Val) (ref.Val, bool) {
 	if !is {
 		return nil, false
 	}
-	at, found := m.doc.member(m.node, string(name))
+	at, found := m.doc.Member(m.node, string(name))
 	if !found {
 		return nil, false
 	}
-	return m.doc.value(at), true
+	return valueOf(m.doc, at), true
 }
 
 // Get gives a member or an error.
@@ -94,15 +96,12 @@ func (m *mapping) Contains(key ref.Val) ref.Val {
 
 // Iterator goes over the names, in the order of the text.
 func (m *mapping) Iterator() traits.Iterator {
-	return types.NewStringList(types.DefaultTypeAdapter, m.doc.names(m.node)).Iterator()
+	return types.NewStringList(types.DefaultTypeAdapter, m.doc.Names(m.node)).Iterator()
 }
 
 // Size counts the members.
 func (m *mapping) Size() ref.Val {
-	if index, found := m.doc.members[m.node]; found {
-		return types.Int(len(index))
-	}
-	return types.Int(len(m.doc.names(m.node)))
+	return types.Int(m.doc.Members(m.node))
 }
 
 // Equal compares with another map.
@@ -118,21 +117,21 @@ func (m *mapping) ConvertToType(t ref.Type) ref.Val { return m.whole().ConvertTo
 func (m *mapping) Type() ref.Type { return types.MapType }
 
 // Value is the JSON.
-func (m *mapping) Value() any { return json.RawMessage(m.doc.raw(m.node)) }
+func (m *mapping) Value() any { return json.RawMessage(m.doc.Raw(m.node)) }
 
 // list is an array of a document, as a CEL list.
 type list struct {
-	doc  *document
+	doc  *document.Document
 	node int
 }
 
 var _ traits.Lister = (*list)(nil)
 
 func (l *list) whole() traits.Lister {
-	nodes := l.doc.list(l.node)
+	nodes := l.doc.Elements(l.node)
 	elements := make([]ref.Val, len(nodes))
 	for i, at := range nodes {
-		elements[i] = l.doc.value(at)
+		elements[i] = valueOf(l.doc, at)
 	}
 	return types.NewRefValList(types.DefaultTypeAdapter, elements)
 }
@@ -143,15 +142,15 @@ func (l *list) Get(index ref.Val) ref.Val {
 	if err != nil {
 		return types.WrapErr(err)
 	}
-	nodes := l.doc.list(l.node)
+	nodes := l.doc.Elements(l.node)
 	if i < 0 || i >= len(nodes) {
 		return types.NewErr("index out of bounds: %d", i)
 	}
-	return l.doc.value(nodes[i])
+	return valueOf(l.doc, nodes[i])
 }
 
 // Size counts the elements.
-func (l *list) Size() ref.Val { return types.Int(len(l.doc.list(l.node))) }
+func (l *list) Size() ref.Val { return types.Int(len(l.doc.Elements(l.node))) }
 
 // Iterator goes over the elements.
 func (l *list) Iterator() traits.Iterator { return l.whole().Iterator() }
@@ -175,7 +174,7 @@ func (l *list) ConvertToType(t ref.Type) ref.Val { return l.whole().ConvertToTyp
 func (l *list) Type() ref.Type { return types.ListType }
 
 // Value is the JSON.
-func (l *list) Value() any { return json.RawMessage(l.doc.raw(l.node)) }
+func (l *list) Value() any { return json.RawMessage(l.doc.Raw(l.node)) }
 
 // appendText writes a value as the package comment says.
 func appendText(to []byte, v ref.Val) ([]byte, error) {
@@ -194,9 +193,9 @@ func appendText(to []byte, v ref.Val) ([]byte, error) {
 		}
 		return appendText(to, v.GetValue())
 	case *mapping:
-		return appendCompact(to, v.doc.raw(v.node))
+		return appendCompact(to, v.doc.Raw(v.node))
 	case *list:
-		return appendCompact(to, v.doc.raw(v.node))
+		return appendCompact(to, v.doc.Raw(v.node))
 	}
 	switch s := v.ConvertToType(types.StringType).(type) {
 	case types.String:
@@ -209,9 +208,9 @@ func appendText(to []byte, v ref.Val) ([]byte, error) {
 	}
 }
 
-func appendCompact(to []byte, raw string) ([]byte, error) {
+func appendCompact(to, raw []byte) ([]byte, error) {
 	b := bytes.NewBuffer(to)
-	err := json.Compact(b, []byte(raw))
+	err := json.Compact(b, raw)
 	return b.Bytes(), err
 }
 

@@ -53,8 +53,9 @@ func readTrace(properties []byte, each string) *relay.TraceContext {
 // eventTrace is the trace context of a body that is an event of CloudEvents as JSON
 // (CloudEvents: Distributed Tracing extension). Any other body has none.
 func eventTrace(body []byte) *relay.TraceContext {
-	// Most that has none shows it at once and costs no memory.
-	if !bytes.HasPrefix(bytes.TrimLeft(body, " \t\r\n"), []byte("{")) || !bytes.Contains(body, []byte(`"traceparent"`)) {
+	// Most that has none shows it at once and costs no memory. The search is for what begins
+	// with a letter that is not frequent: from quote to quote it takes eight times as long.
+	if !bytes.HasPrefix(bytes.TrimLeft(body, " \t\r\n"), []byte("{")) || !bytes.Contains(body, []byte(`ceparent"`)) {
 		return nil
 	}
 	var event struct {

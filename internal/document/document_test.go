@@ -1,17 +1,15 @@
-package relay_test
+package document_test
 
 import (
 	"encoding/json"
-	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
-	"mnsrelay/internal/relay"
+	"mnsrelay/internal/document"
 )
-
-const jsonType = "application/json"
 
 // texts are JSON, nearly JSON and neither.
 func texts() []string {
@@ -31,35 +29,56 @@ func texts() []string {
 	return all
 }
 
-// A body is JSON where encoding/json says so.
-func TestContentTypeOfJSON(t *testing.T) {
+// sameAsEncodingJSON holds that a text is JSON where encoding/json says so. That the values
+// are the same is tested where they are used.
+func sameAsEncodingJSON(t *testing.T, text []byte) {
+	t.Helper()
+	want := json.Valid(text)
+	require.Equal(t, want, document.Valid(text), "%.100q", text)
+	_, err := document.Parse(text)
+	require.Equal(t, want, err == nil, "%.100q: %v", text, err)
+}
+
+func TestValid(t *testing.T) {
+	t.Parallel()
 	for _, text := range texts() {
-		require.Equal(t, json.Valid([]byte(text)), relay.ContentType([]byte(text)) == jsonType, "%.100q", text)
+		sameAsEncodingJSON(t, []byte(text))
 	}
 }
 
-func FuzzContentTypeOfJSON(f *testing.F) {
+func FuzzValid(f *testing.F) {
 	for _, text := range texts() {
 		f.Add([]byte(text))
 	}
-	f.Fuzz(func(t *testing.T, text []byte) {
-		require.Equal(t, json.Valid(text), relay.ContentType(text) == jsonType)
+	f.Fuzz(sameAsEncodingJSON)
+}
+
+// BenchmarkValid and BenchmarkParse read reports, long and short, and one long string.
+func BenchmarkValid(b *testing.B) {
+	read(b, document.Valid)
+}
+
+func BenchmarkParse(b *testing.B) {
+	read(b, func(text []byte) bool {
+		_, err := document.Parse(text)
+		return err == nil
 	})
 }
 
-func BenchmarkContentType(b *testing.B) {
+func read(b *testing.B, is func([]byte) bool) {
+	b.Helper()
 	report := `{"phone_number":"13900001111","send_time":"2024-01-01 10:00:00","report_time":"2024-01-01 10:00:05","success":true,"err_code":"DELIVERED","err_msg":"delivered","sms_size":"1","biz_id":"900000000001^0","out_id":"42"}`
-	for name, body := range map[string]string{
-		"report": report,
-		"400B":   `{"n":1,"text":"` + strings.Repeat("x", 383) + `"}`,
-		"4KiB":   "[" + strings.Repeat(report+",", 17) + report + "]",
-		"64KiB":  `{"n":1,"text":"` + strings.Repeat("x", 65518) + `"}`,
+	for _, body := range []string{
+		report,
+		"[" + strings.Repeat(report+",", 17) + report + "]",
+		`{"n":1,"text":"` + strings.Repeat("x", 65518) + `"}`,
 	} {
-		b.Run(fmt.Sprintf("%s-%d", name, len(body)), func(b *testing.B) {
+		b.Run(strconv.Itoa(len(body)), func(b *testing.B) {
 			text := []byte(body)
 			b.SetBytes(int64(len(text)))
+			b.ReportAllocs()
 			for b.Loop() {
-				if relay.ContentType(text) != jsonType {
+				if !is(text) {
 					b.Fatal("it is JSON")
 				}
 			}
