@@ -7,6 +7,7 @@
 package document
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math/bits"
@@ -274,21 +275,24 @@ func (p *parser) digits() bool {
 	return p.at > start
 }
 
+const each, top = 0x0101010101010101, 0x8080808080808080
+
 // special is the place of the first byte from i on that is not simply part of a string: a
 // quote, a backslash or a control character. It is len(s) if there is none.
 func special(s []byte, i int) int {
-	const short, words = 4, 4
-	for n := 0; len(s)-i >= 8; n++ {
-		if b := s[i:]; n >= short && len(b) >= 8*words { // a long string goes faster
-			w0, w1 := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])
-			w2, w3 := binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])
-			if specials(w0)|specials(w1)|specials(w2)|specials(w3) == 0 {
-				i += 8 * words
+	const short = 4
+	for words := 0; len(s)-i >= 8; words++ {
+		if words >= short {
+			if n := plain(s[i:]); n > 0 {
+				i += n
 				continue
 			}
-			n = -1 // it ends within the next words
 		}
-		if found := specials(binary.LittleEndian.Uint64(s[i:])); found != 0 {
+		// Eight bytes at a time. What is subtracted borrows from the top bit of the first byte
+		// that is zero, or less than a space; bits above it mean nothing.
+		w := binary.LittleEndian.Uint64(s[i:])
+		quote, escape := w^('"'*each), w^('\\'*each)
+		if found := ((quote-each)&^quote | (escape-each)&^escape | (w-' '*each)&^w) & top; found != 0 {
 			return i + bits.TrailingZeros64(found)/8
 		}
 		i += 8
@@ -301,13 +305,25 @@ func special(s []byte, i int) int {
 	return i
 }
 
-// specials has the top bit of the first of eight bytes that special looks for. What is
-// subtracted borrows from that bit where a byte is zero, or less than a space; bits above it
-// mean nothing.
-func specials(w uint64) uint64 {
-	const each, top = 0x0101010101010101, 0x8080808080808080
-	quote, escape := w^('"'*each), w^('\\'*each)
-	return ((quote-each)&^quote | (escape-each)&^escape | (w-' '*each)&^w) & top
+// plain is how many bytes of a long string have nothing special in them: those that it has
+// looked at, which may be fewer than there are.
+func plain(s []byte) (n int) {
+	const window, step = 512, 32 // bytes: what stands behind a special one is looked at in vain
+	s = s[:min(len(s), window)]
+	for _, c := range []byte{'"', '\\'} {
+		if end := bytes.IndexByte(s, c); end >= 0 {
+			s = s[:end]
+		}
+	}
+	for ; len(s)-n >= step; n += step {
+		b := s[n : n+step]
+		w0, w1 := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])
+		w2, w3 := binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])
+		if ((w0-' '*each)&^w0|(w1-' '*each)&^w1|(w2-' '*each)&^w2|(w3-' '*each)&^w3)&top != 0 {
+			break
+		}
+	}
+	return n
 }
 
 // string reads a string from its opening quote on.

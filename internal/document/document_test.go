@@ -21,7 +21,11 @@ func texts() []string {
 		"\"a\x00b\"", "\"a\tb\"", "\"12345678\tb\"", "\"a\x7fb\"", "\"\xff\xfe\"", "\"1234567\xff\x80\"", `"日本語の文字列"`, "\ufeff{}", `"a" "b"`, `{} {}`,
 		deep(64), deep(65), deep(10_000), deep(10_001), strings.Repeat(`{"a":`, 70) + "1" + strings.Repeat("}", 70),
 	}
-	for n := range 20 { // what ends a string, at each place of a word
+	places := []int{511, 512, 513, 543, 544, 545, 1060, 2000}
+	for n := range 100 {
+		places = append(places, n)
+	}
+	for _, n := range places { // what ends a string, at each place of a word and of a window
 		for _, end := range []string{`"`, `\`, `\"`, "\x1f", "\x80", " "} {
 			all = append(all, `{"k":"`+strings.Repeat("x", n)+end+`y"}`, `"`+strings.Repeat("é", n)+end)
 		}
