@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,8 +63,8 @@ func newGroup(t *testing.T, limit int) string {
 		parent, file = root, "memory.max"
 		require.NoError(t, os.WriteFile(filepath.Join(parent, "cgroup.subtree_control"), []byte("+memory"), 0o600))
 	}
-	group, err := os.MkdirTemp(parent, "mnsrelay-test-")
-	require.NoError(t, err)
+	group := filepath.Join(parent, fmt.Sprintf("mnsrelay-%d-%s", os.Getpid(), url.PathEscape(t.Name())))
+	require.NoError(t, os.Mkdir(group, 0o700))
 	t.Cleanup(func() {
 		// What was in it has ended, and the kernel may see that a moment later.
 		require.Eventually(t, func() bool {

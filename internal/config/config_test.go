@@ -168,7 +168,7 @@ func TestTheLeastIsEnough(t *testing.T) {
 	require.Equal(t, 16, s.BatchSize)
 	require.Equal(t, 30*time.Second, s.Wait)
 	require.Equal(t, config.Pollers{Min: 1, Max: 4}, s.Pollers)
-	require.Equal(t, config.InFlight{Messages: 256, Bytes: 64 * setting.MiB}, s.InFlight)
+	require.Equal(t, config.InFlight{Messages: 512, Bytes: 64 * setting.MiB}, s.InFlight)
 	require.Equal(t, 45*time.Second, c.DrainTimeout)
 
 	require.Len(t, c.Routes, 1)

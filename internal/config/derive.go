@@ -48,7 +48,7 @@ func DefaultSource(name string) Source {
 		BatchSize:       16,
 		Wait:            30 * time.Second,
 		Pollers:         Pollers{Min: 1, Max: 4},
-		InFlight:        InFlight{Messages: 256, Bytes: 64 * setting.MiB},
+		InFlight:        InFlight{Messages: 512, Bytes: 64 * setting.MiB},
 		Body:            "auto",
 		Unwrap:          "auto",
 		Guarantee:       atLeastOnce,

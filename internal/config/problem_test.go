@@ -70,7 +70,7 @@ func TestProblems(t *testing.T) {
 			`6:17: sources.sms.batch_size: must be a whole number, as in 16, not "many"`,
 			`7:11: sources.sms.wait: must be a duration with its unit, as in 30s, not "30"`,
 			`8:14: sources.sms.pollers: must be a mapping, as in {min: 1, max: 4}, not a single value`,
-			`9:27: sources.sms.in_flight.messages: must be a whole number, as in 256, not "1.5"`,
+			`9:27: sources.sms.in_flight.messages: must be a whole number, as in 512, not "1.5"`,
 			`9:39: sources.sms.in_flight.bytes: not a size: write a whole number with KiB, MiB or GiB, as in 64MiB`,
 			`10:13: sources.sms.paused: must be true or false, not "yes"`,
 			`11:5: sources.sms.queue: is written twice, first in line 3: keep one`,

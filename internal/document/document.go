@@ -1,4 +1,4 @@
-// Package document reads JSON texts: whether a text is one, and the values that are asked
+// Package document reads bodies: of what type one is, and the values of JSON that are asked
 // for. Every body that a relay delivers is looked at, of which an expression wants one or two
 // values: 400 bytes are taken apart in less than a microsecond, a tenth of what encoding/json
 // takes to make maps and slices. The rules are those of encoding/json: the last of two members
@@ -74,6 +74,19 @@ func (e *Error) Error() string { return fmt.Sprintf("not JSON (byte %d)", e.Offs
 func Valid(text []byte) bool {
 	p := parser{text: text}
 	return p.whole()
+}
+
+// ContentType tells application/json for a body that is JSON, text/plain for
+// other UTF-8 text, and application/octet-stream for the rest.
+func ContentType(body []byte) string {
+	switch {
+	case Valid(body):
+		return "application/json"
+	case utf8.Valid(body):
+		return "text/plain; charset=utf-8"
+	default:
+		return "application/octet-stream"
+	}
 }
 
 // Parse takes a JSON text of valid UTF-8 and at most 4 GiB apart. The text must not change

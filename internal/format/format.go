@@ -16,6 +16,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"mnsrelay/internal/document"
 	"mnsrelay/internal/expr"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
@@ -138,7 +139,7 @@ func (p *Payload) ContentType() string {
 	if p.contentType != "" {
 		return p.contentType
 	}
-	return relay.ContentType(p.Body)
+	return document.ContentType(p.Body)
 }
 
 // ContentTypeOr gives the configured content type, and where that is empty, or the body is

@@ -5,9 +5,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
-
-	"mnsrelay/internal/document"
 )
 
 // Message is what a source received and what sinks deliver. It is immutable: a
@@ -148,19 +145,6 @@ func oneLine(text string) string {
 // EnqueuedAtText is the value of HeaderEnqueuedAt.
 func (m *Message) EnqueuedAtText() string {
 	return m.EnqueuedAt.UTC().Format(EnqueuedAtFormat)
-}
-
-// ContentType tells application/json for a body that is JSON, text/plain for
-// other UTF-8 text, and application/octet-stream for the rest.
-func ContentType(body []byte) string {
-	switch {
-	case document.Valid(body):
-		return "application/json"
-	case utf8.Valid(body):
-		return "text/plain; charset=utf-8"
-	default:
-		return "application/octet-stream"
-	}
 }
 
 // Delivery is a message under lease: a snapshot taken when it was received. The

@@ -89,7 +89,7 @@ func runFloor(ctx context.Context, conn *amqp.Connection, t *task, failed func(e
 // runOverlap is the floor whose pollers do not wait for what they have received: up to the
 // relay's room is in their hands.
 func runOverlap(ctx context.Context, conn *amqp.Connection, t *task, failed func(error)) error {
-	const room = 256 // the default of in_flight.messages of a source
+	const room = 512 // the default of in_flight.messages of a source
 	workers, err := newWorkers(conn, t, max(room/batch, t.Pollers), failed)
 	if err != nil {
 		return err

@@ -82,7 +82,7 @@ func TestKilledInTheMiddleNothingIsLost(t *testing.T) {
 	eventually(t, 10*time.Second, "every message is consumed", func() bool { n, _ := b.counts(); return n == len(sent) })
 	b.requireAll(sent)
 	_, duplicates := b.counts()
-	require.LessOrEqual(t, duplicates, 3*256, "at most what was in flight at each kill")
+	require.LessOrEqual(t, duplicates, 3*512, "at most what was in flight at each kill")
 	require.Zero(t, r.end(syscall.SIGTERM))
 }
 

@@ -102,7 +102,7 @@ func TestBrokerStoppedInOrder(t *testing.T) {
 	require.Contains(t, w.relay.Log(), "CONNECTION_FORCED", "the broker's own words")
 	require.NoError(t, b.Start(bounded(t)))
 	w.await("up", "")
-	require.LessOrEqual(t, w.finishRested(atRest, in), 256, "at most what was in flight")
+	require.LessOrEqual(t, w.finishRested(atRest, in), 512, "at most what was in flight")
 }
 
 // writeDeadline is how long a write to a broker that does not read may take.

@@ -13,6 +13,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
+	"mnsrelay/internal/document"
 	"mnsrelay/internal/format"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/relaytest"
@@ -72,11 +73,11 @@ func TestCloudEvents(t *testing.T) {
 				require.Equal(t, "billing", d.Headers["x-team"])
 				require.Equal(t, "sms", d.Headers[relay.HeaderSource])
 				if len(ms[i].Body) > 0 {
-					require.Equal(t, relay.ContentType(ms[i].Body), e.DataContentType())
+					require.Equal(t, document.ContentType(ms[i].Body), e.DataContentType())
 				}
 				if kind == format.CloudEventsBinary {
 					require.Equal(t, string(ms[i].Body), string(d.Body))
-					require.Equal(t, relay.ContentType(ms[i].Body), d.ContentType)
+					require.Equal(t, document.ContentType(ms[i].Body), d.ContentType)
 					require.Equal(t, map[string]any{
 						"tenant": ms[i].ID + " 短", "attempt": int32(1), "paid": true, "phone": "13800000000", "rate": "0.5",
 					}, e.Extensions())

@@ -11,6 +11,7 @@ import (
 	amqp10client "github.com/Azure/go-amqp"
 	"github.com/stretchr/testify/require"
 
+	"mnsrelay/internal/document"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/relaytest"
 	"mnsrelay/internal/sink/amqp10"
@@ -143,7 +144,7 @@ func TestEveryFarSideSeesTheSame(t *testing.T) {
 				m.Address, m.Body64 = "", "" // each has its own; compared above
 				requireJSON(t, amqppeer.Message{
 					ID: id, Durable: true, Priority: 7, TTL: 600_000, Subject: "sms.report", To: "to", ReplyTo: "/amq/queue/back",
-					CorrelationID: "c-" + id, GroupID: "g", UserID: "guest", ContentType: relay.ContentType(sent.Body), ContentEncoding: "identity",
+					CorrelationID: "c-" + id, GroupID: "g", UserID: "guest", ContentType: document.ContentType(sent.Body), ContentEncoding: "identity",
 					CreationTime: relaytest.Messages("", 1, 0)[0].EnqueuedAt.UnixMilli(),
 					Properties: map[string]any{
 						"text": pair("string", "短信"), "empty": pair("string", ""), "number": pair("long", -5), "large": pair("long", int64(1)<<52),

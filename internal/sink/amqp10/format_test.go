@@ -13,6 +13,7 @@ import (
 	"github.com/cloudevents/sdk-go/v2/event"
 	"github.com/stretchr/testify/require"
 
+	"mnsrelay/internal/document"
 	"mnsrelay/internal/format"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/relaytest"
@@ -72,11 +73,11 @@ func TestCloudEvents(t *testing.T) {
 			require.True(t, m.EnqueuedAt.Truncate(time.Millisecond).Equal(e.Time()), "%v", e.Time())
 			require.Equal(t, "sms", received.ApplicationProperties[relay.HeaderSource])
 			if body != "" {
-				require.Equal(t, relay.ContentType(m.Body), e.DataContentType())
+				require.Equal(t, document.ContentType(m.Body), e.DataContentType())
 			}
 			if sink == binary {
 				require.Equal(t, body, string(received.GetData()))
-				require.Equal(t, relay.ContentType(m.Body), *received.Properties.ContentType)
+				require.Equal(t, document.ContentType(m.Body), *received.Properties.ContentType)
 				require.Equal(t, "billing", received.ApplicationProperties["team"])
 				require.Equal(t, map[string]any{
 					"tenant": m.ID + " 短", "attempt": int32(1), "paid": true, "phone": "13800000000", "rate": "0.5",

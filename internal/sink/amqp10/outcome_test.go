@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"mnsrelay/internal/document"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/relaytest"
 	"mnsrelay/internal/sink/amqp10"
@@ -324,7 +325,7 @@ func TestMessagesAreTheSameForEveryPeer(t *testing.T) {
 		for i, m := range got {
 			require.Equal(t, string(bodies[i]), string(m.Body()))
 			require.Equal(t, "accept.sms", m.Address)
-			require.Equal(t, relay.ContentType(ms[i].Body), m.ContentType)
+			require.Equal(t, document.ContentType(ms[i].Body), m.ContentType)
 			require.Equal(t, ms[i].EnqueuedAt.UnixMilli(), m.CreationTime)
 			require.Equal(t, []any{
 				fmt.Sprintf("m-%d", i), true, 7, int64(600_000), "sms.report", "to", "back", "identity", fmt.Sprintf("c-m-%d", i), "g", "relay", false,

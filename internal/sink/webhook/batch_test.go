@@ -18,6 +18,7 @@ import (
 	standard "github.com/standard-webhooks/standard-webhooks/libraries/go"
 	"github.com/stretchr/testify/require"
 
+	"mnsrelay/internal/document"
 	"mnsrelay/internal/format"
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/relaytest"
@@ -184,7 +185,7 @@ func unpacked(req *http.Request) (arrived []relaytest.Arrival, err error) {
 			encoding = relay.BodyRaw
 		}
 		headers[relay.HeaderEnqueuedAt], headers[relay.HeaderBody] = m.EnqueuedAt, encoding
-		arrived = append(arrived, relaytest.Arrival{ID: m.ID, Body: body, ContentType: relay.ContentType(body), Headers: headers})
+		arrived = append(arrived, relaytest.Arrival{ID: m.ID, Body: body, ContentType: document.ContentType(body), Headers: headers})
 	}
 	return arrived, nil
 }
