@@ -6,6 +6,7 @@ import (
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
 
 	"mnsrelay/internal/document"
 	"mnsrelay/internal/relay"
@@ -23,6 +24,7 @@ type Input struct {
 
 	bodyOnce sync.Once
 	body     *document.Document
+	value    ref.Val // of the whole body
 	bodyErr  error
 }
 
@@ -59,7 +61,9 @@ func (in *Input) document() (*document.Document, error) {
 		if !utf8.Valid(body) {
 			body = []byte(in.asText())
 		}
-		in.body, in.bodyErr = document.Parse(body)
+		if in.body, in.bodyErr = document.Parse(body); in.bodyErr == nil {
+			in.value = valueOf(in.body, 0)
+		}
 	})
 	return in.body, in.bodyErr
 }
@@ -85,12 +89,11 @@ func (a *activation) ResolveName(name string) (any, bool) {
 	case "text":
 		return types.String(in.asText()), true
 	case "body":
-		doc, err := in.document()
-		if err != nil {
+		if _, err := in.document(); err != nil {
 			// A new one for each evaluation, for cel-go writes into it.
 			return types.WrapErr(err), true
 		}
-		return valueOf(doc, 0), true
+		return in.value, true
 	case "attempt":
 		return types.Int(in.message.Attempt), true
 	case "enqueued_at":

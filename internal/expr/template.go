@@ -195,8 +195,11 @@ func (t *Template) RenderEscaped(in *Input, escape func(before []byte, value str
 		}
 		return t.parts[0].text, nil
 	}
-	var buffer [128]byte
-	to := buffer[:0]
+	alone := len(t.parts) == 1 && escape == nil
+	var to []byte
+	if !alone {
+		to = make([]byte, 0, 64)
+	}
 	for _, part := range t.parts {
 		if part.program == nil {
 			to = append(to, part.text...)
@@ -204,13 +207,16 @@ func (t *Template) RenderEscaped(in *Input, escape func(before []byte, value str
 		}
 		before := len(to)
 		if selected, found := part.program.scalar(in); found {
+			if alone {
+				return selected, nil
+			}
 			to = append(to, selected...)
 		} else {
 			v, err := part.program.eval(in)
 			if err != nil {
 				return "", err
 			}
-			if s, is := v.(types.String); is && len(t.parts) == 1 && escape == nil {
+			if s, is := v.(types.String); is && alone {
 				return string(s), nil
 			}
 			if to, err = appendText(to, v); err != nil {
