@@ -30,7 +30,7 @@ func TestMemoryLimitOfTheContainer(t *testing.T) {
 		env  []string
 		says string
 	}{
-		"the container's":   {says: fmt.Sprintf(`"memory_limit":%d`, limit*9/10)},
+		"the container's":   {env: []string{}, says: fmt.Sprintf(`"memory_limit":%d`, limit*9/10)},
 		"the environment's": {env: []string{"GOMEMLIMIT=100MiB"}, says: fmt.Sprintf(`"memory_limit":%d`, 100<<20)},
 	} {
 		t.Run(name, func(t *testing.T) {

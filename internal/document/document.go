@@ -54,7 +54,7 @@ type node struct {
 // Document is a JSON text taken apart just far enough to find things. Its values have
 // numbers: the text itself has 0. It is safe for concurrent use.
 type Document struct {
-	text      []byte
+	text      string // what is given of it are pieces, not copies
 	unescaped []string
 	nodes     []node
 	// members and elements are those of large objects and arrays, by their node.
@@ -89,10 +89,10 @@ func ContentType(body []byte) string {
 	}
 }
 
-// Parse takes a JSON text of valid UTF-8 and at most 4 GiB apart. The text must not change
-// afterwards. The error is an *Error.
+// Parse takes a JSON text of valid UTF-8 and at most 4 GiB apart, of which it keeps a copy. The
+// error is an *Error.
 func Parse(text []byte) (*Document, error) {
-	p := parser{text: text, doc: &Document{text: text, nodes: make([]node, 0, len(text)/12+4)}}
+	p := parser{text: text, doc: &Document{text: string(text), nodes: make([]node, 0, len(text)/12+4)}}
 	if !p.whole() {
 		return nil, &Error{Offset: min(p.at, len(text))}
 	}
@@ -360,7 +360,8 @@ func (p *parser) string() bool {
 // escaped reads the string that begins at start and has its first escape at p.at.
 func (p *parser) escaped(start int) bool {
 	s := p.text
-	p.buffer = append(p.buffer[:0], s[start:p.at]...)
+	p.buffer = p.buffer[:0]
+	p.unescape(s[start:p.at])
 	for p.at < len(s) {
 		switch c := s[p.at]; {
 		case c == '"':
@@ -378,11 +379,18 @@ func (p *parser) escaped(start int) bool {
 			return false
 		default:
 			end := special(s, p.at)
-			p.buffer = append(p.buffer, s[p.at:end]...)
+			p.unescape(s[p.at:end])
 			p.at = end
 		}
 	}
 	return false
+}
+
+// unescape adds what a string means to the buffer, if the string is kept.
+func (p *parser) unescape(text []byte) {
+	if p.doc != nil {
+		p.buffer = append(p.buffer, text...)
+	}
 }
 
 // escape reads one escape, or the two that make a surrogate pair.
@@ -392,7 +400,7 @@ func (p *parser) escape() bool {
 		return false
 	}
 	if at := strings.IndexByte(`"\/bfnrt`, s[0]); at >= 0 {
-		p.buffer = append(p.buffer, "\"\\/\b\f\n\r\t"[at])
+		p.unescape([]byte{"\"\\/\b\f\n\r\t"[at]})
 		p.at += 2
 		return true
 	}
@@ -410,7 +418,8 @@ func (p *parser) escape() bool {
 			p.at += 6
 		}
 	}
-	p.buffer = utf8.AppendRune(p.buffer, r)
+	var encoded [utf8.UTFMax]byte
+	p.unescape(utf8.AppendRune(encoded[:0], r))
 	return true
 }
 
@@ -437,20 +446,11 @@ func (d *Document) String(i int) string {
 	if n.kind == unescaped {
 		return d.unescaped[n.start]
 	}
-	return string(d.text[n.start:n.end])
+	return d.text[n.start:n.end]
 }
 
-// named tells whether that is the name of a member.
-func (d *Document) named(key int, name string) bool {
-	n := &d.nodes[key]
-	if n.kind == unescaped {
-		return d.unescaped[n.start] == name
-	}
-	return string(d.text[n.start:n.end]) == name
-}
-
-// Raw gives the text of a value that is no string. It must not be changed.
-func (d *Document) Raw(i int) []byte { return d.text[d.nodes[i].start:d.nodes[i].end] }
+// Raw gives the text of a value that is no string.
+func (d *Document) Raw(i int) string { return d.text[d.nodes[i].start:d.nodes[i].end] }
 
 // Size is how many values there are in a value, itself and names included.
 func (d *Document) Size(i int) int { return d.next(i) - i }
@@ -465,7 +465,7 @@ func (d *Document) Member(i int, name string) (int, bool) {
 	}
 	found := 0
 	for key := i + 1; key < d.next(i); key = d.next(key + 1) {
-		if d.named(key, name) {
+		if d.String(key) == name {
 			found = key + 1
 		}
 	}

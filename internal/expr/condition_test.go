@@ -1,6 +1,7 @@
 package expr_test
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 	"sync"
@@ -190,6 +191,33 @@ func TestCostIsLimited(t *testing.T) {
 			requireFailure(t, err, "it costs more than the limit of 1000000")
 		})
 	}
+}
+
+// A list or map that is looked for in a list as large as itself is not gone through for each
+// element.
+func TestMembershipIsLinear(t *testing.T) {
+	const size = 8000
+	list := "[" + strings.Join(numbers(size), ",") + "]"
+	members := make([]string, size)
+	for i := range members {
+		members[i] = fmt.Sprintf("%q:1", strconv.Itoa(i))
+	}
+	for _, body := range []string{
+		`{"a":` + list + `,"b":` + list + `}`,
+		`{"a":{` + strings.Join(members, ",") + `},"b":` + list + `}`,
+	} {
+		in := expr.NewInput(message(body), "q")
+		c := condition(t, "body.a in body.b")
+		allocations := testing.AllocsPerRun(1, func() {
+			found, err := c.Match(in)
+			require.NoError(t, err)
+			require.False(t, found)
+		})
+		require.Less(t, allocations, 4.0*size)
+	}
+	found, err := condition(t, "body.a in body.b").Match(expr.NewInput(message(`{"a":[1,{"x":2}],"b":[1,[1],[1,{"x":2}]]}`), "q"))
+	require.NoError(t, err)
+	require.True(t, found)
 }
 
 // What people write over the largest message is far from the limit.

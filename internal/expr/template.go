@@ -248,7 +248,7 @@ func (p *program) scalar(in *Input) (string, bool) {
 	case document.String:
 		return doc.String(at), true
 	case document.Integer, document.Number:
-		return string(doc.Raw(at)), true
+		return doc.Raw(at), true
 	default:
 		return "", false
 	}

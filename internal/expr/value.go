@@ -38,13 +38,15 @@ func valueOf(d *document.Document, i int) ref.Val {
 }
 
 func numberOf(d *document.Document, i int) ref.Val {
-	if d.Kind(i) == document.Integer {
-		if n, err := strconv.ParseInt(string(d.Raw(i)), 10, 64); err == nil {
+	const longest = 20 // digits of an int, with its sign
+	raw := d.Raw(i)
+	if d.Kind(i) == document.Integer && len(raw) <= longest {
+		if n, err := strconv.ParseInt(raw, 10, 64); err == nil {
 			return types.Int(n)
 		}
 	}
 	// What is beyond a double is infinite; the grammar leaves no other error.
-	f, _ := strconv.ParseFloat(string(d.Raw(i)), 64)
+	f, _ := strconv.ParseFloat(raw, 64)
 	return types.Double(f)
 }
 
@@ -104,8 +106,13 @@ func (m *mapping) Size() ref.Val {
 	return types.Int(m.doc.Members(m.node))
 }
 
-// Equal compares with another map.
-func (m *mapping) Equal(other ref.Val) ref.Val { return m.whole().Equal(other) }
+// Equal compares with another map. One of another size is not gone through.
+func (m *mapping) Equal(other ref.Val) ref.Val {
+	if o, is := other.(traits.Mapper); !is || o.Size() != m.Size() {
+		return types.False
+	}
+	return m.whole().Equal(other)
+}
 
 // ConvertToNative makes a Go value.
 func (m *mapping) ConvertToNative(t reflect.Type) (any, error) { return m.whole().ConvertToNative(t) }
@@ -155,14 +162,27 @@ func (l *list) Size() ref.Val { return types.Int(len(l.doc.Elements(l.node))) }
 // Iterator goes over the elements.
 func (l *list) Iterator() traits.Iterator { return l.whole().Iterator() }
 
-// Contains looks for an equal element.
-func (l *list) Contains(v ref.Val) ref.Val { return l.whole().Contains(v) }
+// Contains looks for an equal element. What is looked for may be as large as the list: it is
+// gone through for elements of its size only.
+func (l *list) Contains(v ref.Val) ref.Val {
+	for _, at := range l.doc.Elements(l.node) {
+		if types.Equal(valueOf(l.doc, at), v) == types.True {
+			return types.True
+		}
+	}
+	return types.False
+}
 
 // Add appends another list.
 func (l *list) Add(other ref.Val) ref.Val { return l.whole().Add(other) }
 
-// Equal compares with another list.
-func (l *list) Equal(other ref.Val) ref.Val { return l.whole().Equal(other) }
+// Equal compares with another list. One of another size is not gone through.
+func (l *list) Equal(other ref.Val) ref.Val {
+	if o, is := other.(traits.Lister); !is || o.Size() != l.Size() {
+		return types.False
+	}
+	return l.whole().Equal(other)
+}
 
 // ConvertToNative makes a Go value.
 func (l *list) ConvertToNative(t reflect.Type) (any, error) { return l.whole().ConvertToNative(t) }
@@ -208,9 +228,9 @@ func appendText(to []byte, v ref.Val) ([]byte, error) {
 	}
 }
 
-func appendCompact(to, raw []byte) ([]byte, error) {
+func appendCompact(to []byte, raw string) ([]byte, error) {
 	b := bytes.NewBuffer(to)
-	err := json.Compact(b, raw)
+	err := json.Compact(b, []byte(raw))
 	return b.Bytes(), err
 }
 

@@ -77,7 +77,7 @@ type Config struct {
 	// MaxEntries bounds a ledger in memory: 1 to 100,000,000 confirms, of 190 bytes
 	// each (measured with the ids of MNS, which are 32 bytes long). The default of
 	// 131,072 is 24 MiB when it is full, and that is four times what 4,096 messages in
-	// flight to eight sinks need.
+	// flight to eight sinks need. From fifteen sixteenths on some may be dropped.
 	MaxEntries int `yaml:"-"`
 }
 

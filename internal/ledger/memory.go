@@ -25,14 +25,15 @@ import (
 type Memory struct {
 	clock   clock
 	ttl     time.Duration
-	entries *otter.Cache[relay.LedgerKey, struct{}]
+	entries *otter.Cache[relay.LedgerKey, int64] // as fresh
 	evicted atomic.Uint64
 
 	mu sync.Mutex
 	// fresh are the latest confirms, with when they were recorded by clock. It never has
 	// more than room.
-	fresh map[relay.LedgerKey]int64
-	room  int
+	fresh  map[relay.LedgerKey]int64
+	room   int
+	tidied int64 // when, by clock
 
 	upkeepMu sync.Mutex
 	upkeep   []func() // that the cache has asked for
@@ -51,12 +52,14 @@ func NewMemory(cfg Config) (*Memory, error) {
 		clock: clock{start: time.Now()}, ttl: cfg.TTL,
 		fresh: make(map[relay.LedgerKey]int64), room: min(maxFresh, cfg.MaxEntries/share),
 	}
-	entries, err := otter.New(&otter.Options[relay.LedgerKey, struct{}]{
-		MaximumSize:      cfg.MaxEntries - m.room,
-		ExpiryCalculator: otter.ExpiryWriting[relay.LedgerKey, struct{}](cfg.TTL),
-		Executor:         m.later,
-		Clock:            &m.clock,
-		OnAtomicDeletion: func(e otter.DeletionEvent[relay.LedgerKey, struct{}]) {
+	entries, err := otter.New(&otter.Options[relay.LedgerKey, int64]{
+		MaximumSize: cfg.MaxEntries - m.room,
+		ExpiryCalculator: otter.ExpiryWritingFunc(func(e otter.Entry[relay.LedgerKey, int64]) time.Duration {
+			return m.left(e.Value, e.SnapshotAtNano)
+		}),
+		Executor: m.later,
+		Clock:    &m.clock,
+		OnAtomicDeletion: func(e otter.DeletionEvent[relay.LedgerKey, int64]) {
 			if e.Cause == otter.CauseOverflow {
 				m.evicted.Add(1)
 			}
@@ -81,6 +84,7 @@ func (m *Memory) Confirmed(ctx context.Context, keys []relay.LedgerKey) ([]bool,
 	confirmed := make([]bool, len(keys))
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.tidy(now)
 	for i := range keys {
 		if recorded, found := m.fresh[keys[i]]; found && m.left(recorded, now) > 0 {
 			confirmed[i] = true
@@ -100,6 +104,7 @@ func (m *Memory) Record(ctx context.Context, keys []relay.LedgerKey) error {
 	defer m.keepUp()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.tidy(now)
 	for _, key := range keys {
 		// An id may be a piece of a whole batch's text, which must not live as long.
 		key.Message = strings.Clone(key.Message)
@@ -110,15 +115,37 @@ func (m *Memory) Record(ctx context.Context, keys []relay.LedgerKey) error {
 	return nil
 }
 
-// spill moves what is fresh to the cache, where it expires when it would have here.
+// spill moves what is fresh to the cache, where it expires when it would have here. The
+// cache's upkeep is done in between: it waits for that where too much has come together.
 func (m *Memory) spill(now int64) {
+	const together = 64
+	moved := 0
 	for key, recorded := range m.fresh {
-		if left := m.left(recorded, now); left > 0 {
-			m.entries.Set(key, struct{}{})
-			m.entries.SetExpiresAfter(key, left)
+		if m.left(recorded, now) <= 0 {
+			continue
+		}
+		m.entries.Set(key, recorded)
+		if moved++; moved%together == 0 {
+			m.keepUp()
 		}
 	}
 	clear(m.fresh)
+}
+
+// tidy drops what has expired, every now and then: nothing else would where confirms are
+// forgotten as soon as they are recorded.
+func (m *Memory) tidy(now int64) {
+	const every = time.Minute
+	if time.Duration(now-m.tidied) < every {
+		return
+	}
+	m.tidied = now
+	for key, recorded := range m.fresh {
+		if m.left(recorded, now) <= 0 {
+			delete(m.fresh, key)
+		}
+	}
+	m.entries.CleanUp()
 }
 
 // left is how long a confirm is still remembered.
@@ -149,8 +176,10 @@ func (m *Memory) Forget(ctx context.Context, keys []relay.LedgerKey) error {
 
 // Status is part of Ledger.
 func (m *Memory) Status() Status {
+	now := m.clock.read()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.tidy(now)
 	return Status{Entries: len(m.fresh) + m.entries.EstimatedSize(), Evicted: m.evicted.Load()}
 }
 

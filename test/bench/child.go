@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"runtime/debug"
 	"runtime/pprof"
 	"sync"
 	"time"
@@ -67,6 +68,9 @@ func contend(in io.Reader, out io.Writer) (err error) {
 			err = errors.Join(err, file.Close())
 		}()
 	}
+	if t.Contender != usual {
+		debug.SetGCPercent(collectorPercent)
+	}
 	ctx, stop := context.WithCancelCause(context.Background())
 	defer stop(nil)
 	var asked sync.WaitGroup
@@ -108,6 +112,9 @@ func contend(in io.Reader, out io.Writer) (err error) {
 	}
 	return err
 }
+
+// collectorPercent is the relay's GOGC, which what it is measured against has too.
+const collectorPercent = 300
 
 var errToldToEnd = errors.New("told to end")
 

@@ -19,9 +19,9 @@ func writeDocs(dir string, outcomes []*outcome) error {
 	}
 	sections := map[string]string{}
 	for _, out := range outcomes {
-		scenario, _, grows := strings.Cut(out.Scenario, ":")
-		if !grows {
-			sections[scenario] += out.markdown()
+		// What is of several scenarios in one is not written, or, if it grows, in its own way.
+		if !strings.Contains(out.Scenario, ":") {
+			sections[out.Scenario] += out.markdown()
 		}
 	}
 	if panels := panelsOf(outcomes); len(panels) > 0 {

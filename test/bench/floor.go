@@ -24,6 +24,7 @@ type worker struct {
 	hook   string
 
 	items    []item
+	headers  amqp.Table
 	handles  [][]byte
 	body     []byte
 	confirms []*amqp.DeferredConfirmation
@@ -49,7 +50,7 @@ func newWorkers(conn *amqp.Connection, t *task, count int, failed func(error)) (
 	client := newHTTPClient(2 * count)
 	workers := make([]*worker, count)
 	for i := range workers {
-		w := &worker{queue: newQueue(client, t.Endpoint, t.Queue), key: t.Key, raw: t.Raw, hook: t.Hook}
+		w := &worker{queue: newQueue(client, t.Endpoint, t.Queue), key: t.Key, raw: t.Raw, hook: t.Hook, headers: amqp.Table{}}
 		if t.Hook != "" {
 			w.poster = client
 		} else {
@@ -165,7 +166,7 @@ func (w *worker) publish(context.Context) error {
 		if err != nil {
 			return err
 		}
-		confirm, err := w.channel.PublishWithDeferredConfirm(name, w.key, true, false, publishing(m.id, m.attempt, m.enqueuedAt, w.raw, body))
+		confirm, err := w.channel.PublishWithDeferredConfirm(name, w.key, true, false, publishing(w.headers, m.id, m.attempt, m.enqueuedAt, w.raw, body))
 		if err != nil {
 			return err
 		}
@@ -181,14 +182,13 @@ func (w *worker) publish(context.Context) error {
 
 var errRefused = errors.New("the broker refused a message")
 
-// publishing is what the relay publishes of such a message.
-func publishing(id string, attempt int64, enqueuedAt time.Time, raw bool, body []byte) amqp.Publishing {
+// publishing is what the relay publishes of such a message. The headers are written into a
+// table, which is read before the publish returns.
+func publishing(headers amqp.Table, id string, attempt int64, enqueuedAt time.Time, raw bool, body []byte) amqp.Publishing {
+	headers[relay.HeaderSource], headers[relay.HeaderAttempt] = sourceName(0), attempt
+	headers[relay.HeaderEnqueuedAt], headers[relay.HeaderBody] = enqueuedAt.UTC().Format(relay.EnqueuedAtFormat), encoding(raw)
 	return amqp.Publishing{
-		Headers: amqp.Table{
-			relay.HeaderSource: sourceName(0), relay.HeaderAttempt: attempt,
-			relay.HeaderEnqueuedAt: enqueuedAt.UTC().Format(relay.EnqueuedAtFormat), relay.HeaderBody: encoding(raw),
-		},
-		ContentType: "application/json", DeliveryMode: amqp.Persistent, MessageId: id, Timestamp: enqueuedAt, Body: body,
+		Headers: headers, ContentType: "application/json", DeliveryMode: amqp.Persistent, MessageId: id, Timestamp: enqueuedAt, Body: body,
 	}
 }
 

@@ -17,7 +17,10 @@
 //   - relay: mnsrelay run, as its defaults are, with as many pollers.
 //
 // All receive batches of 16 with the same number of pollers, sign their requests, decode
-// base64 and publish persistent, mandatory messages with the same headers.
+// base64 (bodies of 64 KiB are raw: MNS takes no longer ones) and publish persistent, mandatory
+// messages with the same headers. Go's collector runs as often in the floor as in the relay, and
+// in the usual way by Go's default. The usual way has a part of the messages, or it would take
+// minutes.
 //
 // A contender is measured from when a tenth of its messages has been deleted from MNS until
 // all have: starting is not in it, unless there are too few for that. Afterwards every message must have arrived exactly once
@@ -51,7 +54,7 @@ import (
 type options struct {
 	scenarios []string
 	rounds    int
-	// scale is by what the number of messages and the times of every scenario are multiplied.
+	// scale is by what the number of messages of every scenario is multiplied.
 	scale    float64
 	pollers  int
 	rest     time.Duration
@@ -71,7 +74,7 @@ func main() {
 	o := options{log: func(format string, args ...any) { _, _ = fmt.Fprintf(os.Stderr, format+"\n", args...) }}
 	names := flag.String("scenario", strings.Join(standard(), ","), "what is measured: "+strings.Join(everything(), ","))
 	flag.IntVar(&o.rounds, "rounds", 5, "how many runs of each contender there are, in turn")
-	flag.Float64Var(&o.scale, "scale", 1, "by what the number of messages and times are multiplied")
+	flag.Float64Var(&o.scale, "scale", 1, "by what the number of messages is multiplied")
 	flag.IntVar(&o.pollers, "pollers", 8, "how many pollers each contender has")
 	flag.DurationVar(&o.rest, "rest", 30*time.Second, "how long a relay is looked at that has nothing to do")
 	flag.StringVar(&o.profiles, "profiles", "", "a `FOLDER` for processor profiles of the contenders, which cost some themselves")
@@ -80,6 +83,9 @@ func main() {
 	check := flag.Bool("check", false, "exit with 1 where a target does not hold")
 	flag.Parse()
 	o.scenarios = strings.Split(*names, ",")
+	if o.profiles != "" {
+		exit(os.MkdirAll(o.profiles, 0o700))
+	}
 	outcomes, err := measure(ctx, o)
 	exit(err)
 	if *asJSON {

@@ -25,6 +25,8 @@ type load struct {
 	hook bool
 	// templates: the route has a condition, the sink templates.
 	templates bool
+	// role: the relay takes on a role, with one credential for all sources.
+	role bool
 }
 
 // raw: bodies are not base64.

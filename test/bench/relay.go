@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 
+	"mnsrelay/internal/emulator"
 	"mnsrelay/test/rig"
 )
 
@@ -30,8 +31,12 @@ func (w *world) configuration(l load) string {
 	names := make([]string, l.sources)
 	for i := range names {
 		names[i] = sourceName(i)
-		fmt.Fprintf(&text, "  %s:\n    endpoint: %s\n    queue: %s\n    credentials: {type: static, access_key_id: %s, access_key_secret: %s}\n",
-			names[i], w.endpoint(l), queueName(i), keyID, keySecret)
+		credentials := "type: static"
+		if l.role {
+			credentials = fmt.Sprintf("type: ram_role_arn, endpoint: %q, role_arn: %q", w.control, "acs:ram::"+emulator.DefaultAccountID+":role/mnsrelay")
+		}
+		fmt.Fprintf(&text, "  %s:\n    endpoint: %s\n    queue: %s\n    credentials: {%s, access_key_id: %s, access_key_secret: %s}\n",
+			names[i], w.endpoint(l), queueName(i), credentials, keyID, keySecret)
 		if l.pollers > 0 {
 			// As many as the others have where there is a backlog, and fewer where there is
 			// none: each poll is billed.

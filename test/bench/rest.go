@@ -12,7 +12,7 @@ func (w *world) idle(ctx context.Context, sources int) (_ run, err error) {
 	if err := w.makeQueues(ctx, sources); err != nil {
 		return nil, err
 	}
-	l := load{sources: sources, sinks: 1, replicas: 1}
+	l := load{sources: sources, sinks: 1, replicas: 1, role: true}
 	if err := w.makeKept(l.sinks); err != nil {
 		return nil, err
 	}

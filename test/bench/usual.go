@@ -54,7 +54,7 @@ func pollUsual(ctx context.Context, channel *amqp.Channel, t *task) error {
 					}
 				}
 				confirm, err := channel.PublishWithDeferredConfirm(name, t.Key, true, false,
-					publishing(m.MessageId, m.DequeueCount, time.UnixMilli(m.EnqueueTime), t.Raw, body))
+					publishing(amqp.Table{}, m.MessageId, m.DequeueCount, time.UnixMilli(m.EnqueueTime), t.Raw, body))
 				if err != nil {
 					return err
 				}
