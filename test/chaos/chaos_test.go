@@ -89,7 +89,7 @@ func TestChaos(t *testing.T) {
 	w := newWorld(t, shared)
 	require.NoError(t, w.start(t.Context(), first))
 	atRest := w.rest(t)
-	r := w.happen(t, messages, span, plan(seed, span, short, lanes(shared)), nil)
+	r := w.happen(t, messages, span, plan(seed, span, short, busy, lanes(shared)), nil)
 	w.requireArrived(t, r, messages, atRest)
 }
 

@@ -85,7 +85,7 @@ func TestReplicas(t *testing.T) {
 		}
 		return true, ""
 	})
-	plans := plan(seed, span, short, lanesOfReplicas())
+	plans := plan(seed, span, short, busy, lanesOfReplicas())
 	for _, events := range plans {
 		for _, e := range events {
 			e.at += calm

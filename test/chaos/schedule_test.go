@@ -47,9 +47,10 @@ type lane struct {
 // busy is the share of a long run in which a lane is at fault.
 const busy = 0.5
 
-// plan lays out the faults of a run of the given length, each at least once. A short
-// run has each once, for as short as can be. The same seed makes the same plan.
-func plan(seed uint64, span time.Duration, short bool, lanes []lane) [][]*event {
+// plan lays out the faults of a run of the given length, each at least once, and as many as
+// make each lane busy. A short run has each once, for as short as can be. The same seed makes
+// the same plan.
+func plan(seed uint64, span time.Duration, short bool, busy float64, lanes []lane) [][]*event {
 	dice := rand.New(rand.NewPCG(seed, 1))
 	plans := make([][]*event, len(lanes))
 	for l, lane := range lanes {
