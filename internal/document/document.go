@@ -143,9 +143,9 @@ func (p *parser) begin(k Kind) (self int) {
 func (p *parser) value(depth int) bool {
 	switch p.next() {
 	case '{':
-		return p.object(depth + 1)
+		return p.nested(Object, '}', depth+1)
 	case '[':
-		return p.array(depth + 1)
+		return p.nested(Array, ']', depth+1)
 	case '"':
 		return p.string()
 	case 't':
@@ -168,74 +168,56 @@ func (p *parser) word(word string, k Kind) bool {
 	return p.add(k, p.at-len(word), p.at)
 }
 
-func (p *parser) object(depth int) bool {
+// nested reads an object or array, from its opening bracket to end.
+func (p *parser) nested(k Kind, end byte, depth int) bool {
 	if depth > maxDepth {
 		return false
 	}
-	self, count := p.begin(Object), 0
+	self, count := p.begin(k), 0
 	p.at++
-	for p.next() != '}' || count > 0 {
-		if p.next() != '"' || !p.string() || p.next() != ':' {
+	for more := p.next() != end; more; count++ {
+		if k == Object && !p.name() || !p.value(depth) {
 			return false
 		}
-		p.at++
-		if !p.value(depth) {
-			return false
+		if more = p.next() == ','; more {
+			p.at++
 		}
-		count++
-		if p.next() == '}' {
-			break
-		}
-		if p.next() != ',' {
-			return false
-		}
-		p.at++
+	}
+	if p.next() != end {
+		return false
 	}
 	p.at++
 	if p.doc != nil {
-		p.close(self)
-		if count > scanned {
-			p.index(self, count)
-		}
+		p.close(self, count)
 	}
 	return true
 }
 
-func (p *parser) array(depth int) bool {
-	if depth > maxDepth {
+// name reads that of a member and its colon.
+func (p *parser) name() bool {
+	if p.next() != '"' || !p.string() || p.next() != ':' {
 		return false
 	}
-	self, count := p.begin(Array), 0
 	p.at++
-	for p.next() != ']' || count > 0 {
-		if !p.value(depth) {
-			return false
-		}
-		count++
-		if p.next() == ']' {
-			break
-		}
-		if p.next() != ',' {
-			return false
-		}
-		p.at++
-	}
-	p.at++
-	if p.doc != nil {
-		p.close(self)
-		if count > scanned {
-			if p.doc.elements == nil {
-				p.doc.elements = make(map[int][]int)
-			}
-			p.doc.elements[self] = p.doc.walk(self, make([]int, 0, count))
-		}
-	}
 	return true
 }
 
-func (p *parser) close(self int) {
-	n := &p.doc.nodes[self]
-	n.end, n.next = uint32(p.at), uint32(len(p.doc.nodes)) //nolint:gosec // Parse says how long a text may be.
+// close ends what begin has begun, and notes where its members or elements are if it is
+// large.
+func (p *parser) close(self, count int) {
+	d := p.doc
+	n := &d.nodes[self]
+	n.end, n.next = uint32(p.at), uint32(len(d.nodes)) //nolint:gosec // Parse says how long a text may be.
+	switch {
+	case count <= scanned:
+	case n.kind == Object:
+		p.index(self, count)
+	default:
+		if d.elements == nil {
+			d.elements = make(map[int][]int)
+		}
+		d.elements[self] = d.walk(self, make([]int, 0, count))
+	}
 }
 
 // index notes where the members of an object are.
