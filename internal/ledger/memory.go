@@ -213,7 +213,7 @@ func (m *Memory) keepUp() {
 
 // clock counts from its start by the monotonic clock: a wall clock that is set shortens
 // and lengthens nothing. It is read once a call, not once a key. It does not tick: what has
-// expired is never seen, and its room is taken back by the writes that need it.
+// expired is never seen, and its room is taken back by tidy and by the writes that need it.
 type clock struct {
 	start time.Time
 	now   atomic.Int64

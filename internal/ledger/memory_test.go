@@ -62,15 +62,20 @@ func TestMemoryIsBounded(t *testing.T) {
 	require.InDelta(t, recorded-limit, status.Evicted, limit/10)
 	require.NoError(t, status.Err)
 
-	answers, err := l.Confirmed(t.Context(), keysOf(0, recorded))
+	require.Equal(t, status.Entries, known(t, l, keysOf(0, recorded)), "what is counted is what is remembered")
+}
+
+// known counts the keys that a ledger remembers.
+func known(t *testing.T, l *ledger.Memory, keys []relay.LedgerKey) (count int) {
+	t.Helper()
+	answers, err := l.Confirmed(t.Context(), keys)
 	require.NoError(t, err)
-	kept := 0
 	for _, confirmed := range answers {
 		if confirmed {
-			kept++
+			count++
 		}
 	}
-	require.Equal(t, status.Entries, kept, "what is counted is what is remembered")
+	return count
 }
 
 func TestMemoryKeepsPartOfAFloodThatComesRound(t *testing.T) {
@@ -121,30 +126,20 @@ func TestMemoryExpiresWhatItHasMoved(t *testing.T) {
 		require.NoError(t, l.Record(t.Context(), first))
 		time.Sleep(40 * time.Minute) //nolint:forbidigo // The bubble's time.
 		require.NoError(t, l.Record(t.Context(), later))
-		known := func(keys []relay.LedgerKey) (known int) {
-			answers, err := l.Confirmed(t.Context(), keys)
-			require.NoError(t, err)
-			for _, confirmed := range answers {
-				if confirmed {
-					known++
-				}
-			}
-			return known
-		}
-		require.Equal(t, 64, known(first))
-		require.Equal(t, 64, known(later))
+		require.Equal(t, 64, known(t, l, first))
+		require.Equal(t, 64, known(t, l, later))
 		time.Sleep(21 * time.Minute) //nolint:forbidigo // The bubble's time.
-		require.Zero(t, known(first), "an hour has passed since they were recorded, not since they were moved")
-		require.Equal(t, 64, known(later))
+		require.Zero(t, known(t, l, first), "an hour has passed since they were recorded, not since they were moved")
+		require.Equal(t, 64, known(t, l, later))
 		require.NoError(t, l.Forget(t.Context(), later))
-		require.Zero(t, known(later))
+		require.Zero(t, known(t, l, later))
 
 		// A confirm that is recorded again is in both.
 		require.NoError(t, l.Record(t.Context(), keysOf(2000, 160)))
 		require.NoError(t, l.Record(t.Context(), keysOf(2000, 16)))
-		require.Equal(t, 160, known(keysOf(2000, 160)))
+		require.Equal(t, 160, known(t, l, keysOf(2000, 160)))
 		require.NoError(t, l.Forget(t.Context(), keysOf(2000, 160)))
-		require.Zero(t, known(keysOf(2000, 160)))
+		require.Zero(t, known(t, l, keysOf(2000, 160)))
 	})
 }
 
