@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
@@ -36,16 +37,12 @@ func TestMemoryLimitOfTheContainer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			group := newGroup(t, limit)
-			p := &process{t: t, done: make(chan struct{})}
-			p.cmd = exec.Command("/bin/sh", "-c", `echo $$ > "$0" && exec "$@"`, filepath.Join(group, "cgroup.procs"), //nolint:noctx // It is stopped below.
+			ctx, cancel := context.WithCancel(context.Background())
+			cmd := exec.CommandContext(ctx, "/bin/sh", "-c", `echo $$ > "$0" && exec "$@"`, filepath.Join(group, "cgroup.procs"),
 				filepath.Join(c.root, c.config.Entrypoint[0]), "run", "--config", filepath.Join(c.root, "etc/mnsrelay/mnsrelay.yaml"))
-			p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = test.env, p, p
-			p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-			require.NoError(t, p.cmd.Start())
-			go func() {
-				defer close(p.done)
-				p.err = p.cmd.Wait()
-			}()
+			cmd.Env = test.env
+			cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+			p := follow(t, cmd, cancel, cmd.Args)
 			p.await("it has started", func() bool { return strings.Contains(p.text(), "relay started") })
 			require.Contains(t, p.text(), test.says)
 			require.Zero(t, p.stop(), p.text())

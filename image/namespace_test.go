@@ -160,12 +160,18 @@ func command(ctx context.Context, t *testing.T, in inside) *exec.Cmd {
 	return cmd
 }
 
-// start starts a program. It, and all that it has started, is gone when the test ends.
+// start starts a program inside. It, and all that it has started, is gone when the test ends.
 func start(t *testing.T, in inside) *process {
 	t.Helper()
-	p := &process{t: t, done: make(chan struct{})}
 	ctx, cancel := context.WithCancel(context.Background())
-	p.cmd = command(ctx, t, in)
+	return follow(t, command(ctx, t, in), cancel, in.Args)
+}
+
+// follow starts a command, which kill ends when the test does. What it wrote is told of a test
+// that fails, under its name and arguments.
+func follow(t *testing.T, cmd *exec.Cmd, kill func(), args []string) *process {
+	t.Helper()
+	p := &process{t: t, cmd: cmd, done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = p, p
 	require.NoError(t, p.cmd.Start())
 	go func() {
@@ -173,10 +179,10 @@ func start(t *testing.T, in inside) *process {
 		p.err = p.cmd.Wait()
 	}()
 	t.Cleanup(func() {
-		cancel()
+		kill()
 		<-p.done
 		if t.Failed() {
-			t.Logf("%s wrote:\n%s", strings.Join(in.Args, " "), p.text())
+			t.Logf("%s wrote:\n%s", strings.Join(args, " "), p.text())
 		}
 	})
 	return p
