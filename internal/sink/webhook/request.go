@@ -13,14 +13,30 @@ import (
 	"mnsrelay/internal/relay"
 )
 
-// roomForHeaders is how many a request has beside those that all have in common, as long as
-// it is no dead letter and no event.
-const roomForHeaders = 8
+// describing is how many headers each message has: its id, the type of its body, and what
+// describe says of one that is no dead letter.
+const describing = 6
+
+// room gives how many headers a request usually has. A map that is made for eight takes half
+// of the memory of one that is made for nine.
+func (p *poster) room() int {
+	n := len(p.request.Header) + len(p.headers) + describing
+	if p.endpoint.auth != nil {
+		n++
+	}
+	if p.endpoint.signer != nil {
+		n += 2
+	}
+	if p.gzip {
+		n++
+	}
+	return n
+}
 
 // emptyRequest gives what all requests have in common, with headers that may be added to.
 func (p *poster) emptyRequest(ctx context.Context) *http.Request {
 	request := p.request.WithContext(ctx) // and not Clone: what is shared is only read
-	request.Header = make(http.Header, len(p.request.Header)+roomForHeaders)
+	request.Header = make(http.Header, p.room())
 	maps.Copy(request.Header, p.request.Header)
 	return request
 }
