@@ -105,12 +105,9 @@ func TestConnectionFlapping(t *testing.T) {
 	t.Parallel()
 	const lasts, every = 12 * time.Second, 100 * time.Millisecond
 	in := newInbox(t, broker.URL(t), nil)
-	zerolog.SetGlobalLevel(zerolog.Disabled) // the proxy's links log past its logger
 	w := newWorld(t, emulator.QueueConfig{VisibilityTimeout: 10 * time.Second})
 	way := newWire(t, w.notary, in.url)
-	flapping := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "amqp", "127.0.0.1:0", way.address)
-	require.NoError(t, flapping.Start())
-	t.Cleanup(flapping.Stop)
+	flapping := newProxy(t, way.address)
 	w.start(w.source("sms", "events"), sink("events", in, "url: amqp://guest:guest@"+flapping.Listen+"/"))
 	w.await("up", "")
 	w.send("sms", 16, 300, 0)
@@ -145,6 +142,16 @@ func TestConnectionFlapping(t *testing.T) {
 	sent()
 	w.await("up", "")
 	w.finishRested(atRest, in)
+}
+
+// newProxy leads to an address, and can be stopped, started and made slow.
+func newProxy(t *testing.T, upstream string) *toxiproxy.Proxy {
+	t.Helper()
+	zerolog.SetGlobalLevel(zerolog.Disabled) // the proxy's links log past its logger
+	p := toxiproxy.NewProxy(toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop()), "amqp", "127.0.0.1:0", upstream)
+	require.NoError(t, p.Start())
+	t.Cleanup(p.Stop)
+	return p
 }
 
 // deviation is the standard deviation.
