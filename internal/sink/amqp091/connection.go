@@ -251,8 +251,10 @@ func (ch *channel) drain(returned map[string]uint16) map[string]uint16 {
 }
 
 // acquire waits for a channel of a mode whose window holds the given number of messages,
-// or maxWindow. Only plain ones have an owner.
-func (c *connection) acquire(ctx context.Context, mode mode, owner *exchange, messages int) (*channel, error) {
+// or maxWindow. Plain ones carry the messages of one exchange. The others are shared by those
+// that work: one that may not takes a channel of its own with it when the broker refuses a
+// publish, and not one that others would have to open anew, at two round trips.
+func (c *connection) acquire(ctx context.Context, mode mode, x *exchange, messages int) (*channel, error) {
 	select {
 	case c.slots <- struct{}{}:
 	case <-ctx.Done():
@@ -262,7 +264,9 @@ func (c *connection) acquire(ctx context.Context, mode mode, owner *exchange, me
 	}
 	window := min(maxWindow, max(minWindow, messages))
 	c.mu.Lock()
-	i := slices.IndexFunc(c.idle, func(ch *channel) bool { return ch.mode == mode && ch.owner == owner && cap(ch.returns) >= window })
+	i := slices.IndexFunc(c.idle, func(ch *channel) bool {
+		return ch.mode == mode && cap(ch.returns) >= window && (ch.owner == x || ch.owner == nil && x.proven.Load())
+	})
 	if i >= 0 {
 		ch := c.idle[i]
 		c.idle = slices.Delete(c.idle, i, i+1)
@@ -279,7 +283,10 @@ func (c *connection) acquire(ctx context.Context, mode mode, owner *exchange, me
 		c.discard(unfit)
 	}
 
-	ch := &channel{mode: mode, owner: owner, headers: amqp.Table{}}
+	ch := &channel{mode: mode, headers: amqp.Table{}}
+	if mode == plain {
+		ch.owner = x
+	}
 	err := c.bounded(func() (err error) {
 		if ch.amqp, err = c.amqp.Channel(); err != nil {
 			return err

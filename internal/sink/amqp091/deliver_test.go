@@ -314,6 +314,42 @@ func TestOneExchangeOfSeveral(t *testing.T) {
 	require.Equal(t, relay.Up, r.Await(relay.Up).State)
 }
 
+// An exchange that is tried now and then, since only a publish can tell, takes no channel from
+// those that work: to open another would cost them two round trips each time.
+func TestAnExchangeThatIsTriedHasItsOwnChannel(t *testing.T) {
+	p := newPeer(t)
+	p.missing = "missing"
+	r := run(t, peerConfig(p))
+	r.Await(relay.Up)
+	missing, err := r.Endpoint.Bind(func(settings any) error {
+		s, ok := settings.(*amqp091.Settings)
+		require.True(t, ok)
+		s.Exchange.Name, s.Exchange.Declare = p.missing, amqp091.DeclareNone
+		return nil
+	})
+	require.NoError(t, err)
+	one := func(to relay.Sink) relay.Result {
+		return relaytest.Deliver(t.Context(), t, to, relaytest.Messages("m", 1, 10))[0]
+	}
+	tried := func(times int) {
+		t.Helper()
+		require.Eventually(t, func() bool {
+			_ = one(missing) // sent where it is due
+			_, refused := p.counts()
+			return refused == times
+		}, patience, 5*time.Millisecond)
+	}
+	tried(1) // nothing was known of it then
+	for again := range 3 {
+		require.Equal(t, relay.Delivered, one(r.Sink).Outcome)
+		tried(2 + again)
+		before, _ := p.counts()
+		require.Equal(t, relay.Delivered, one(r.Sink).Outcome)
+		after, _ := p.counts()
+		require.Equal(t, before, after, "no channel had to be opened")
+	}
+}
+
 // Overrides of a route leave the sink's own settings alone.
 func TestBindCopies(t *testing.T) {
 	c := amqp091.Defaults()

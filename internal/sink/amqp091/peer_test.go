@@ -20,11 +20,15 @@ type peer struct {
 	acknowledge func(tag uint64) bool
 	// login says what becomes of a login with this SASL response.
 	login func(response string) verdict
+	// missing is an exchange that a publish to closes the channel over; empty: none.
+	missing string
 
-	running sync.WaitGroup
-	mu      sync.Mutex
-	logins  []string
-	open    []net.Conn
+	running  sync.WaitGroup
+	mu       sync.Mutex
+	logins   []string
+	channels int // that were opened
+	refused  int // publishes to what is missing
+	open     []net.Conn
 }
 
 type verdict int
@@ -67,6 +71,13 @@ func (p *peer) attempts() []string {
 	return append([]string(nil), p.logins...)
 }
 
+// counts tells how many channels were opened, and how many publishes were refused.
+func (p *peer) counts() (channels, refused int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.channels, p.refused
+}
+
 func (p *peer) accept() {
 	for {
 		c, err := p.listener.Accept()
@@ -78,7 +89,7 @@ func (p *peer) accept() {
 		p.mu.Unlock()
 		p.running.Go(func() {
 			defer c.Close() //nolint:errcheck // The test is over.
-			(&peerConn{peer: p, conn: c, in: bufio.NewReader(c), tags: map[uint16]uint64{}, left: map[uint16]uint64{}}).serve()
+			(&peerConn{peer: p, conn: c, in: bufio.NewReader(c), tags: map[uint16]uint64{}, left: map[uint16]uint64{}, closed: map[uint16]bool{}}).serve()
 		})
 	}
 }
@@ -89,6 +100,8 @@ type peerConn struct {
 	in   *bufio.Reader
 	tags map[uint16]uint64
 	left map[uint16]uint64 // bytes of the body that are to come
+	// closed are channels that the peer has closed: what comes on them is for nobody.
+	closed map[uint16]bool
 }
 
 // send writes a method frame (AMQP 0-9-1: 4.2.4).
@@ -139,7 +152,7 @@ func (c *peerConn) serve() {
 }
 
 func (c *peerConn) content(channel uint16, left uint64) {
-	if c.left[channel] = left; left > 0 {
+	if c.left[channel] = left; left > 0 || c.closed[channel] {
 		return
 	}
 	c.tags[channel]++
@@ -175,12 +188,25 @@ func (c *peerConn) method(channel uint16, payload []byte) bool {
 	case [2]uint16{10, 51}:
 		return false
 	case [2]uint16{20, 10}:
+		c.peer.mu.Lock()
+		c.peer.channels++
+		delete(c.closed, channel)
+		c.peer.mu.Unlock()
 		c.send(channel, 20, 11, 0, 0, 0, 0)
 	case [2]uint16{20, 40}:
 		delete(c.tags, channel)
 		c.send(channel, 20, 41)
 	case [2]uint16{40, 10}:
 		c.send(channel, 40, 11)
+	case [2]uint16{60, 40}: // basic.publish: reserved, exchange
+		if exchange := string(payload[7 : 7+int(payload[6])]); exchange == c.peer.missing && exchange != "" {
+			c.peer.mu.Lock()
+			c.peer.refused++
+			c.peer.mu.Unlock()
+			c.closed[channel] = true
+			delete(c.tags, channel)
+			c.send(channel, 20, 40, append(append([]byte{1, 148}, short("NOT_FOUND - no such exchange")...), 0, 60, 0, 40)...)
+		}
 	case [2]uint16{85, 10}:
 		c.send(channel, 85, 11)
 	}

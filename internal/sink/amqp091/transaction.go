@@ -44,7 +44,7 @@ var errMessageRefused = errors.New("the broker refused the transaction")
 // commit makes one transaction and reports the results of its messages. Its error says why
 // it failed; where that wraps errMessageRefused they have no result yet.
 func (s *Sink) commit(ctx context.Context, c *connection, ms []relay.Message, base int, b *relay.Answers) error {
-	ch, err := c.acquire(ctx, transactional, nil, len(ms))
+	ch, err := c.acquire(ctx, transactional, s.exchange, len(ms))
 	if err != nil {
 		s.noChannel(ctx, c, err, b)
 		return err

@@ -104,7 +104,7 @@ func (s *Sink) messageRefused(cause *amqp.Error) relay.Result {
 // window publishes messages, of which the first has the index base in its batch, and gives
 // those that fell with the channel.
 func (s *Sink) window(ctx context.Context, c *connection, ms []relay.Message, base int, b *relay.Answers) fallen {
-	ch, err := c.acquire(ctx, confirming, nil, len(ms))
+	ch, err := c.acquire(ctx, confirming, s.exchange, len(ms))
 	if err != nil {
 		s.noChannel(ctx, c, err, b)
 		return fallen{}
