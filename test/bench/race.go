@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -169,10 +170,14 @@ func (w *world) prepare(ctx context.Context, l load) error {
 	if err := w.makeKept(l.sinks); err != nil {
 		return err
 	}
-	if l.rate > 0 {
-		return nil
+	if l.rate == 0 {
+		if err := w.fill(ctx, l); err != nil {
+			return err
+		}
 	}
-	return w.fill(ctx, l)
+	// What the run before has left to write, and the queue that was deleted just now, are not this one's.
+	syscall.Sync()
+	return nil
 }
 
 // watch waits for the part of a run that counts and gives where it began and ended.

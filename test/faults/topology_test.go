@@ -25,9 +25,9 @@ import (
 // parallel, since it measures.
 func TestExchangeMissingForOneRoute(t *testing.T) {
 	const (
-		window   = time.Second // long beside the 32 messages that are deleted together
-		pairs    = 12          // of windows
-		kept     = .95         // of the throughput
+		window   = 3 * time.Second // long beside the 48 messages that may be deleted together
+		pairs    = 6               // of windows
+		kept     = .95             // of the throughput
 		reserve  = 3000
 		troubled = 20
 	)
