@@ -288,7 +288,7 @@ func (w *world) makeKept(count int) error {
 		if _, err := w.channel.QueueDelete(kept(i), false, false, false); err != nil {
 			return err
 		}
-		if _, err := w.channel.QueueDeclare(kept(i), true, false, false, false, nil); err != nil {
+		if _, err := w.channel.QueueDeclare(kept(i), true, false, false, false, amqp.Table{"x-queue-mode": "lazy"}); err != nil {
 			return err
 		}
 		if err := w.channel.QueueBind(kept(i), sinkName(i), name, false, nil); err != nil {
