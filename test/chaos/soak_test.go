@@ -35,7 +35,7 @@ const (
 
 // needed is what the relay needs at a moment.
 type needed struct {
-	rss, goroutines, files, sockets float64
+	rss, heap, goroutines, files, sockets float64
 }
 
 // TestSoak runs one relay for long, with a steady load and all faults that leave it alive,
@@ -98,6 +98,8 @@ func TestSoak(t *testing.T) {
 		value func(needed) float64
 	}{
 		{"RSS, MiB", func(n needed) float64 { return n.rss / (1 << 20) }},
+		// What the collector lets the heap grow to: some four times what is in use.
+		{"heap goal, MiB", func(n needed) float64 { return n.heap / (1 << 20) }},
 		{"goroutines", func(n needed) float64 { return n.goroutines }},
 		{"open files", func(n needed) float64 { return n.files }},
 		{"sockets", func(n needed) float64 { return n.sockets }},
@@ -121,7 +123,11 @@ func look(ctx context.Context, r *rig.Relay) (needed, error) {
 	if err != nil {
 		return needed{}, err
 	}
-	n := needed{goroutines: goroutines}
+	heap, err := r.Metric(ctx, "go_memstats_next_gc_bytes")
+	if err != nil {
+		return needed{}, err
+	}
+	n := needed{heap: heap, goroutines: goroutines}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.PID()))
 	if err != nil {
 		return n, err
