@@ -72,6 +72,18 @@ func BenchmarkRender(b *testing.B) {
 	}
 }
 
+func BenchmarkValue(b *testing.B) {
+	t, err := expr.CompileTemplate("{{ body.biz_id }}")
+	require.NoError(b, err)
+	in := expr.NewInput(message(report), "q")
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := t.Value(in); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func BenchmarkCompile(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {

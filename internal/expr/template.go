@@ -233,14 +233,7 @@ func (t *Template) RenderEscaped(in *Input, escape func(before []byte, value str
 // scalar gives a string or number that the program selects from the body and does nothing
 // else with: the number as it stands there, and both without an evaluation.
 func (p *program) scalar(in *Input) (string, bool) {
-	if p.path == nil {
-		return "", false
-	}
-	doc, err := in.document()
-	if err != nil {
-		return "", false // the evaluation says why
-	}
-	at, found := doc.Follow(p.path)
+	doc, at, found := p.selected(in)
 	if !found {
 		return "", false
 	}
@@ -254,11 +247,28 @@ func (p *program) scalar(in *Input) (string, bool) {
 	}
 }
 
+// selected is where the body has what the program selects and does nothing else with. Where
+// it is not found the evaluation says why.
+func (p *program) selected(in *Input) (doc *document.Document, at int, found bool) {
+	if p.path == nil {
+		return nil, 0, false
+	}
+	doc, err := in.document()
+	if err != nil {
+		return nil, 0, false
+	}
+	at, found = doc.Follow(p.path)
+	return doc, at, found
+}
+
 // Value gives the value of a template that is one expression and no text, for what has
 // types of its own: nil, bool, int64, uint64, float64, string, []byte, time.Time,
 // time.Duration. Of any other it gives the text.
 func (t *Template) Value(in *Input) (any, error) {
 	if t.only != nil {
+		if doc, at, found := t.only.selected(in); found && doc.Kind(at) == document.String {
+			return doc.String(at), nil
+		}
 		v := t.only.constant
 		if v == nil {
 			var err error

@@ -23,9 +23,11 @@
 // minutes.
 //
 // A contender is measured from when a tenth of its messages has been deleted from MNS until
-// all have: starting is not in it, unless there are too few for that. Afterwards every message must have arrived exactly once
-// and none may be left, or the run fails. Contenders take turns, each round beginning with
-// another; what is judged are ratios within a round, in the median over the rounds.
+// all have: starting is not in it, unless there are too few for that. What the run before it
+// has left to write to the disk is written by then. Afterwards every message must have arrived
+// exactly once and none may be left, or the run fails. Contenders take turns, each round
+// beginning with another; what is judged are ratios within a round, in the median over the
+// rounds.
 //
 // Latency is from the moment at which the sender hands a message to MNS to that at which a
 // consumer of RabbitMQ has it (or the receiver of webhooks), both read by this process from
