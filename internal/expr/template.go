@@ -266,10 +266,10 @@ func (p *program) selected(in *Input) (doc *document.Document, at int, found boo
 // time.Duration. Of any other it gives the text.
 func (t *Template) Value(in *Input) (any, error) {
 	if t.only != nil {
-		if doc, at, found := t.only.selected(in); found && doc.Kind(at) == document.String {
-			return doc.String(at), nil
-		}
 		v := t.only.constant
+		if doc, at, found := t.only.selected(in); found {
+			v = valueOf(doc, at)
+		}
 		if v == nil {
 			var err error
 			if v, err = t.only.eval(in); err != nil {

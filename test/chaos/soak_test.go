@@ -164,8 +164,8 @@ type fit struct {
 	growth, deviation float64
 }
 
-// flat says that the growth is no more than chance makes of the noise in one run of about
-// 400, or else below a fiftieth of the whole.
+// flat says that the growth of one thing is no more than chance makes of the noise in one run
+// of about 400, or else below a fiftieth of the whole.
 func (f fit) flat() bool { return f.growth < max(3*f.deviation, f.median/50) }
 
 // fitted makes a line by least squares.

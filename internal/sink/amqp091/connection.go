@@ -207,7 +207,7 @@ const (
 type channel struct {
 	amqp    *amqp.Channel
 	mode    mode
-	owner   *exchange // whose messages a plain one carries: what the broker says of them comes later
+	owner   *exchange // whose messages it carries: of plain ones what the broker says comes later; nil: it is idle, and not plain
 	returns chan amqp.Return
 	closed  chan *amqp.Error
 	cause   *amqp.Error // why the broker closed it
@@ -271,6 +271,7 @@ func (c *connection) acquire(ctx context.Context, mode mode, x *exchange, messag
 		ch := c.idle[i]
 		c.idle = slices.Delete(c.idle, i, i+1)
 		c.mu.Unlock()
+		ch.owner = x
 		return ch, nil
 	}
 	var unfit *channel // gives its place to a new one
@@ -283,10 +284,7 @@ func (c *connection) acquire(ctx context.Context, mode mode, x *exchange, messag
 		c.discard(unfit)
 	}
 
-	ch := &channel{mode: mode, headers: amqp.Table{}}
-	if mode == plain {
-		ch.owner = x
-	}
+	ch := &channel{mode: mode, owner: x, headers: amqp.Table{}}
 	err := c.bounded(func() (err error) {
 		if ch.amqp, err = c.amqp.Channel(); err != nil {
 			return err
@@ -313,8 +311,13 @@ func (c *connection) acquire(ctx context.Context, mode mode, x *exchange, messag
 }
 
 // release gives a channel back. One that still owes confirms is closed: its late
-// returns would be taken for those of the next batch.
+// returns would be taken for those of the next batch. So is one of an exchange of which it is
+// still not known that it works: no other may have it.
 func (c *connection) release(ch *channel, reusable bool) {
+	if ch.mode != plain {
+		reusable = reusable && ch.owner.proven.Load()
+		ch.owner = nil
+	}
 	if reusable && !ch.amqp.IsClosed() {
 		c.mu.Lock()
 		c.idle = append(c.idle, ch)

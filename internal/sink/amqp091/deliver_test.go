@@ -335,7 +335,7 @@ func TestAnExchangeThatIsTriedHasItsOwnChannel(t *testing.T) {
 		t.Helper()
 		require.Eventually(t, func() bool {
 			_ = one(missing) // sent where it is due
-			_, refused := p.counts()
+			_, _, refused := p.counts()
 			return refused == times
 		}, patience, 5*time.Millisecond)
 	}
@@ -343,10 +343,24 @@ func TestAnExchangeThatIsTriedHasItsOwnChannel(t *testing.T) {
 	for again := range 3 {
 		require.Equal(t, relay.Delivered, one(r.Sink).Outcome)
 		tried(2 + again)
-		before, _ := p.counts()
+		before, _, _ := p.counts()
 		require.Equal(t, relay.Delivered, one(r.Sink).Outcome)
-		after, _ := p.counts()
+		after, _, _ := p.counts()
 		require.Equal(t, before, after, "no channel had to be opened")
+	}
+
+	// A message that is not even published tells nothing of the exchange, and leaves no channel.
+	unfit := relaytest.Messages("m", 1, 10)
+	unfit[0].ID = strings.Repeat("x", 256)
+	for range 3 {
+		opened, live, _ := p.counts()
+		require.Eventually(t, func() bool {
+			_ = relaytest.Deliver(t.Context(), t, missing, unfit)
+			now, _, _ := p.counts()
+			return now > opened
+		}, patience, 5*time.Millisecond)
+		_, now, _ := p.counts()
+		require.Equal(t, live, now)
 	}
 }
 

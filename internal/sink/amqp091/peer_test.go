@@ -23,12 +23,13 @@ type peer struct {
 	// missing is an exchange that a publish to closes the channel over; empty: none.
 	missing string
 
-	running  sync.WaitGroup
-	mu       sync.Mutex
-	logins   []string
-	channels int // that were opened
-	refused  int // publishes to what is missing
-	open     []net.Conn
+	running sync.WaitGroup
+	mu      sync.Mutex
+	logins  []string
+	opened  int // channels
+	live    int // of them, those that neither side has closed
+	refused int // publishes to what is missing
+	open    []net.Conn
 }
 
 type verdict int
@@ -71,11 +72,12 @@ func (p *peer) attempts() []string {
 	return append([]string(nil), p.logins...)
 }
 
-// counts tells how many channels were opened, and how many publishes were refused.
-func (p *peer) counts() (channels, refused int) {
+// counts tells how many channels were opened, how many of them are open, and how many publishes
+// were refused.
+func (p *peer) counts() (opened, live, refused int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.channels, p.refused
+	return p.opened, p.live, p.refused
 }
 
 func (p *peer) accept() {
@@ -188,12 +190,16 @@ func (c *peerConn) method(channel uint16, payload []byte) bool {
 	case [2]uint16{10, 51}:
 		return false
 	case [2]uint16{20, 10}:
-		c.peer.mu.Lock()
-		c.peer.channels++
 		delete(c.closed, channel)
+		c.peer.mu.Lock()
+		c.peer.opened++
+		c.peer.live++
 		c.peer.mu.Unlock()
 		c.send(channel, 20, 11, 0, 0, 0, 0)
 	case [2]uint16{20, 40}:
+		c.peer.mu.Lock()
+		c.peer.live--
+		c.peer.mu.Unlock()
 		delete(c.tags, channel)
 		c.send(channel, 20, 41)
 	case [2]uint16{40, 10}:
@@ -202,6 +208,7 @@ func (c *peerConn) method(channel uint16, payload []byte) bool {
 		if exchange := string(payload[7 : 7+int(payload[6])]); exchange == c.peer.missing && exchange != "" {
 			c.peer.mu.Lock()
 			c.peer.refused++
+			c.peer.live--
 			c.peer.mu.Unlock()
 			c.closed[channel] = true
 			delete(c.tags, channel)

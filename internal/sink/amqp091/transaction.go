@@ -66,6 +66,7 @@ func (s *Sink) commit(ctx context.Context, c *connection, ms []relay.Message, ba
 		}
 		return failure
 	}
+	published := 0
 	for i := range ms {
 		key, p, err := s.prepare(c.limits, &ms[i], ch.headers)
 		if err != nil {
@@ -78,6 +79,11 @@ func (s *Sink) commit(ctx context.Context, c *connection, ms []relay.Message, ba
 		if err := ch.amqp.Publish(s.exchange.wire(), key, s.settings.Mandatory, false, p); err != nil {
 			return failed(err)
 		}
+		published++
+	}
+	if published == 0 { // and nothing is known of the exchange
+		committed = true
+		return nil
 	}
 	// The library waits for the answer without a limit.
 	deadline, _ := ctx.Deadline()

@@ -28,6 +28,7 @@ type poster struct {
 	format  *format.Formatter
 	timeout time.Duration
 	gzip    bool
+	room    int // how many headers a request usually has
 }
 
 // post sends a message.

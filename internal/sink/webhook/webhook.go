@@ -175,6 +175,7 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 			p.headers = append(p.headers, header{name: name, event: event, value: template})
 		}
 	}
+	p.room = p.usualHeaders()
 	s := &Sink{endpoint: e, poster: p, retries: relay.Retries{
 		Attempts: settings.Retry.MaxAttempts,
 		Initial:  settings.Retry.Initial,
