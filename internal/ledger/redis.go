@@ -38,6 +38,10 @@ const (
 	// for about a millisecond.
 	connections = 16
 	idleTimeout = 5 * time.Minute
+	// buffer is for reading and for writing, of each connection: some 40 commands, or the
+	// replies to a thousand. With the 32 KiB that the client takes by itself the pool holds
+	// 1 MiB once each connection was needed, for commands of 2 KiB.
+	buffer = 4 << 10
 
 	defaultPort = "6379"
 )
@@ -180,6 +184,8 @@ func optionsOf(u setting.URL) (*redis.Options, error) {
 		PoolSize:                 connections,
 		PipelinePoolSize:         -1,
 		ConnMaxIdleTime:          idleTimeout,
+		ReadBufferSize:           buffer,
+		WriteBufferSize:          buffer,
 	}
 	switch parsed.Scheme {
 	case "redis":
