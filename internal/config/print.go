@@ -47,13 +47,6 @@ func (c *Config) YAML() []byte {
 // maxAligned is how wide a line may be that still moves the comments of all others.
 const maxAligned = 64
 
-// JSON prints what YAML does, without the comments.
-func (c *Config) JSON() []byte {
-	var b bytes.Buffer
-	c.tree().json(&b)
-	return b.Bytes()
-}
-
 // tree is a configuration ready to be printed: a value, a mapping or a list.
 type tree struct {
 	keys   []string // of a mapping
@@ -320,40 +313,4 @@ func isReserved(s string) bool {
 		return true
 	}
 	return false
-}
-
-func (t *tree) json(b *bytes.Buffer) {
-	switch {
-	case t.isMap:
-		b.WriteByte('{')
-		for i, item := range t.items {
-			if i > 0 {
-				b.WriteByte(',')
-			}
-			b.WriteString(jsonText(t.keys[i]) + ":")
-			item.json(b)
-		}
-		b.WriteByte('}')
-	case t.isList:
-		b.WriteByte('[')
-		for i, item := range t.items {
-			if i > 0 {
-				b.WriteByte(',')
-			}
-			item.json(b)
-		}
-		b.WriteByte(']')
-	case t.isText:
-		b.WriteString(jsonText(t.text))
-	default:
-		b.WriteString(t.text)
-	}
-}
-
-func jsonText(s string) string {
-	text, err := json.Marshal(s)
-	if err != nil {
-		return `""` // a string always encodes
-	}
-	return string(text)
 }

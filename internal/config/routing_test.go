@@ -335,9 +335,7 @@ func TestOverridesGoOverTheSettingsOfTheSink(t *testing.T) {
 		Timeout time.Duration `yaml:"timeout"`
 	}{}), `relay.yaml:18:29: routes[0].to[1].with.headers: belongs to the sink hook as a whole, whose connections all routes share: remove it, or write another sink`)
 
-	for _, shown := range []string{string(c.YAML()), string(c.JSON())} {
-		require.NotContains(t, shown, "hunter2")
-	}
+	require.NotContains(t, string(c.YAML()), "hunter2")
 	require.Contains(t, withoutComments(c.YAML()), `
       - sink: events
         required: false
