@@ -125,6 +125,11 @@ func (w *where) sources(cmd *cobra.Command) (*audit.Keys, []string, error) {
 		return keys, w.files, nil
 	case path != "" && path != "-":
 		files, err := audit.Files(path)
+		if err != nil && w.url != "" {
+			// The relay may know of it all the same.
+			_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "note: %v\n", err)
+			return keys, nil, nil
+		}
 		return keys, files, err
 	case w.url != "":
 		return keys, nil, nil
@@ -257,7 +262,7 @@ func (w *where) notFound(text string, readFiles bool, search *audit.Search) stri
 		b.WriteString(" No line of an audit was read: nothing was delivered yet, or this is not where the audit goes.")
 	}
 	if w.url != "" {
-		b.WriteString(" The relay that was asked, one process, has no message of this id: neither in flight nor in its ledger nor among the last failures. It knows ids, and no keys.")
+		b.WriteString(" The relay that was asked, one process, has no message of this id: neither in flight nor in its ledger nor among the last failures, nor among what it saw last in shadow mode. It knows ids, and no keys.")
 	}
 	switch {
 	case search.First != "" && w.url == "":

@@ -66,6 +66,22 @@ func TestWhereReadsAnAuditAndAsksTheRelay(t *testing.T) {
 	require.Contains(t, got.stderr, "answers 500")
 	require.NotContains(t, got.stderr, "nothing is known")
 
+	// An audit of nothing yet takes nothing from what the relay says.
+	config := filepath.Join(t.TempDir(), "mnsrelay.yaml")
+	audit := filepath.Join(t.TempDir(), "audit.jsonl")
+	require.NoError(t, os.WriteFile(config, []byte(`audit: {to: audit}
+sources: {sms: {queue: q, endpoint: "http://127.0.0.1:1", credentials: {type: static, access_key_id: LTAI-example, access_key_secret: secret}}}
+sinks: {audit: {type: file, path: `+audit+`}, hook: {type: webhook, url: "https://example.com/"}}
+routes: [{name: all, from: sms, to: hook}]
+`), 0o600))
+	got = command(t, "", "where", "id-1", "--config", config, "--url", api.URL)
+	require.Zero(t, got.code, got.stderr)
+	require.Contains(t, got.stdout, "pod-1 knows of id-1:")
+	require.Contains(t, got.stderr, "note: look for the audit: there is no file "+audit+" yet\n")
+	got = command(t, "", "where", "id-1", "--config", config)
+	require.Equal(t, exitFailed, got.code)
+	require.Contains(t, got.stderr, "there is no file "+audit+" yet\n")
+
 	// What was found is printed, also where the relay does not answer.
 	api.Close()
 	got = command(t, auditLine, "where", "id-1", "--file", "-", "--url", api.URL)
@@ -78,6 +94,7 @@ func TestWhereReadsAnAuditAndAsksTheRelay(t *testing.T) {
 	require.Equal(t, exitFailed, got.code)
 	require.Contains(t, got.stderr, "No line of an audit was read")
 	require.NotContains(t, got.stderr, "The relay that was asked")
+
 }
 
 // A relay with a certificate of one's own authority can be asked, and no other is trusted.
