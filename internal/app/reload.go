@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -89,18 +90,20 @@ func (a *App) change(ctx context.Context) (*config.Config, error) {
 	}
 }
 
-// fixedChanges names the sections that only a restart can change.
-func fixedChanges(before, after *config.Config) (sections []string) {
+// fixedChanges names what only a restart can change.
+func fixedChanges(before, after *config.Config) (fixed []string) {
 	for _, s := range []struct{ name, before, after string }{
 		{"server", before.ServerFingerprint(), after.ServerFingerprint()},
 		{"ledger", before.LedgerFingerprint(), after.LedgerFingerprint()},
 		{"tracing", before.TracingFingerprint(), after.TracingFingerprint()},
+		{"log.format", before.Log.Format, after.Log.Format},
+		{"reload.watch", strconv.FormatBool(before.Reload.Watch), strconv.FormatBool(after.Reload.Watch)},
 	} {
 		if s.before != s.after {
-			sections = append(sections, s.name)
+			fixed = append(fixed, s.name)
 		}
 	}
-	return sections
+	return fixed
 }
 
 // plan is what a configuration changes. Nothing in it has been started.

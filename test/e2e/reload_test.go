@@ -138,8 +138,8 @@ sinks:
 
 	before := r.status().Configuration
 	for name, bad := range map[string]string{
-		"a misspelt key":     strings.Replace(text("two"), "wait: 30s", "weit: 30s", 1),
-		"a change of server": text("two") + "tracing: {otlp_endpoint: \"http://127.0.0.1:4318\"}\nledger: {ttl: 1h}\n",
+		"a misspelt key":       strings.Replace(text("two"), "wait: 30s", "weit: 30s", 1),
+		"what needs a restart": text("two") + "tracing: {otlp_endpoint: \"http://127.0.0.1:4318\"}\nledger: {ttl: 1h}\nlog: {format: console}\nreload: {watch: true}\n",
 	} {
 		file.write(bad)
 		require.Equal(t, http.StatusUnprocessableEntity, r.post("/api/v1/reload"), name)
@@ -149,7 +149,7 @@ sinks:
 		require.NotNil(t, now.LastError)
 	}
 	require.Contains(t, r.status().Configuration.LastError.Text+r.log(), "weit")
-	require.Contains(t, r.status().Configuration.LastError.Text+r.log(), "changes of ledger, tracing need a restart")
+	require.Contains(t, r.status().Configuration.LastError.Text+r.log(), "changes of ledger, tracing, log.format, reload.watch need a restart")
 	_, metrics := r.get("/metrics")
 	require.Contains(t, metrics, `mnsrelay_config_reloads_total{result="failure"} 2`)
 	require.Contains(t, metrics, `mnsrelay_config_reloads_total{result="success"} 1`)

@@ -167,7 +167,8 @@ httpGet:
 {{- /* What new pods are needed for: all of the file, or what a reload refuses where mnsrelay reloads by itself. */ -}}
 {{- define "mnsrelay.checksum" -}}
 {{- if get (.Values.config.reload | default dict) "watch" -}}
-{{- pick .Values.config "server" "ledger" "tracing" "reload" | toYaml | sha256sum -}}
+{{- $format := get (.Values.config.log | default dict) "format" -}}
+{{- pick .Values.config "server" "ledger" "tracing" "reload" | merge (dict "format" $format) | toYaml | sha256sum -}}
 {{- else -}}
 {{- include "mnsrelay.config" . | sha256sum -}}
 {{- end -}}

@@ -357,8 +357,10 @@ func TestChecksum(t *testing.T) {
 	require.NotEmpty(t, sum("default", ""))
 	require.NotEqual(t, sum("default", ""), sum("default", sink))
 	require.Equal(t, sum("reload", ""), sum("reload", sink))
+	require.Equal(t, sum("reload", ""), sum("reload", "config: {log: {level: debug}}"))
 	for _, more := range []string{
 		server, "config: {ledger: {ttl: 1h}}", "config: {tracing: {otlp_endpoint: 'http://otel:4318'}}", "config: {reload: {watch: false}}",
+		"config: {log: {format: console}}",
 	} {
 		require.NotEqual(t, sum("reload", ""), sum("reload", more), more)
 	}
