@@ -65,6 +65,7 @@ type App struct {
 	started time.Time
 	metrics *metrics
 	shared  *relay.Room
+	spare   *relay.Room
 	ledger  ledger.Ledger
 	// tracing is nil where there is none.
 	tracing *telemetry.Tracing
@@ -104,6 +105,12 @@ type parts struct {
 // Nothing is lost: what was not deleted comes again.
 var ErrDrainCut = errors.New("the drain was cut short; what was not confirmed comes again")
 
+// spareOf is the room for what is on its way to optional sinks alone, of all sources
+// together: half as much again as in_flight says.
+func spareOf(cfg *config.Config) (messages int, bytes int64) {
+	return cfg.InFlight.Messages / 2, int64(cfg.InFlight.Bytes) / 2
+}
+
 // New builds a relay from a checked configuration. It opens no connection and starts
 // nothing.
 func New(cfg *config.Config, deps Deps) (*App, error) {
@@ -111,6 +118,7 @@ func New(cfg *config.Config, deps Deps) (*App, error) {
 		deps: deps, log: deps.Log, started: time.Now(), metrics: newMetrics(deps.Registry),
 		credentials: credentials.NewPool(deps.Log),
 		shared:      relay.NewRoom(cfg.InFlight.Messages, int64(cfg.InFlight.Bytes)),
+		spare:       relay.NewRoom(spareOf(cfg)),
 		reloads:     make(chan reload),
 		stats:       make(map[string]*relay.Stats),
 		paused:      make(map[string]string),

@@ -221,6 +221,7 @@ func (a *App) apply(receive, work, connected context.Context, p *plan) {
 	}
 	_ = a.deps.Level.UnmarshalText([]byte(p.cfg.Log.Level)) // it has been checked
 	a.shared.SetBounds(p.cfg.InFlight.Messages, int64(p.cfg.InFlight.Bytes))
+	a.spare.SetBounds(spareOf(p.cfg))
 	for _, s := range p.startSinks {
 		s.start(connected, a.supervise)
 	}

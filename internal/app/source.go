@@ -92,7 +92,7 @@ func (a *App) newSource(c config.Source, routes config.Routes, sinks map[string]
 	latency := &a.meters.of(meterName{source: c.Name}).latency
 	deps := relay.Deps{
 		Source: s.queue, Decode: c.Decoder().Decode, Routes: bound, Ledger: a.ledger,
-		Room: relay.NewRoom(c.InFlight.Messages, int64(c.InFlight.Bytes)), Shared: a.shared,
+		Room: relay.NewRoom(c.InFlight.Messages, int64(c.InFlight.Bytes)), Shared: a.shared, Spare: a.spare,
 		Stats: s.stats, Log: a.deps.Log, Audit: auditor,
 		Confirmed: func(d time.Duration, m *relay.Message) {
 			duration.observe(max(d.Seconds(), 0), m)

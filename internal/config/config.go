@@ -42,7 +42,8 @@ type Config struct {
 	Tracing Tracing       `yaml:"tracing"`
 	// Audit writes down what became of each message.
 	Audit audit.Config `yaml:"audit"`
-	// InFlight is room: how much all sources together may have between receive and settle.
+	// InFlight is room: how much all sources together may have between receive and settle. Messages
+	// that are settled, and on their way to targets with required: false alone, may be half as much again.
 	InFlight InFlight `yaml:"in_flight"`
 	// Sources are the queues that messages come from, by name.
 	Sources Sources `yaml:"sources" schema:"required"`

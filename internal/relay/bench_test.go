@@ -31,7 +31,7 @@ func BenchmarkPipeline(b *testing.B) {
 			stats := relay.NewStats()
 			p := relay.New(relay.Config{Source: "q", BatchSize: 16, MinPollers: 8, MaxPollers: 8}, relay.Deps{
 				Source: queue, Decode: func(m relay.Message) (relay.Message, error) { return m, nil }, Routes: []relay.Route{route},
-				Room: relay.NewRoom(256, 64<<20), Shared: relay.NewRoom(4096, 256<<20), Stats: stats, Log: zap.NewNop(),
+				Room: relay.NewRoom(256, 64<<20), Shared: relay.NewRoom(4096, 256<<20), Spare: relay.NewRoom(2048, 128<<20), Stats: stats, Log: zap.NewNop(),
 			})
 			b.ReportAllocs()
 			b.ResetTimer()

@@ -391,6 +391,48 @@ func TestAnOptionalSinkHoldsNothingUp(t *testing.T) {
 	}
 }
 
+// What is on its way to optional sinks alone is bounded for all sources together, and what
+// is above it is given up: bodies of a slow one do not fill the memory.
+func TestOptionalSinksOfAllSourcesShareTheirRoom(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		spare := relay.NewRoom(32, 1<<20)
+		release := make(chan struct{})
+		var rigs []*rig
+		for range 2 {
+			r := newRig(t, 2, func(_ *relay.Config, d *relay.Deps) {
+				d.Routes[0].Targets[1].Optional = true
+				d.Spare = spare
+			})
+			r.sinks[1].Answer(func(context.Context, relay.Message) relay.Result {
+				<-release
+				return relay.Result{Outcome: relay.Delivered}
+			})
+			r.queue.Send(bodies(100)...)
+			r.start()
+			rigs = append(rigs, r)
+		}
+		pass(time.Second)
+		var busy uint64
+		for _, r := range rigs {
+			require.Empty(t, r.queue.Left())
+			require.Len(t, r.sinks[0].Times(), 100)
+			busy += r.stats.Counts().GivenUp["busy"]
+		}
+		held, _ := spare.InFlight()
+		require.LessOrEqual(t, held, 32)
+		require.EqualValues(t, 200-held, busy)
+		close(release)
+		pass(time.Second)
+		for _, r := range rigs {
+			r.stop()
+		}
+		messages, bytes := spare.InFlight()
+		require.Zero(t, messages)
+		require.Zero(t, bytes)
+	})
+}
+
 func TestWhatAnOptionalSinkRefusesIsDeadLettered(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

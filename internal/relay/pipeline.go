@@ -69,7 +69,10 @@ type Deps struct {
 	Ledger Ledger
 	// Room is that of this source, Shared that of all sources together.
 	Room, Shared *Room
-	Stats        *Stats
+	// Spare is what all sources together have for messages on their way to optional targets,
+	// whose own room is given back without waiting for these.
+	Spare *Room
+	Stats *Stats
 	// Audit, if not nil, is told what becomes of each message. Of required sinks and dead
 	// letters it is flushed before the delete is asked for.
 	Audit Auditor
@@ -95,7 +98,7 @@ type Pipeline struct {
 	// conditional says that a route has a condition.
 	conditional bool
 	dead        *deadLetters // nil: none
-	// spare is the room of messages on their way to optional targets only.
+	// spare is the part of Deps.Spare that the source may have: as much as its room.
 	spare   *Room
 	trouble trouble
 	aged    trouble

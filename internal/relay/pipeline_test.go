@@ -60,7 +60,7 @@ func newRig(t *testing.T, sinks int, options ...option) *rig {
 		Source: r.queue,
 		Decode: func(m relay.Message) (relay.Message, error) { return m, nil },
 		Routes: []relay.Route{route},
-		Room:   r.room, Shared: r.shared, Stats: r.stats, Log: zap.New(core),
+		Room:   r.room, Shared: r.shared, Spare: relay.NewRoom(2048, 128<<20), Stats: r.stats, Log: zap.New(core),
 	}
 	for _, o := range options {
 		o(&cfg, &deps)

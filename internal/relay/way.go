@@ -241,14 +241,15 @@ func (p *Pipeline) deliverTo(ctx context.Context, d *delivery, b *batch, index [
 	}
 	// The room of the batch is given back without asking an optional target, so what
 	// is on its way to it has a room of its own.
-	if !p.spare.Try(len(index), b.size) {
+	leave, entered := p.enterSpare(len(index), b.size)
+	if !entered {
 		for _, i := range index {
-			p.deps.Stats.givenUp("busy")
-			p.audit(AuditGivenUp, &b.messages[i], d.target, "busy")
+			p.deps.Stats.givenUp(reasonBusy)
+			p.audit(AuditGivenUp, &b.messages[i], d.target, reasonBusy)
 		}
 		return
 	}
-	defer p.spare.Give(len(index), b.size)
+	defer leave()
 	var mu sync.Mutex
 	var refused failures
 	d.answer = func(i int, r Result) {
@@ -263,6 +264,26 @@ func (p *Pipeline) deliverTo(ctx context.Context, d *delivery, b *batch, index [
 	d.deliver(ctx, index)
 	p.buryOptional(ctx, b, d.target, refused)
 	p.record(ctx, b, index)
+}
+
+// reasonBusy is why a message was not sent to an optional target: too many are on their way
+// to such ones.
+const reasonBusy = "busy"
+
+// enterSpare takes room for messages on their way to an optional target, if there is any at
+// once.
+func (p *Pipeline) enterSpare(messages int, bytes int64) (leave func(), entered bool) {
+	if !p.spare.Try(messages, bytes) {
+		return nil, false
+	}
+	if !p.deps.Spare.Try(messages, bytes) {
+		p.spare.Give(messages, bytes)
+		return nil, false
+	}
+	return func() {
+		p.deps.Spare.Give(messages, bytes)
+		p.spare.Give(messages, bytes)
+	}, true
 }
 
 // once delivers at most once: what was deleted first is sent, and what then fails is

@@ -174,9 +174,9 @@ httpGet:
 {{- end -}}
 {{- end -}}
 
-{{- /* The names of the sinks that a delete waits for, as {"sinks": [...]}. A target is a name, or a
-       mapping; a list of them, or one alone. */ -}}
-{{- define "mnsrelay.requiredSinks" -}}
+{{- /* What sources and routes lead to, as a list of JSON. A target is a name, or a mapping; a list of them, or
+       one alone. */ -}}
+{{- define "mnsrelay.targets" -}}
 {{- $targets := list -}}
 {{- range .Values.config.sources -}}
 {{- if kindIs "slice" .to -}}{{- $targets = concat $targets .to -}}{{- else if .to -}}{{- $targets = append $targets .to -}}{{- end -}}
@@ -184,8 +184,13 @@ httpGet:
 {{- range .Values.config.routes -}}
 {{- if kindIs "slice" .to -}}{{- $targets = concat $targets .to -}}{{- else if .to -}}{{- $targets = append $targets .to -}}{{- end -}}
 {{- end -}}
+{{- $targets | toJson -}}
+{{- end -}}
+
+{{- /* The names of the sinks that a delete waits for, as {"sinks": [...]}. */ -}}
+{{- define "mnsrelay.requiredSinks" -}}
 {{- $names := list -}}
-{{- range $targets -}}
+{{- range include "mnsrelay.targets" . | fromJsonArray -}}
 {{- $name := . -}}
 {{- $required := true -}}
 {{- if kindIs "map" . -}}
@@ -227,8 +232,18 @@ httpGet:
 {{- $limit := dig "limits" "memory" "" .Values.resources -}}
 {{- if $limit -}}
 {{- $room := get ($config.in_flight | default dict) "bytes" | default "256MiB" -}}
-{{- if gt (add (include "mnsrelay.bytes" (list "config.in_flight.bytes" $room) | int64) 67108864) (include "mnsrelay.bytes" (list "resources.limits.memory" $limit) | int64) -}}
-{{- fail (printf "resources.limits.memory is %v, and config.in_flight.bytes lets %v of messages into it beside the 64Mi of the process: raise the one, or lower the other" $limit $room) -}}
+{{- $bytes := include "mnsrelay.bytes" (list "config.in_flight.bytes" $room) | int64 -}}
+{{- $more := "" -}}
+{{- range include "mnsrelay.targets" . | fromJsonArray -}}
+{{- if and (kindIs "map" .) (not $more) -}}
+{{- if ne (lower (toString (dig "required" true .))) "true" -}}
+{{- $bytes = div (mul $bytes 3) 2 -}}
+{{- $more = ", and half as much again on their way to sinks that are not required," -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if gt (add $bytes 67108864) (include "mnsrelay.bytes" (list "resources.limits.memory" $limit) | int64) -}}
+{{- fail (printf "resources.limits.memory is %v, and config.in_flight.bytes lets %v of messages into it%s beside the 64Mi of the process: raise the one, or lower the other" $limit $room $more) -}}
 {{- end -}}
 {{- end -}}
 

@@ -49,7 +49,7 @@ func TestDeadLettersOfAPipeline(t *testing.T) {
 		Source: source, Decode: decoder.Decode,
 		Routes:     []relay.Route{{Name: "all", Targets: []relay.Target{{Name: relay.TargetName{Route: "all", Sink: "hook"}, Sink: rejects, Health: rejects}}}},
 		DeadLetter: &relay.Target{Name: relay.TargetName{Sink: "dead-letters"}, Sink: dead, Health: endpoint},
-		Room:       relay.NewRoom(64, 8<<20), Shared: relay.NewRoom(64, 8<<20),
+		Room:       relay.NewRoom(64, 8<<20), Shared: relay.NewRoom(64, 8<<20), Spare: relay.NewRoom(32, 4<<20),
 		Stats: stats, Log: zaptest.NewLogger(t),
 	})
 	ctx, cancel := context.WithCancel(t.Context())

@@ -80,6 +80,14 @@ func TestRefused(t *testing.T) {
 			"default", "resources: {limits: {memory: 256Mi}}",
 			"resources.limits.memory is 256Mi, and config.in_flight.bytes lets 256MiB of messages into it beside the 64Mi of the process",
 		},
+		"room for sinks that are not required": {
+			"default", "config: {sources: {sms: {to: [events, {sink: hook, required: false}]}}}\nresources: {limits: {memory: 400Mi}}",
+			"resources.limits.memory is 400Mi, and config.in_flight.bytes lets 256MiB of messages into it, and half as much again on their way to sinks that are not required, beside the 64Mi of the process",
+		},
+		"enough room for sinks that are not required": {
+			"default", "config: {sources: {sms: {to: [events, {sink: hook, required: false}]}}}\nresources: {limits: {memory: 448Mi}}",
+			"",
+		},
 		"a limit in units of its own": {
 			"default", "resources: {limits: {memory: 1e9}}",
 			"",
