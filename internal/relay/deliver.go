@@ -78,6 +78,8 @@ type delivery struct {
 	// is first found down.
 	giveUp time.Time
 	tries  int
+	// ups counts how often the sink said that it is down while it was up.
+	ups int
 }
 
 // deliver brings the messages that index names to the target and calls answer(i, r)
@@ -112,7 +114,7 @@ func (d *delivery) deliver(ctx context.Context, index []int) {
 		if len(left.index) == 0 {
 			return
 		}
-		held := state != Down && ctx.Err() == nil && (state == Probe || d.down(&left))
+		held := state != Down && ctx.Err() == nil && (state == Probe || d.down(ctx, &left))
 		if !held && !d.again(ctx, state, &left) {
 			d.giveBack(&left)
 			return
@@ -124,14 +126,46 @@ func (d *delivery) deliver(ctx context.Context, index []int) {
 
 // down tells whether what failed did so because the sink is down: it says so now, or it
 // said so of a message, being up again already. Then the batch is held.
-func (d *delivery) down(left *failures) bool {
-	health, _ := d.Health.Health()
+func (d *delivery) down(ctx context.Context, left *failures) bool {
+	health, changed := d.Health.Health()
 	said := slices.ContainsFunc(left.results, func(r Result) bool { return errors.Is(r.Err, ErrSinkDown) })
 	if !said {
 		return health.State != Up
 	}
 	d.hold()
+	if health.State == Up && !d.pauseWhileUp(ctx, changed) {
+		return false
+	}
 	return time.Now().Before(d.giveUp)
+}
+
+// The pauses of a batch whose sink is up and says that it is down.
+const (
+	firstUpPause = 10 * time.Millisecond
+	mostUpPause  = 250 * time.Millisecond
+)
+
+// pauseWhileUp waits before a sink is tried again that is up and said of a message that it is
+// down: it was for a moment, or a part of it is that its health does not tell of. A drain
+// allows one such try.
+func (d *delivery) pauseWhileUp(ctx context.Context, changed <-chan struct{}) bool {
+	longest := min(firstUpPause<<min(d.ups, 20), mostUpPause)
+	draining := d.draining
+	if d.ups == 0 {
+		draining = nil
+	}
+	d.ups++
+	timer := time.NewTimer(longest/2 + rand.N(longest/2)) //nolint:gosec // jitter
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-changed:
+	case <-draining:
+		return false
+	case <-ctx.Done():
+		return false
+	}
+	return true
 }
 
 // hold sets for how long the batch is held, unless that has been done.

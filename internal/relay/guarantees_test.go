@@ -829,6 +829,29 @@ func TestAFlappingSinkCostsNoTry(t *testing.T) {
 	})
 }
 
+// A sink that is up and says all the while that it is down, as where one of its addresses is, is
+// asked now and then, and does not hold up a drain.
+func TestASinkThatIsUpAndSaysItIsDownIsNotAskedInALoop(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 1)
+		calls := 0
+		r.sinks[0].Answer(func(context.Context, relay.Message) relay.Result {
+			calls++
+			return relay.Result{Err: relay.Fail("no_credit", fmt.Errorf("no credit: %w", relay.ErrSinkDown))}
+		})
+		r.queue.Send("x")
+		r.start()
+		pass(10 * time.Second)
+		require.Less(t, calls, 100)
+		require.Greater(t, calls, 10)
+		begun := time.Now()
+		r.stop()
+		require.Less(t, time.Since(begun), time.Second)
+		require.Len(t, r.queue.Left(), 1)
+	})
+}
+
 // What optional sinks would not take has a limit of its own: they never pause a source.
 func TestAnOptionalSinkDoesNotUseUpTheDeadLetterLimit(t *testing.T) {
 	t.Parallel()

@@ -28,6 +28,8 @@ type lease struct {
 	mu       sync.Mutex
 	state    leaseState
 	delivery Delivery
+	// claimed says that it is to be settled: no other renewal begins.
+	claimed bool
 	// renewed is closed when the renewal under way has ended.
 	renewed chan struct{}
 }
@@ -37,6 +39,14 @@ func (l *lease) deadline() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.delivery.Deadline
+}
+
+// kept tells whether the lease is renewed until its message is settled, and when it ends
+// otherwise.
+func (l *lease) kept() (deadline time.Time, kept bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.delivery.Deadline, !l.claimed && l.state != leaseLost
 }
 
 // of tells whether the lease is that of a message which is not being settled.
@@ -52,7 +62,7 @@ func (l *lease) of(id string) bool {
 func (l *lease) held() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.state == leaseHeld
+	return l.state == leaseHeld && !l.claimed
 }
 
 func (l *lease) lost() bool {
@@ -61,18 +71,21 @@ func (l *lease) lost() bool {
 	return l.state == leaseLost
 }
 
-// renew extends a held lease and does nothing with any other.
-func (l *lease) renew(ctx context.Context, source Source) error {
+// renew extends a held lease, and tells whether it was one: it does nothing with any other.
+// A renewal takes no longer than the lease lasts.
+func (l *lease) renew(ctx context.Context, source Source) (asked bool, err error) {
 	l.mu.Lock()
-	if l.state != leaseHeld {
+	if l.state != leaseHeld || l.claimed {
 		l.mu.Unlock()
-		return nil
+		return false, nil
 	}
 	l.state = leaseRenewing
 	l.renewed = make(chan struct{})
 	d := l.delivery
 	l.mu.Unlock()
 
+	ctx, cancel := context.WithDeadline(ctx, d.Deadline)
+	defer cancel()
 	extended, err := source.Extend(ctx, d)
 
 	l.mu.Lock()
@@ -85,11 +98,19 @@ func (l *lease) renew(ctx context.Context, source Source) error {
 		l.state = leaseLost
 	}
 	close(l.renewed)
-	return err
+	return true, err
 }
 
-// settle waits for a renewal under way, ends renewing for good and gives the
-// delivery with its newest receipt. It reports false for a lease that is lost.
+// claim ends renewing for good, but for a renewal under way, which it tells of.
+func (l *lease) claim() (renewing bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.claimed = true
+	return l.state == leaseRenewing
+}
+
+// settle waits for a renewal under way and gives the delivery of a claimed lease with its
+// newest receipt. It reports false for a lease that is lost.
 func (l *lease) settle() (Delivery, bool) {
 	for {
 		l.mu.Lock()
@@ -208,10 +229,12 @@ func (k *keeper) renewOne(ctx context.Context, l *lease) error {
 	if kept := time.Duration(k.retention.Load()); kept > 0 && time.Since(l.delivery.EnqueuedAt) > kept {
 		return nil // the queue has dropped the message
 	}
-	err := l.renew(ctx, k.source)
+	asked, err := l.renew(ctx, k.source)
 	switch {
 	case err == nil:
-		k.forbidden.Store(false)
+		if asked {
+			k.forbidden.Store(false)
+		}
 		return nil
 	case errors.Is(err, ErrLeaseLost):
 		k.log.Warn("lease lost while its message was being delivered; it will come again",
@@ -231,15 +254,23 @@ func (k *keeper) renewOne(ctx context.Context, l *lease) error {
 // leases are those of one batch.
 type leases []lease
 
-// ends is when the first of them ends unless it is renewed.
+// ends is when the first of those that are not settled ends unless it is renewed; of a
+// batch that is settled, when the first of all would have.
 func (ls leases) ends() time.Time {
-	first := ls[0].deadline()
-	for i := range ls[1:] {
-		if d := ls[i+1].deadline(); d.Before(first) {
-			first = d
+	var ofKept, ofAll time.Time
+	for i := range ls {
+		deadline, kept := ls[i].kept()
+		if ofAll.IsZero() || deadline.Before(ofAll) {
+			ofAll = deadline
+		}
+		if kept && (ofKept.IsZero() || deadline.Before(ofKept)) {
+			ofKept = deadline
 		}
 	}
-	return first
+	if ofKept.IsZero() {
+		return ofAll
+	}
+	return ofKept
 }
 
 // halfLife is half of what is left of the held lease that ends first.

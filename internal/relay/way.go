@@ -336,8 +336,26 @@ func (p *Pipeline) confirmed(m *Message) {
 }
 
 // settle deletes what every required target or the dead-letter sink has confirmed, and
-// gives the rest back to the queue. It gives the index of what was deleted.
+// gives the rest back to the queue. It gives the index of what was deleted. A renewal that
+// hangs holds up its own message, and none of the others.
 func (p *Pipeline) settle(ctx, work context.Context, b *batch, index []int) (gone []int) {
+	var now, later []int
+	for _, i := range index {
+		if b.leases[i].claim() {
+			later = append(later, i)
+		} else {
+			now = append(now, i)
+		}
+	}
+	for _, part := range [][]int{now, later} {
+		if len(part) > 0 {
+			gone = append(gone, p.settleClaimed(ctx, work, b, part)...)
+		}
+	}
+	return gone
+}
+
+func (p *Pipeline) settleClaimed(ctx, work context.Context, b *batch, index []int) (gone []int) {
 	settlements := make([]Settlement, 0, len(index))
 	settled := make([]int, 0, len(index))
 	var deleted, lost int

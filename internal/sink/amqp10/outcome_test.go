@@ -193,6 +193,34 @@ func TestWithoutCreditItIsBounded(t *testing.T) {
 	})
 }
 
+// An address that takes nothing beside one that works does not say that the sink is down, which
+// is up: its messages would be held for it, and sent again and again.
+func TestAnAddressWithoutCreditIsNotTheWholeSink(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, p *amqppeer.Peer) {
+		t.Helper()
+		c := config(p, "accept")
+		c.Timeout = 300 * time.Millisecond
+		r := run(t, c)
+		full, err := r.Endpoint.Bind(func(settings any) error {
+			s, ok := settings.(*amqp10.Settings)
+			require.True(t, ok)
+			s.Address = "nocredit"
+			return nil
+		})
+		require.NoError(t, err)
+		r.Await(relay.Up)
+		for range 2 { // the second is not even sent
+			result := relaytest.Deliver(t.Context(), t, full, relaytest.Messages("m", 1, 10))[0]
+			relaytest.RequireReason(t, "no_credit", result)
+			require.NotErrorIs(t, result.Err, relay.ErrSinkDown)
+		}
+		relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("n", 1, 10)))
+		health, _ := r.Endpoint.Health()
+		require.Equal(t, relay.Up, health.State)
+	})
+}
+
 // A peer that goes away in the middle of a window: nothing of it counts as delivered, no
 // try has failed, and all of it arrives when the peer is back.
 func TestThePeerGoesInTheMiddleOfAWindow(t *testing.T) {
