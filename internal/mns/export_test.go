@@ -15,6 +15,9 @@ type (
 	Clock = clock
 )
 
+// SetDeniedFor sets how long an operation that was refused is not asked for again.
+func (s *Source) SetDeniedFor(d time.Duration) { s.queue.deniedFor = d }
+
 // ReadMessages reads an answer to receive.
 func ReadMessages(data []byte) ([]Received, error) {
 	var (

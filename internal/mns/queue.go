@@ -122,9 +122,21 @@ type Queue struct {
 	mu sync.Mutex
 	// works are the keys that last received or deleted.
 	works credentials.Keys
-	// denied are the keys that may not do an operation.
-	denied map[string]credentials.Keys
+	// denied are the operations that were refused.
+	denied map[string]denial
+	// deniedFor is how long such an operation is not asked for again with the same keys.
+	deniedFor time.Duration
 }
+
+// denial is an operation that was refused to keys that receive.
+type denial struct {
+	keys credentials.Keys
+	at   time.Time
+}
+
+// deniedFor: keys that may not renew cost no request for each message; and where somebody
+// grants what the log says is missing, it is found out without a restart.
+const deniedFor = 5 * time.Minute
 
 // NewQueue makes a Queue. It opens no connection.
 func NewQueue(cfg Config, deps Deps) (*Queue, error) {
@@ -151,7 +163,7 @@ func NewQueue(cfg Config, deps Deps) (*Queue, error) {
 		cfg: cfg, endpoint: endpoint, credentials: deps.Credentials, log: deps.Log,
 		observe: deps.Observe, dial: deps.Dial,
 		clock:  clock{start: time.Now()},
-		denied: make(map[string]credentials.Keys),
+		denied: make(map[string]denial), deniedFor: deniedFor,
 	}
 	q.lanes = lanes{queue: q, busy: make(map[*lane]struct{})}
 	if q.log == nil {
@@ -235,8 +247,13 @@ func (q *Queue) unanswered(ctx context.Context, op string, err error) error {
 	return &Error{Op: op, Err: err, class: relay.ClassNetwork}
 }
 
-// answered counts an answer that is whole and says that all went well.
-func (q *Queue) answered(op string) { q.observe(op, "OK") }
+// answered notes an answer that is whole and says that all went well.
+func (q *Queue) answered(op string) {
+	q.observe(op, "OK")
+	q.mu.Lock()
+	delete(q.denied, op)
+	q.mu.Unlock()
+}
 
 // worked is answered for what proves that the keys are good.
 func (q *Queue) worked(op string, keys credentials.Keys) {
@@ -271,12 +288,15 @@ func (q *Queue) forbidden(keys credentials.Keys, e *Error) {
 		q.credentials.Refused(keys)
 		return
 	}
+	if e.Code == "" {
+		return // a gateway's, which knows nothing of permissions
+	}
 	ended := !keys.Expires.IsZero() && !time.Now().Before(keys.Expires)
 	q.mu.Lock()
 	permitted := q.works.AccessKeyID == "" || !q.works.Same(keys) || ended
 	_, said := q.denied[e.Op]
 	if !permitted {
-		q.denied[e.Op] = keys
+		q.denied[e.Op] = denial{keys: keys, at: time.Now()}
 	}
 	q.mu.Unlock()
 	if permitted {
@@ -290,7 +310,7 @@ func (q *Queue) forbidden(keys credentials.Keys, e *Error) {
 }
 
 // permitted gives an error, without a request, for an operation that was refused to
-// the present keys before.
+// the present keys a while ago. After that one call finds out whether it still is.
 func (q *Queue) permitted(op string) error {
 	q.mu.Lock()
 	denied, found := q.denied[op]
@@ -299,8 +319,14 @@ func (q *Queue) permitted(op string) error {
 		return nil
 	}
 	keys, err := q.credentials.Current()
-	if err != nil || !keys.Same(denied) {
+	if err != nil || !keys.Same(denied.keys) {
 		return nil //nolint:nilerr // the call itself reports that there are no keys
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if d, found := q.denied[op]; found && time.Since(d.at) >= q.deniedFor {
+		q.denied[op] = denial{keys: d.keys, at: time.Now()}
+		return nil
 	}
 	return &Error{Op: op, Err: relay.ErrNotPermitted, class: relay.ClassUnknown}
 }

@@ -584,6 +584,66 @@ func TestKeysThatMayOnlyReceiveAndDelete(t *testing.T) {
 	require.Equal(t, relay.ClassAuth, relay.ClassOf(err))
 }
 
+// What was granted after it was refused is found out with the same keys.
+func TestWhatWasRefusedIsAskedForAgain(t *testing.T) {
+	var asked atomic.Int32
+	var granted atomic.Bool
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Method == http.MethodGet:
+			empty(w)
+		case granted.Load():
+			asked.Add(1)
+			_, _ = fmt.Fprintf(w, "<ChangeVisibility><ReceiptHandle>new</ReceiptHandle><NextVisibleTime>%d</NextVisibleTime></ChangeVisibility>",
+				time.Now().Add(45*time.Second).UnixMilli())
+		default:
+			asked.Add(1)
+			mnsError(w, http.StatusForbidden, "AccessDenied")
+		}
+	})
+	logs, said := observer.New(zap.DebugLevel)
+	s := newSource(t, server.URL, func(_ *mns.Config, d *mns.Deps) { d.Credentials, d.Log = static("id", "secret"), zap.New(logs) })
+	_, err := s.Receive(t.Context(), 1, false)
+	require.NoError(t, err)
+	held := relay.Delivery{Receipt: "r", Deadline: time.Now().Add(time.Minute)}
+	extend := func() error { _, err := s.Extend(t.Context(), held); return err }
+
+	require.ErrorIs(t, extend(), relay.ErrNotPermitted)
+	granted.Store(true)
+	require.ErrorIs(t, extend(), relay.ErrNotPermitted)
+	require.EqualValues(t, 1, asked.Load(), "not asked for a while")
+	s.SetDeniedFor(0)
+	require.NoError(t, extend())
+	s.SetDeniedFor(time.Hour)
+	require.NoError(t, extend(), "it works again")
+
+	granted.Store(false)
+	require.ErrorIs(t, extend(), relay.ErrNotPermitted)
+	require.Equal(t, 2, said.Len(), "said again, for it had worked")
+}
+
+// A page of something in between does not say what the keys may.
+func TestAGatewaysPageRefusesNothing(t *testing.T) {
+	var asked atomic.Int32
+	server := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet {
+			empty(w)
+			return
+		}
+		asked.Add(1)
+		w.WriteHeader(http.StatusForbidden)
+	})
+	s := newSource(t, server.URL, nil)
+	_, err := s.Receive(t.Context(), 1, false)
+	require.NoError(t, err)
+	for range 3 {
+		_, err := s.Extend(t.Context(), relay.Delivery{Receipt: "r", Deadline: time.Now().Add(time.Minute)})
+		require.Error(t, err)
+		require.NotErrorIs(t, err, relay.ErrNotPermitted)
+	}
+	require.EqualValues(t, 3, asked.Load())
+}
+
 func TestExtendAsksForAsLongAsTheLeaseWas(t *testing.T) {
 	var uri atomic.Value
 	server := serve(t, func(w http.ResponseWriter, r *http.Request) {

@@ -67,7 +67,7 @@ func (s *Source) Receive(ctx context.Context, limit int, wait bool) ([]relay.Del
 
 // Extend renews a lease for as long as the queue's own leases are. Once the keys were
 // found not to allow it, it gives relay.ErrNotPermitted without a request until there
-// are others.
+// are others, or five minutes have passed.
 func (s *Source) Extend(ctx context.Context, d relay.Delivery) (relay.Delivery, error) {
 	lease := time.Duration(s.lease.Load())
 	if lease == 0 {

@@ -134,7 +134,8 @@ type keeper struct {
 	source Source
 	log    *zap.Logger
 	// forbidden says that the credential may not renew: every message has to make do
-	// with its first lease. New keys may change that, so it is still asked.
+	// with its first lease. New keys may change that, or who grants it, so the
+	// source is still asked.
 	forbidden atomic.Bool
 	// retention is how long the queue keeps a message, in nanoseconds; 0: not known.
 	retention *atomic.Int64
