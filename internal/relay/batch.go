@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,6 +19,8 @@ type batch struct {
 	span BatchSpan
 	// size is the bytes of the bodies as they were received.
 	size int64
+	// room counts the messages whose room has not been given back.
+	room atomic.Int64
 	// settled is closed when the last message has been settled.
 	settled chan struct{}
 	// confirmed is told of each message that every required target has confirmed.
@@ -76,6 +79,7 @@ func newBatch(ds []Delivery, targets int, confirmed func(*Message)) *batch {
 		confirmed: confirmed,
 		received:  time.Now(),
 	}
+	b.room.Store(int64(len(ds)))
 	for i := range ds {
 		b.leases[i].delivery = ds[i]
 		b.messages[i] = ds[i].Message

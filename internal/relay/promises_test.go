@@ -316,6 +316,37 @@ func TestBackpressureCountsBytes(t *testing.T) {
 	}
 }
 
+// A message that hangs keeps the memory of its whole batch, and so the room of its bodies.
+func TestOneThatHangsKeepsTheRoomOfItsBatch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const size = 60 << 10
+		r := newRig(t, 1, func(_ *relay.Config, d *relay.Deps) { d.Room = relay.NewRoom(1000, 8<<20) })
+		release := make(chan struct{})
+		var n atomic.Int64
+		r.sinks[0].Answer(func(context.Context, relay.Message) relay.Result {
+			if n.Add(1)%16 == 1 {
+				<-release
+			}
+			return relay.Result{Outcome: relay.Delivered}
+		})
+		for range 400 {
+			r.queue.Send(strings.Repeat("x", size))
+		}
+		r.start()
+		pass(time.Minute)
+		messages, bytes := r.room.InFlight()
+		batches := int64(r.stats.Counts().Received) / 16
+		require.LessOrEqual(t, batches, int64(8), "8 MiB hold no more")
+		require.GreaterOrEqual(t, bytes, batches*16*size)
+		require.Less(t, messages, 100, "those that are settled are not in flight")
+		close(release)
+		pass(time.Minute)
+		require.Empty(t, r.queue.Left())
+		r.stop()
+	})
+}
+
 // waiters counts the receives that wait at the same time.
 type waiters struct {
 	relay.Source

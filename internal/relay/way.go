@@ -433,11 +433,12 @@ func returnReason(work context.Context, v *verdict) string {
 	return ReasonOf(v.err)
 }
 
-// give gives back the room of messages that are settled.
+// give gives back the room of messages that are settled. That of their bodies is given back
+// with the last of a batch: as long as one is on its way, the memory of all is in use.
 func (p *Pipeline) give(b *batch, index []int) {
 	var size int64
-	for _, i := range index {
-		size += int64(len(b.leases[i].delivery.Body))
+	if b.room.Add(-int64(len(index))) == 0 {
+		size = b.size
 	}
 	p.deps.Room.Give(len(index), size)
 	p.deps.Shared.Give(len(index), size)
