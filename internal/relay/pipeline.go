@@ -387,9 +387,10 @@ func (p *Pipeline) grow(receive, work, settle context.Context, b *batch) {
 	if len(b.leases) == p.cfg.BatchSize && more == 0 && p.asking < p.cfg.MaxPollers {
 		more = 1
 	}
+	p.asking += more // before others ask whether there is room for one
 	p.mu.Unlock()
+	p.deps.Stats.pollersChanged(more)
 	for range more {
-		p.changeAsking(1)
 		p.pollers.Go(func() { p.ask(receive, work, settle) })
 	}
 }

@@ -323,15 +323,14 @@ func TestOneThatHangsKeepsTheRoomOfItsBatch(t *testing.T) {
 		const size = 60 << 10
 		r := newRig(t, 1, func(_ *relay.Config, d *relay.Deps) { d.Room = relay.NewRoom(1000, 8<<20) })
 		release := make(chan struct{})
-		var n atomic.Int64
-		r.sinks[0].Answer(func(context.Context, relay.Message) relay.Result {
-			if n.Add(1)%16 == 1 {
+		r.sinks[0].Answer(func(_ context.Context, m relay.Message) relay.Result {
+			if m.Body[0] == 'h' {
 				<-release
 			}
 			return relay.Result{Outcome: relay.Delivered}
 		})
-		for range 400 {
-			r.queue.Send(strings.Repeat("x", size))
+		for i := range 400 {
+			r.queue.Send(string("hxxxxxxxxxxxxxxx"[i%16]) + strings.Repeat("x", size)) // one of each batch hangs
 		}
 		r.start()
 		pass(time.Minute)
