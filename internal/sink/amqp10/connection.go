@@ -210,15 +210,19 @@ func (c *connection) acquire(ctx context.Context, address string) (*link, error)
 			l.session, l.sender, l.err = c.attach(ctx, address)
 			close(l.attached)
 		}
+		attached := true
 		select {
 		case <-l.attached:
 		case <-ctx.Done():
-			c.release(l, false)
-			return nil, ctx.Err()
+			attached = mine
 		}
-		if l.err != nil {
+		switch {
+		case attached && l.err != nil:
 			c.release(l, false)
 			return nil, l.err
+		case ctx.Err() != nil:
+			c.release(l, true) // it says nothing of the link
+			return nil, ctx.Err()
 		}
 		return l, nil
 	}
@@ -338,6 +342,9 @@ func (l *link) send(ctx context.Context, m *amqp.Message, settled bool) (receipt
 		return amqp.SendReceipt{}, false, ctx.Err()
 	}
 	defer func() { <-l.turn }()
+	if ctx.Err() != nil { // Both may have been so, and the message has its result by now.
+		return amqp.SendReceipt{}, false, ctx.Err()
+	}
 	waiting := &untilBegun{Context: ctx}
 	if settled {
 		err = l.sender.Send(waiting, m, &amqp.SendOptions{Settled: true}) //nolint:contextcheck // It is ctx, in part.

@@ -118,6 +118,7 @@ func TestCreditIsKept(t *testing.T) {
 		work.Wait()
 		require.EqualValues(t, 40, delivered.Load(), "and %v; the peer saw %d over %d links", others, len(p.Messages()), p.Attached("credit.40"))
 		require.Len(t, p.Messages(), 40, "one for each credit")
+		require.Equal(t, 1, p.Attached("credit.40"), "what runs out of time takes no link from the others")
 		require.Less(t, most, 16*4+40, "a few for each Deliver, one for each message under way, and none for what waits")
 		require.Eventually(t, func() bool { return runtime.NumGoroutine() <= before+3 }, patience, 10*time.Millisecond, "goroutines that are left")
 	})
