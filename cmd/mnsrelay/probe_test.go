@@ -154,6 +154,28 @@ func TestValidate(t *testing.T) {
 	require.Contains(t, got.stderr, "missing.yaml: cannot be read")
 }
 
+// Without its certificate a relay does not start, and validate says so with the place; explain
+// serves nothing, and warns.
+func TestACertificateThatIsNotThere(t *testing.T) {
+	files := certs.New(t)
+	path := configAt(t, "127.0.0.1:9", ", tls: {cert_file: "+files.ServerCert+", key_file: /nowhere/tls.key}")
+	const place = ":2:"
+	for _, name := range []string{"validate", "run"} {
+		got := command(t, "", name, "--config", path)
+		require.Equal(t, exitUsage, got.code, name)
+		require.Empty(t, got.stdout, name)
+		require.Contains(t, got.stderr, path+place, name)
+		require.Contains(t, got.stderr, `: server.tls.key_file: "/nowhere/tls.key": there is no such file`, name)
+		require.NotContains(t, got.stderr, "warning", name)
+	}
+	got := command(t, "", "validate", "--config", path, "--json")
+	require.Equal(t, exitUsage, got.code)
+	require.Len(t, decoded(t, got.stdout)["problems"], 1)
+	got = command(t, "body: x", "explain", "--config", path, "--source", "orders", "--message", "-")
+	require.Equal(t, exitDone, got.code, got.stderr)
+	require.Contains(t, got.stderr, "the relay does not start without it")
+}
+
 func TestVersion(t *testing.T) {
 	got := command(t, "", "version")
 	require.Equal(t, exitDone, got.code)

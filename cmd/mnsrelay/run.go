@@ -35,7 +35,7 @@ Exit codes: 0 drained, 1 the drain was cut short or the relay could not start, 2
 		Example: `  mnsrelay run --config mnsrelay.yaml`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := load(cmd, path)
+			cfg, err := loadToRun(cmd, path)
 			if err != nil {
 				return err
 			}
@@ -76,7 +76,7 @@ func reloadConfig(path string, log *zap.Logger) (*config.Config, error) {
 	if path == "-" {
 		return nil, errors.New("the configuration was read from standard input, which is gone: restart the relay")
 	}
-	cfg, warnings, err := config.Load(path)
+	cfg, warnings, err := config.LoadToRun(path)
 	for _, w := range warnings {
 		log.Warn("configuration", zap.Stringer("warning", w))
 	}

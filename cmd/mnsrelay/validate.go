@@ -13,12 +13,21 @@ func configFlag(cmd *cobra.Command, path *string) {
 	cmd.Flags().StringVarP(path, "config", "c", "", "the `FILE` of configuration; - reads standard input")
 }
 
-// load reads the configuration of a command and prints its warnings.
+// load reads the configuration of a command that serves nothing, and prints its warnings.
 func load(cmd *cobra.Command, path string) (*config.Config, error) {
+	return loadBy(cmd, path, config.Load)
+}
+
+// loadToRun does that for a relay that is to start.
+func loadToRun(cmd *cobra.Command, path string) (*config.Config, error) {
+	return loadBy(cmd, path, config.LoadToRun)
+}
+
+func loadBy(cmd *cobra.Command, path string, read func(string) (*config.Config, []config.Warning, error)) (*config.Config, error) {
 	if path == "" {
 		return nil, usagef(cmd, "which configuration? write --config FILE")
 	}
-	cfg, warnings, err := config.Load(path)
+	cfg, warnings, err := read(path)
 	printWarnings(cmd.ErrOrStderr(), warnings)
 	return cfg, err
 }
@@ -29,8 +38,8 @@ func newValidate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "validate --config FILE",
 		Short: "Check a configuration without using it",
-		Long: `Reads a configuration as run does, variables and secret files included, and reports
-everything that is wrong with it, a line each: file, line, column, setting, what to write.
+		Long: `Reads a configuration as run does, variables, secret files and those of server.tls included, and
+reports everything that is wrong with it, a line each: file, line, column, setting, what to write.
 It opens no connection.
 
 With --print it also prints the configuration as it would run: every default and every derived
@@ -46,7 +55,7 @@ Exit codes: 0 valid, 2 not.`,
 				return err
 			}
 			if asJSON && path != "" {
-				cfg, warnings, err := config.Load(path)
+				cfg, warnings, err := config.LoadToRun(path)
 				if err := printJSON(cmd.OutOrStdout(), validation(cfg, warnings, err)); err != nil {
 					return err
 				}
@@ -55,7 +64,7 @@ Exit codes: 0 valid, 2 not.`,
 				}
 				return nil
 			}
-			cfg, err := load(cmd, path)
+			cfg, err := loadToRun(cmd, path)
 			if err != nil {
 				return err
 			}

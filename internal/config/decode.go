@@ -37,6 +37,9 @@ type decoder struct {
 	env  Environment
 	// piped says that the file can be read only once.
 	piped bool
+	// serves says that the relay is to run from here, so that what it serves with has to
+	// be here.
+	serves bool
 	// places holds what was written, by path; a derived value has a place of line 0.
 	places   map[string]place
 	problems []Problem

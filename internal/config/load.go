@@ -25,8 +25,15 @@ const (
 )
 
 // Load reads the file at path, or standard input where path is "-", with the
-// environment and the files of the process. The error is always an *Error.
-func Load(path string) (*Config, []Warning, error) {
+// environment and the files of the process. The error is always an *Error. It is for
+// those that serve nothing: the files of server.tls may be missing here.
+func Load(path string) (*Config, []Warning, error) { return load(path, false) }
+
+// LoadToRun is Load for a relay that is to run with the file: without the files of
+// server.tls, of which Load only warns, it would not start.
+func LoadToRun(path string) (*Config, []Warning, error) { return load(path, true) }
+
+func load(path string, serves bool) (*Config, []Warning, error) {
 	name, read := path, func() ([]byte, error) { return setting.ReadFile(path) }
 	if path == stdin {
 		name, read = stdinName, func() ([]byte, error) { return setting.ReadBounded(os.Stdin) }
@@ -35,11 +42,12 @@ func Load(path string) (*Config, []Warning, error) {
 	if err != nil {
 		return nil, nil, &Error{Problems: []Problem{{File: name, Message: "cannot be read: " + cause(err)}}}
 	}
-	return parse(&decoder{file: name, data: data, piped: path == stdin})
+	return parse(&decoder{file: name, data: data, piped: path == stdin, serves: serves})
 }
 
 // Parse reads data, which problems call name. It gives a Config that is valid as a
-// whole, or an *Error with everything that is wrong, and warnings either way.
+// whole, or an *Error with everything that is wrong, and warnings either way. Files of
+// server.tls that are missing are only warned of, as by Load.
 func Parse(name string, data []byte, env Environment) (*Config, []Warning, error) {
 	return parse(&decoder{file: name, data: data, env: env})
 }

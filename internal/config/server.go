@@ -76,8 +76,8 @@ func (d *decoder) checkAdminToken(s *Server) {
 	}
 }
 
-// checkServerTLS reads the files. One that is not there is only warned of: the relay does not
-// start without it, but where a message went can be asked on a machine that has no such key.
+// checkServerTLS reads the files. A relay does not start without them; those that serve
+// nothing are only warned: where a message went can be asked on a machine that has no such key.
 func (d *decoder) checkServerTLS(t setting.ServerTLS) {
 	const path = "server.tls"
 	if (t.CertFile == "") != (t.KeyFile == "") {
@@ -88,8 +88,12 @@ func (d *decoder) checkServerTLS(t setting.ServerTLS) {
 	}
 	read := func(key, file string) (data []byte, found bool) {
 		data, err := d.env.readFile(file)
-		if err != nil {
-			d.warn(join(path, key), "%s: %s; the relay does not start without it", d.shown(join(path, key), file), cause(err))
+		at := join(path, key)
+		switch {
+		case err != nil && d.serves:
+			d.checked(at, "%s: %s", d.shown(at, file), cause(err))
+		case err != nil:
+			d.warn(at, "%s: %s; the relay does not start without it", d.shown(at, file), cause(err))
 		}
 		return data, err == nil
 	}

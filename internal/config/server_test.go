@@ -6,7 +6,10 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"math/big"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -82,6 +85,41 @@ func TestProblemsOfTheServer(t *testing.T) {
 	} {
 		require.Equal(t, []string{want}, problems(t, "server: "+text+"\n"+with("sources:", "sources:"), certificates()), text)
 	}
+}
+
+// A relay does not start without the files of server.tls; who serves nothing has no need of them.
+func TestARelayThatIsToRunNeedsItsCertificate(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path, cert, key := filepath.Join(dir, "relay.yaml"), filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
+	text := "server: {tls: {cert_file: " + cert + ", key_file: " + key + "}}\n" + with("sources:", "sources:")
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	of := func(list []config.Problem) (at []string) {
+		for _, p := range list {
+			require.Contains(t, p.Message, "there is no such file")
+			at = append(at, fmt.Sprintf("%d:%s", p.Line, p.Path))
+		}
+		return at
+	}
+	both := []string{"1:server.tls.cert_file", "1:server.tls.key_file"}
+	_, warnings, err := config.LoadToRun(path)
+	var wrong *config.Error
+	require.ErrorAs(t, err, &wrong)
+	require.Equal(t, both, of(wrong.Problems))
+	require.Empty(t, warnings)
+	_, warnings, err = config.Load(path)
+	require.NoError(t, err)
+	require.Len(t, warnings, 2)
+	require.Equal(t, both, of([]config.Problem{config.Problem(warnings[0]), config.Problem(warnings[1])}))
+
+	require.NoError(t, os.WriteFile(cert, []byte(pairs()[0].cert), 0o600))
+	_, _, err = config.LoadToRun(path)
+	require.ErrorAs(t, err, &wrong)
+	require.Equal(t, both[1:], of(wrong.Problems))
+	require.NoError(t, os.WriteFile(key, []byte(pairs()[0].key), 0o600))
+	_, warnings, err = config.LoadToRun(path)
+	require.NoError(t, err)
+	require.Empty(t, warnings)
 }
 
 func TestWarningsOfTheServer(t *testing.T) {

@@ -117,6 +117,14 @@ sinks:
 		require.Equal(t, http.StatusUnprocessableEntity, code)
 		require.Contains(t, body, "changes of server need a restart")
 	}
+	// So is one whose files are gone: it would not start again.
+	require.NoError(t, os.WriteFile(path, []byte(configuration), 0o600))
+	require.NoError(t, os.Rename(files.ServerKey, files.ServerKey+".other"))
+	code, body, err = send(trusting(), http.MethodPost, r.Admin()+"/api/v1/reload")
+	require.NoError(t, err)
+	require.Equal(t, http.StatusUnprocessableEntity, code)
+	require.Contains(t, body, "server.tls.key_file")
+	require.NoError(t, os.Rename(files.ServerKey+".other", files.ServerKey))
 
 	healthcheck := func(args ...string) string {
 		out, err := exec.CommandContext(t.Context(), binary, append([]string{"healthcheck"}, args...)...).CombinedOutput()
