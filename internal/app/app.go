@@ -86,11 +86,13 @@ type App struct {
 	// reloading makes reloads come one after the other.
 	reloading sync.Mutex
 
-	mu     sync.Mutex
-	parts  parts
-	stats  map[string]*relay.Stats
-	paused map[string]string // by an operator: source to reason
-	loaded loaded
+	mu    sync.Mutex
+	parts parts
+	stats map[string]*relay.Stats
+	// sinkStats are those of sinks.
+	sinkStats map[string]*relay.SinkStats
+	paused    map[string]string // by an operator: source to reason
+	loaded    loaded
 }
 
 // parts are what one configuration runs, in the order of its file.
@@ -121,6 +123,7 @@ func New(cfg *config.Config, deps Deps) (*App, error) {
 		spare:       relay.NewRoom(spareOf(cfg)),
 		reloads:     make(chan reload),
 		stats:       make(map[string]*relay.Stats),
+		sinkStats:   make(map[string]*relay.SinkStats),
 		paused:      make(map[string]string),
 		loaded:      loaded{generation: 1, digest: cfg.Digest, at: time.Now()},
 	}

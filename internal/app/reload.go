@@ -129,7 +129,7 @@ func (a *App) plan(cfg *config.Config) (*plan, error) {
 		s := find(now.sinks, func(s *sink) bool { return s.name == c.Name && s.fingerprint == fingerprint })
 		if s == nil {
 			var err error
-			if s, err = newSink(c, idle[c.Name], a.deps, a.metrics, &a.meters, a.tracing != nil); err != nil {
+			if s, err = a.newSink(c, idle[c.Name]); err != nil {
 				return nil, fmt.Errorf("open sink %q: %w", c.Name, err)
 			}
 			s.fingerprint = fingerprint
@@ -223,6 +223,7 @@ func (a *App) apply(receive, work, connected context.Context, p *plan) {
 	a.shared.SetBounds(p.cfg.InFlight.Messages, int64(p.cfg.InFlight.Bytes))
 	a.spare.SetBounds(spareOf(p.cfg))
 	for _, s := range p.startSinks {
+		s.before = countsOf(s.stats)
 		s.start(connected, a.supervise)
 	}
 	if p.audit != a.present().audit {

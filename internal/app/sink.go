@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -19,9 +20,11 @@ type sink struct {
 	fingerprint string
 	endpoint    relay.Endpoint
 	stats       *relay.SinkStats
-	took        func(time.Duration, *relay.Message)
-	meters      *meters
-	worked      atomic.Bool
+	// before is what stats had when the sink took over from one of its name.
+	before sinkCounts
+	took   func(time.Duration, *relay.Message)
+	meters *meters
+	worked atomic.Bool
 	// idle says that only sources in shadow mode lead here: the sink does not run.
 	idle bool
 
@@ -29,25 +32,45 @@ type sink struct {
 	ended chan struct{}
 }
 
-func newSink(c config.Sink, idle bool, deps Deps, m *metrics, meters *meters, traced bool) (*sink, error) {
+type sinkCounts struct {
+	delivered uint64
+	failed    map[string]uint64
+}
+
+func countsOf(stats *relay.SinkStats) (c sinkCounts) {
+	c.delivered, c.failed = stats.Counts()
+	return c
+}
+
+func (a *App) newSink(c config.Sink, idle bool) (*sink, error) {
 	endpoint, err := c.Settings.Open(relay.SinkDeps{
 		Name:     c.Name,
-		Instance: deps.agent(),
-		Log:      deps.Log.With(zap.String("sink", c.Name)),
+		Instance: a.deps.agent(),
+		Log:      a.deps.Log.With(zap.String("sink", c.Name)),
 	})
 	if err != nil {
 		return nil, err
 	}
-	duration := newHistogram(m.deliveryDuration.WithLabelValues(c.Name), traced)
-	latency := &meters.of(meterName{sink: c.Name}).latency
+	duration := newHistogram(a.metrics.deliveryDuration.WithLabelValues(c.Name), a.tracing != nil)
+	latency := &a.meters.of(meterName{sink: c.Name}).latency
 	return &sink{
-		name: c.Name, kind: c.Type, idle: idle, endpoint: endpoint, stats: relay.NewSinkStats(), meters: meters,
+		name: c.Name, kind: c.Type, idle: idle, endpoint: endpoint, stats: a.sinkStatsOf(c.Name), meters: &a.meters,
 		took: func(d time.Duration, m *relay.Message) {
 			duration.observe(d.Seconds(), m)
 			latency.observe(d)
 		},
 		ended: make(chan struct{}),
 	}, nil
+}
+
+// sinkStatsOf gives the counts of a sink, which outlive a reload.
+func (a *App) sinkStatsOf(name string) *relay.SinkStats {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.sinkStats[name] == nil {
+		a.sinkStats[name] = relay.NewSinkStats()
+	}
+	return a.sinkStats[name]
 }
 
 // target binds the sink to one target of a route; an empty route is that of dead letters.
@@ -118,14 +141,15 @@ func onlyShadowed(cfg *config.Config) map[string]bool {
 }
 
 // hasWorked tells whether the sink has worked once: it has delivered, or it is up and has
-// not failed yet. What has no connection is up before it was asked for anything.
+// not failed yet. What has no connection is up before it was asked for anything. What a sink
+// of this name did before a reload is not this one's.
 func (s *sink) hasWorked() bool {
 	if s.worked.Load() {
 		return true
 	}
 	health, _ := s.endpoint.Health()
-	delivered, failed := s.stats.Counts()
-	if delivered > 0 || health.State == relay.Up && len(failed) == 0 {
+	counts := countsOf(s.stats)
+	if counts.delivered > s.before.delivered || health.State == relay.Up && maps.Equal(counts.failed, s.before.failed) {
 		s.worked.Store(true)
 		return true
 	}

@@ -86,6 +86,12 @@ func TestReloadsUnderLoadLoseNothing(t *testing.T) {
 	require.Zero(t, duplicates, "a reload drains what it changes")
 	require.EqualValues(t, 6000, r.source().Balance.Received, "counts outlive a reload")
 	require.True(t, r.source().Balance.Exact)
+	sink := r.status().Sinks[0]
+	require.EqualValues(t, 6000, sink.Delivered, "those of a sink that was made anew, too")
+	require.Positive(t, sink.DeliveredPerSecond)
+	_, metrics := r.get("/metrics")
+	require.Regexp(t, `(?m)^mnsrelay_batch_fill_ratio\{source="sms"\} (0\.[0-9]+|1)$`, metrics)
+	require.Contains(t, metrics, "\nmnsrelay_oldest_message_age_seconds{source=\"sms\"} ")
 	require.Zero(t, r.end(syscall.SIGTERM))
 }
 
