@@ -87,13 +87,13 @@ func newDescs() descs {
 		skipped:          desc("messages_skipped_total", "Deliveries that the ledger spared: the sink had confirmed the message before.", "source", "sink"),
 		givenUp:          desc("messages_given_up_total", "Deliveries that failed and are not tried again, of sinks that are not required and of sources that deliver at most once, by reason.", "source", "reason"),
 		ledgerErrors:     desc("ledger_failures_total", "Calls of the ledger that failed or were left out; each may cost duplicates.", "operation"),
-		ledgerEntries:    desc("ledger_entries", "Confirms that the ledger remembers; 0 where it does not know."),
+		ledgerEntries:    desc("ledger_entries", "Confirms that the ledger remembers; absent where it does not know."),
 		ledgerEvicted:    desc("ledger_evictions_total", "Confirms that a ledger in memory has dropped because it was full; a message that comes again after that may be delivered twice."),
 		state:            desc("source_state", "1 for the state that the source is in, 0 for the others.", "source", "state"),
 		inFlight:         desc("in_flight_messages", "Messages received and not settled.", "source"),
 		pollers:          desc("pollers", "Pollers that ask the queue.", "source"),
-		fill:             desc("batch_fill_ratio", "How full the batches were that held anything, of late: near 1 under a backlog.", "source"),
-		oldest:           desc("oldest_message_age_seconds", "Age of the oldest message of the last batch when it was received.", "source"),
+		fill:             desc("batch_fill_ratio", "How full the batches were that held anything, of late: near 1 under a backlog; absent before the first.", "source"),
+		oldest:           desc("oldest_message_age_seconds", "Age of the oldest message of the last batch when it was received; absent before the first.", "source"),
 		queueMessages:    desc("queue_messages", "Messages in the queue as MNS tells; absent where it does not.", "source", "state"),
 		retention:        desc("queue_retention_seconds", "How long MNS keeps a message, delivered or not; absent where it does not tell.", "source"),
 		expiry:           desc("credential_expiry_timestamp_seconds", "When the credential ends; absent where it does not.", "source"),
@@ -151,7 +151,9 @@ func (c *collector) ledger(out chan<- prometheus.Metric, d *descs) {
 	for operation, n := range status.Failures {
 		out <- prometheus.MustNewConstMetric(d.ledgerErrors, prometheus.CounterValue, float64(n), operation)
 	}
-	out <- prometheus.MustNewConstMetric(d.ledgerEntries, prometheus.GaugeValue, float64(status.Entries))
+	if status.Counted {
+		out <- prometheus.MustNewConstMetric(d.ledgerEntries, prometheus.GaugeValue, float64(status.Entries))
+	}
 	out <- prometheus.MustNewConstMetric(d.ledgerEvicted, prometheus.CounterValue, float64(status.Evicted))
 }
 
@@ -201,8 +203,10 @@ func (c *collector) source(out chan<- prometheus.Metric, d *descs, s *source) {
 	}
 	gauge(d.inFlight, float64(counts.InFlight))
 	gauge(d.pollers, float64(counts.Pollers))
-	gauge(d.fill, counts.Fill)
-	gauge(d.oldest, counts.OldestAge.Seconds())
+	if !counts.LastReceive.IsZero() {
+		gauge(d.fill, counts.Fill)
+		gauge(d.oldest, counts.OldestAge.Seconds())
+	}
 }
 
 // shadow tells of a source that only looks. It has none of the counts of messages that were

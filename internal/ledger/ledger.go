@@ -42,8 +42,9 @@ type Status struct {
 	// Failures counts, by the Operation constants, the calls that failed and those
 	// that were left out because the ledger was failing. Each may cost duplicates.
 	Failures map[string]uint64
-	// Entries is how many confirms are remembered; 0 where the ledger does not know.
+	// Entries is how many confirms are remembered; Counted tells whether the ledger knows.
 	Entries int
+	Counted bool
 	// Evicted counts the confirms that were dropped before their time for want of
 	// room: each may cost a duplicate.
 	Evicted uint64

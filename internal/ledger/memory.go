@@ -180,7 +180,7 @@ func (m *Memory) Status() Status {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.tidy(now)
-	return Status{Entries: len(m.fresh) + m.entries.EstimatedSize(), Evicted: m.evicted.Load()}
+	return Status{Entries: len(m.fresh) + m.entries.EstimatedSize(), Counted: true, Evicted: m.evicted.Load()}
 }
 
 // Close drops everything.

@@ -147,6 +147,7 @@ func TestMemoryForgetsOnClose(t *testing.T) {
 	l := openMemory(t, time.Hour, 10)
 	require.NoError(t, l.Record(t.Context(), keysOf(0, 5)))
 	require.Equal(t, 5, l.Status().Entries)
+	require.True(t, l.Status().Counted)
 	require.NoError(t, l.Close())
 	require.Zero(t, l.Status().Entries)
 }

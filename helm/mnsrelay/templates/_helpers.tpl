@@ -411,7 +411,7 @@ httpGet:
 {{- end -}}
 
 {{- /* The busiest source decides. How busy: the part of a batch that is filled, over keda.batchFill; 0 for a
-       source that has received nothing of late, as its last batch says nothing. That is the most that pods are
+       source that has received nothing of late, as its last batch says nothing, or nothing yet. That is the most that pods are
        added or taken by. But pods are added only if messages are old at their receive as well, over
        keda.ageSeconds: full batches of fresh messages are no backlog, and old messages in batches that are not
        full are those that come again. And none is added while no pod reaches a sink that a delete waits for. */ -}}
@@ -420,8 +420,8 @@ httpGet:
 {{- $sinks := (include "mnsrelay.requiredSinks" . | fromJson).sinks -}}
 {{- $names := list -}}
 {{- range $sinks -}}{{- $names = append $names (regexQuoteMeta .) -}}{{- end -}}
-{{- $busy := printf `avg by (source) (mnsrelay_batch_fill_ratio{%s} * (rate(mnsrelay_messages_received_total{%s}[5m]) > bool 0)) / %v` $selector $selector .Values.keda.batchFill -}}
-{{- $late := printf `clamp_min(max by (source) (mnsrelay_oldest_message_age_seconds{%s}) / %v, 1)` $selector .Values.keda.ageSeconds -}}
+{{- $busy := printf `avg by (source) (mnsrelay_batch_fill_ratio{%[1]s} * (rate(mnsrelay_messages_received_total{%[1]s}[5m]) > bool 0) or 0 * rate(mnsrelay_messages_received_total{%[1]s}[5m])) / %[2]v` $selector .Values.keda.batchFill -}}
+{{- $late := printf `clamp_min(max by (source) (mnsrelay_oldest_message_age_seconds{%[1]s} or 0 * mnsrelay_messages_received_total{%[1]s}) / %[2]v, 1)` $selector .Values.keda.ageSeconds -}}
 {{- if $names -}}
 {{- $late = printf `clamp_max(
   %s,
