@@ -497,7 +497,8 @@ type Routes struct {
 }
 
 // Shadow What would become of the messages that were seen at the head of the queue, each counted once.
-// Nothing of it is done, and what others receive between two looks is not seen.
+// Nothing of it is done, and what others receive between two looks is not seen. Counts begin again where
+// a reload changes the source, its routes or their sinks.
 type Shadow struct {
 	// Head How many messages the last look showed; 16 at most.
 	Head int `json:"head"`

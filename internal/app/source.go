@@ -223,6 +223,15 @@ const (
 	depthIdle = 10
 )
 
+// backlogFill is how full batches come under a backlog.
+const backlogFill = 0.5
+
+// backlog tells whether the queue has more than comes with a poll. One poller is enough to
+// see it by: batches come full. How full the last ones were says nothing once none comes.
+func backlog(counts *relay.Counts, now time.Time) bool {
+	return counts.Pollers > 1 || counts.Fill >= backlogFill && now.Sub(counts.LastReceive) <= depthTick
+}
+
 // watchDepth reads the queue's attributes once receiving has worked, then at every
 // tick that is due. A queue that does not tell costs nothing more than the asking.
 func (s *source) watchDepth(ctx context.Context) {
@@ -243,7 +252,7 @@ func (s *source) watchDepth(ctx context.Context) {
 			}
 			continue
 		}
-		if ticks++; counts.Pollers > 1 || ticks%depthIdle == 0 {
+		if ticks++; backlog(&counts, time.Now()) || ticks%depthIdle == 0 {
 			s.readDepth(ctx)
 		}
 	}
