@@ -181,7 +181,7 @@ func (s *Source) Decoder() *mns.Decoder {
 
 // Pollers is how many receives of one source run at once.
 type Pollers struct {
-	// Min is how many there are while the queue is idle: 1 or more.
+	// Min is how many there are as soon as there are messages; an idle queue has one. 1 or more.
 	Min int `yaml:"min" schema:"min=1"`
 	// Max is how many there are under backlog: Min or more.
 	Max int `yaml:"max" schema:"min=1"`

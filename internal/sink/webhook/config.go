@@ -31,8 +31,9 @@ type Config struct {
 	// Settings are those that a route may set otherwise.
 	Settings `yaml:",inline"`
 	// Username and Password are sent as basic authorization; BearerToken as a bearer's.
-	// One of these, the URL's user info and a header authorization may be set. What comes
-	// from a file is read again when it is older than a second.
+	// One of these, the URL's user info and a header authorization may be set. A password or
+	// token that comes whole from a file is read again when it is older than a second; a user
+	// name with a reload.
 	Username    string         `yaml:"username"`
 	Password    setting.Secret `yaml:"password"`
 	BearerToken setting.Secret `yaml:"bearer_token"`
