@@ -94,7 +94,6 @@ routes: [{name: all, from: sms, to: hook}]
 	require.Equal(t, exitFailed, got.code)
 	require.Contains(t, got.stderr, "No line of an audit was read")
 	require.NotContains(t, got.stderr, "The relay that was asked")
-
 }
 
 // A relay with a certificate of one's own authority can be asked, and no other is trusted.
