@@ -116,9 +116,16 @@ type plan struct {
 }
 
 // plan builds what cfg has and the relay has not; what is the same in both is kept.
-func (a *App) plan(cfg *config.Config) (*plan, error) {
+func (a *App) plan(cfg *config.Config) (_ *plan, err error) {
 	now := a.present()
 	p := &plan{parts: parts{cfg: cfg, audit: now.audit}}
+	defer func() {
+		if err != nil { // What runs on is not to look after what never will.
+			for _, s := range p.startSources {
+				s.unbind()
+			}
+		}
+	}()
 	idle := onlyShadowed(cfg)
 	sinks := make(map[string]*sink, len(cfg.Sinks))
 	for _, c := range cfg.Sinks {
@@ -128,7 +135,6 @@ func (a *App) plan(cfg *config.Config) (*plan, error) {
 		}
 		s := find(now.sinks, func(s *sink) bool { return s.name == c.Name && s.fingerprint == fingerprint })
 		if s == nil {
-			var err error
 			if s, err = a.newSink(c, idle[c.Name]); err != nil {
 				return nil, fmt.Errorf("open sink %q: %w", c.Name, err)
 			}
@@ -138,7 +144,6 @@ func (a *App) plan(cfg *config.Config) (*plan, error) {
 		sinks[c.Name] = s
 		p.sinks = append(p.sinks, s)
 	}
-	var err error
 	if p.audit == nil || p.audit.fingerprint != cfg.AuditFingerprint() {
 		if p.audit, err = newAuditing(cfg, sinks, &a.audited, a.log); err != nil {
 			return nil, err

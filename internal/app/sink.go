@@ -73,11 +73,16 @@ func (a *App) sinkStatsOf(name string) *relay.SinkStats {
 	return a.sinkStats[name]
 }
 
-// target binds the sink to one target of a route; an empty route is that of dead letters.
-func (s *sink) target(route string, with relay.Overrides) (relay.Target, error) {
+// target binds the sink to one target of a route; an empty route is that of dead letters. What
+// was bound is given back with unbind, after the last message.
+func (s *sink) target(route string, with relay.Overrides) (t relay.Target, unbind func(), err error) {
 	bound, err := s.endpoint.Bind(with)
 	if err != nil {
-		return relay.Target{}, fmt.Errorf("bind sink %q to route %q: %w", s.name, route, err)
+		return relay.Target{}, nil, fmt.Errorf("bind sink %q to route %q: %w", s.name, route, err)
+	}
+	unbind = func() {}
+	if u, ok := bound.(relay.Unbinder); ok {
+		unbind = u.Unbind
 	}
 	took := s.took
 	if route != "" {
@@ -98,7 +103,7 @@ func (s *sink) target(route string, with relay.Overrides) (relay.Target, error) 
 	if r, ok := bound.(relay.Retrier); ok {
 		target.Retries = r.Retries()
 	}
-	return target, nil
+	return target, unbind, nil
 }
 
 // start keeps the sink connected until stop, or until the relay disconnects.

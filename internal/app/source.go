@@ -28,6 +28,8 @@ type source struct {
 	shadow      *shadow.Pipeline // nil: the source relays
 	// sinks are those that the pipeline waits for, by name.
 	sinks map[string]*sink
+	// bound gives back what the targets hold of their sinks.
+	bound []func()
 	// depth is what the queue last told of itself; nil: it does not tell.
 	depth atomic.Pointer[mns.Attributes]
 	log   *zap.Logger
@@ -86,6 +88,7 @@ func (a *App) newSource(c config.Source, routes config.Routes, sinks map[string]
 	}
 	bound, err := s.bind(routes, sinks)
 	if err != nil {
+		s.unbind()
 		return nil, err
 	}
 	duration := newHistogram(a.metrics.endToEnd.WithLabelValues(c.Name), a.tracing != nil)
@@ -107,8 +110,9 @@ func (a *App) newSource(c config.Source, routes config.Routes, sinks map[string]
 		deps.Tracer = a.tracing.Tracer(c.Name, c.Queue, kinds)
 	}
 	if c.DeadLetter != "" {
-		dead, err := sinks[c.DeadLetter].target("", nil)
+		dead, err := s.target(sinks[c.DeadLetter], "", nil)
 		if err != nil {
+			s.unbind()
 			return nil, err
 		}
 		deps.DeadLetter = &dead
@@ -144,7 +148,7 @@ func (s *source) bind(routes config.Routes, sinks map[string]*sink) (bound []rel
 		}
 		route := relay.Route{Name: r.Name, Match: r.Match}
 		for _, to := range r.To {
-			target, err := sinks[to.Sink].target(r.Name, to.With)
+			target, err := s.target(sinks[to.Sink], r.Name, to.With)
 			if err != nil {
 				return nil, err
 			}
@@ -157,6 +161,22 @@ func (s *source) bind(routes config.Routes, sinks map[string]*sink) (bound []rel
 		bound = append(bound, route)
 	}
 	return bound, nil
+}
+
+func (s *source) target(to *sink, route string, with relay.Overrides) (relay.Target, error) {
+	target, unbind, err := to.target(route, with)
+	if err == nil {
+		s.bound = append(s.bound, unbind)
+	}
+	return target, err
+}
+
+// unbind gives back what the targets hold of their sinks. Call it once nothing is delivered.
+func (s *source) unbind() {
+	for _, unbind := range s.bound {
+		unbind()
+	}
+	s.bound = nil
 }
 
 func unmatched(setting string) relay.Unmatched {
@@ -182,6 +202,7 @@ func (s *source) start(receive, work, connected context.Context, supervise func(
 	go func() {
 		defer close(s.ended)
 		s.run(receive, work)
+		s.unbind()
 		disconnect()
 		connections.Wait()
 		if err := s.queue.Close(); err != nil {

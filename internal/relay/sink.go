@@ -39,6 +39,14 @@ type Endpoint interface {
 	Bind(with Overrides) (Sink, error)
 }
 
+// Unbinder is a Sink that holds something of its endpoint: a channel, or an exchange that the
+// endpoint looks after and tells the health of. A reload that changes a source binds its
+// targets anew, to an endpoint that goes on.
+type Unbinder interface {
+	// Unbind gives that back. It is called once, after the last Deliver.
+	Unbind()
+}
+
 // Overrides decodes what a route sets otherwise (`with:`) into settings, a pointer
 // to a struct that holds the sink's own values. A key the struct does not have is
 // an error.

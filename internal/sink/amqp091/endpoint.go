@@ -97,7 +97,12 @@ func (e *Endpoint) Bind(with relay.Overrides) (relay.Sink, error) {
 	if err := errors.Join(settings.Validate(), e.config.checkTransaction(&settings)); err != nil {
 		return nil, err
 	}
-	return newSink(e, settings, e.use(settings.Exchange))
+	s, err := newSink(e, settings)
+	if err != nil {
+		return nil, err
+	}
+	s.exchange = e.use(settings.Exchange)
+	return s, nil
 }
 
 func (e *Endpoint) wake() {
@@ -112,10 +117,7 @@ func (e *Endpoint) wake() {
 func (e *Endpoint) Run(ctx context.Context) error {
 	e.mu.Lock()
 	e.running = true
-	if len(e.exchanges) == 0 {
-		// Nothing is bound: report on the sink's own.
-		e.exchanges[e.config.Exchange.key()] = newExchange(e.config.Exchange)
-	}
+	e.watchOwn()
 	e.mu.Unlock()
 	defer e.finish()
 

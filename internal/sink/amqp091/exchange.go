@@ -151,6 +151,7 @@ type exchange struct {
 	// refused counts the messages that were refused alone since one was taken.
 	refused atomic.Int32
 	// The rest is guarded by Endpoint.mu.
+	users    int // sinks that are bound to it
 	state    relay.State
 	cause    string // the name of what is wrong with it
 	reason   string // the same in words
@@ -181,7 +182,32 @@ func (e *Endpoint) use(x Exchange) *exchange {
 		e.exchanges[x.key()] = found
 		e.wake()
 	}
+	found.users++
+	maps.DeleteFunc(e.exchanges, func(_ string, x *exchange) bool { return x.users == 0 })
 	return found
+}
+
+// leave forgets the exchange with the last sink that was bound to it: it is no longer declared,
+// nor does it tell of the health.
+func (e *Endpoint) leave(x *exchange) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if x.users--; x.users > 0 {
+		return
+	}
+	if e.exchanges[x.key()] == x {
+		delete(e.exchanges, x.key())
+	}
+	e.watchOwn()
+	e.report()
+}
+
+// watchOwn reports on the endpoint's own exchange where nothing is bound. Call it with mu held.
+func (e *Endpoint) watchOwn() {
+	if len(e.exchanges) == 0 {
+		e.exchanges[e.config.Exchange.key()] = newExchange(e.config.Exchange)
+		e.wake()
+	}
 }
 
 // checkExchanges tries the exchanges that are due. An error means that the connection

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+	"go.uber.org/zap"
 
 	"mnsrelay/internal/relay"
 	"mnsrelay/internal/setting"
@@ -214,6 +215,19 @@ func (r *replies) open(c *connection) (*replyChannel, error) {
 	r.channel = ch
 	r.sink.endpoint.workers.Go(func() { r.read(ch, answers, returns) })
 	return ch, nil
+}
+
+// close ends the channel. Nothing waits for an answer any more.
+func (r *replies) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ch := r.channel
+	if ch == nil || ch.amqp.IsClosed() {
+		return
+	}
+	if err := ch.connection.bounded(ch.amqp.Close); err != nil {
+		r.sink.endpoint.log.Debug("close the channel of answers", zap.Error(err))
+	}
 }
 
 // read hands out what comes in, until the channel ends.

@@ -59,7 +59,7 @@ type Sink struct {
 }
 
 // newSink binds settings that are valid.
-func newSink(e *Endpoint, s Settings, x *exchange) (*Sink, error) {
+func newSink(e *Endpoint, s Settings) (*Sink, error) {
 	key, err := expr.CompileSetting("routing_key", s.RoutingKey)
 	if err != nil {
 		return nil, err
@@ -77,7 +77,7 @@ func newSink(e *Endpoint, s Settings, x *exchange) (*Sink, error) {
 		return nil, err
 	}
 	sink := &Sink{
-		endpoint: e, exchange: x, settings: s, key: key, format: formatter, headers: headers, properties: properties,
+		endpoint: e, settings: s, key: key, format: formatter, headers: headers, properties: properties,
 		varies: !key.Literal() || len(headers.varying) > 0 || len(properties.varying) > 0,
 	}
 	properties.fixed.DeliveryMode = amqp.Transient
@@ -88,6 +88,14 @@ func newSink(e *Endpoint, s Settings, x *exchange) (*Sink, error) {
 		sink.replies = newReplies(sink)
 	}
 	return sink, nil
+}
+
+// Unbind is part of relay.Unbinder.
+func (s *Sink) Unbind() {
+	if s.replies != nil {
+		s.replies.close()
+	}
+	s.endpoint.leave(s.exchange)
 }
 
 // clone gives a copy that shares nothing that overrides could write to.

@@ -72,7 +72,7 @@ func (e *Endpoint) connectTo(ctx context.Context, t target, c *Config) (*connect
 func (e *Endpoint) checkAddresses(ctx context.Context, c *connection) (findings []relay.Finding) {
 	e.mu.Lock()
 	names := slices.Sorted(maps.Keys(e.addresses))
-	varying := e.varying
+	varying := e.varying > 0
 	e.mu.Unlock()
 	if len(names) == 0 && !varying {
 		if address, err := expr.CompileSetting("address", e.config.Address); err == nil && address.Literal() {

@@ -61,14 +61,15 @@ type Endpoint struct {
 	running   bool
 	trouble   string // why there is no connection
 	addresses map[string]*address
-	// varying says that there are sinks whose messages decide the address.
-	varying bool
+	// varying counts the sinks whose messages decide the address.
+	varying int
 	workers sync.WaitGroup
 }
 
 // address is one that is the same for all messages of a sink. Endpoint.mu guards it.
 type address struct {
 	name     string
+	users    int // sinks that are bound to it
 	state    relay.State
 	cause    string // the name of what is wrong with it
 	err      error  // the same in words
@@ -120,7 +121,21 @@ func (e *Endpoint) use(name string) *address {
 		e.addresses[name] = found
 		e.wake()
 	}
+	found.users++
 	return found
+}
+
+// leave forgets what the last sink of its kind was bound to: nil, addresses that messages
+// decide.
+func (e *Endpoint) leave(a *address) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if a == nil {
+		e.varying--
+	} else if a.users--; a.users == 0 && e.addresses[a.name] == a {
+		delete(e.addresses, a.name)
+	}
+	e.report()
 }
 
 func (e *Endpoint) wake() {
@@ -178,7 +193,7 @@ func (e *Endpoint) session(ctx context.Context, t target, connected func()) (err
 	e.mu.Lock()
 	for _, a := range e.addresses {
 		// What was known of it belongs to the last connection.
-		*a = address{name: a.name, cause: reasonAddress, err: errUnchecked}
+		*a = address{name: a.name, users: a.users, cause: reasonAddress, err: errUnchecked}
 	}
 	e.mu.Unlock()
 	e.check(ctx, c)
@@ -264,7 +279,7 @@ func (e *Endpoint) report() {
 	// One address that works keeps the endpoint up: the routes to the others get their
 	// results message by message.
 	best, reason := relay.Down, ""
-	if e.varying || len(e.addresses) == 0 {
+	if e.varying > 0 || len(e.addresses) == 0 {
 		best = relay.Up
 	}
 	for _, a := range e.addresses {
@@ -353,7 +368,7 @@ func (e *Endpoint) works(a *address) {
 	if a.failures > 0 {
 		e.log.Info("address works again", zap.String("address", a.name))
 	}
-	*a = address{name: a.name, state: relay.Up}
+	*a = address{name: a.name, users: a.users, state: relay.Up}
 	e.report()
 }
 

@@ -87,11 +87,14 @@ func newSink(e *Endpoint, s Settings) (*Sink, error) {
 		sink.fixed = e.use(sink.address.Sample(""))
 	} else {
 		e.mu.Lock()
-		e.varying = true
+		e.varying++
 		e.mu.Unlock()
 	}
 	return sink, nil
 }
+
+// Unbind is part of relay.Unbinder.
+func (s *Sink) Unbind() { s.endpoint.leave(s.fixed) }
 
 // Deliver sends the messages in order and calls done for each as its outcome comes.
 // Without a connection it sends nothing and returns at once.
