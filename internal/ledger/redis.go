@@ -37,6 +37,9 @@ const (
 	// connections is how many calls run at once: one for each batch that is settling,
 	// for about a millisecond.
 	connections = 16
+	// idle is how many of them stay where they are not needed. The client looks at the age of
+	// those that it takes only, so that without a limit a peak would leave all for good.
+	idle        = 4
 	idleTimeout = 5 * time.Minute
 	// buffer is for reading and for writing, of each connection: some 40 commands, or the
 	// replies to a thousand. With the 32 KiB that the client takes by itself the pool holds
@@ -182,6 +185,7 @@ func optionsOf(u setting.URL) (*redis.Options, error) {
 		PoolTimeout:              callTimeout,
 		ContextTimeoutEnabled:    true,
 		PoolSize:                 connections,
+		MaxIdleConns:             idle,
 		PipelinePoolSize:         -1,
 		ConnMaxIdleTime:          idleTimeout,
 		ReadBufferSize:           buffer,

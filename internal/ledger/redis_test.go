@@ -132,6 +132,37 @@ func TestRedisMakesOneRoundTripACall(t *testing.T) {
 	require.Equal(t, 2, strings.Count(clients, "\n"), "one connection is the ledger's, one the test's")
 }
 
+// What a peak needed of connections is closed again.
+func TestRedisKeepsFewConnections(t *testing.T) {
+	server := redisserver.Start(t, redisserver.Config{})
+	l := openRedis(t, redisConfig(server.URL()), ledger.Deps{})
+	c := client(t, server)
+	require.NoError(t, c.Ping(t.Context()).Err())
+	server.Pause() // so that all of them wait at once
+	var calls sync.WaitGroup
+	for range 16 {
+		calls.Go(func() { _, _ = l.Confirmed(t.Context(), keysOf(0, 16)) })
+	}
+	moment := time.NewTimer(50 * time.Millisecond)
+	<-moment.C
+	server.Resume()
+	calls.Wait()
+	stats, err := c.Info(t.Context(), "stats").Result()
+	require.NoError(t, err)
+	received, err := strconv.Atoi(regexp.MustCompile(`total_connections_received:(\d+)`).FindStringSubmatch(stats)[1])
+	require.NoError(t, err)
+	require.Greater(t, received, 1+4, "the test's, and a peak")
+	for range 16 { // each call closes what is too many
+		_, err := l.Confirmed(t.Context(), keysOf(0, 16))
+		require.NoError(t, err)
+	}
+	require.Eventually(t, func() bool {
+		list, err := c.ClientList(t.Context()).Result()
+		require.NoError(t, err)
+		return strings.Count(list, "\n") <= 1+4
+	}, 5*time.Second, 10*time.Millisecond)
+}
+
 // secret has every character that a URL, a log or an error could trip over.
 const secret = `p:a/s#s@w?o%r&d "'{}`
 
