@@ -143,7 +143,7 @@ bench: ## Measure the relay against the least code and the usual way, in turn; B
 	exec $(BIN)/bench $(BENCHFLAGS)
 
 .PHONY: soak
-soak: ## Run one relay under load and faults for MINUTES (30): does anything that it needs grow?
+soak: ## Run one relay under load and faults for MINUTES (30): does anything that it needs grow? From 25 on it is judged.
 	./test/setup
 	$(CHAOS) -run '^TestSoak$$' -minutes $(or $(MINUTES),30)
 
