@@ -27,7 +27,7 @@ func newQueueRedrive() *cobra.Command {
 		Use:   "redrive --from QUEUE --to QUEUE",
 		Short: "Move dead letters back to the queue they came from",
 		Long: `Moves messages from one queue into another. What a dead-letter sink has wrapped is unwrapped and
-goes back as it was; any other message is moved as it is. Mend what the messages were given up
+goes back as it was; any other message is moved as it is. Mend what the messages were dead-lettered
 for first: they begin anew, with a new id and no receive counted.
 
 A message is deleted only after the other queue has taken its copy. SIGINT and SIGTERM end the
@@ -295,7 +295,7 @@ func (f *redriveFlags) preview(ctx context.Context, w io.Writer, origin *mns.Que
 		return err
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(table, "ID\tORIGINAL ID\tSOURCE\tREASON\tATTEMPTS\tSINK\tGIVEN UP")
+	_, _ = fmt.Fprintln(table, "ID\tORIGINAL ID\tSOURCE\tREASON\tATTEMPTS\tSINK\tDEAD-LETTERED")
 	for _, l := range letters {
 		switch {
 		case l.Error != "":
@@ -304,7 +304,7 @@ func (f *redriveFlags) preview(ctx context.Context, w io.Writer, origin *mns.Que
 			_, _ = fmt.Fprintf(table, "%s\tmoved as it is\n", l.ID)
 		default:
 			_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", l.ID, l.OriginalID, l.Source, dash(l.Reason), l.Attempts,
-				dash(l.Sink), dash(l.GivenUp))
+				dash(l.Sink), dash(l.DeadLettered))
 		}
 	}
 	return table.Flush()
@@ -338,7 +338,8 @@ type (
 		Reason     string `json:"reason,omitempty"`
 		Attempts   int    `json:"attempts,omitempty"`
 		Sink       string `json:"sink,omitempty"`
-		GivenUp    string `json:"given_up_at,omitempty"`
+		// DeadLettered is when it became a dead letter.
+		DeadLettered string `json:"given_up_at,omitempty"`
 		// Error is why it would stay.
 		Error string `json:"error,omitempty"`
 	}
@@ -352,7 +353,7 @@ func letterOf(m relay.Message) letterJSON {
 		l.Error = err.Error()
 	case is:
 		l.Wrapped, l.OriginalID, l.Source, l.Reason = true, envelope.ID, envelope.Source, envelope.Reason
-		l.Attempts, l.Sink, l.GivenUp = envelope.Attempts, envelope.Sink, envelope.Last
+		l.Attempts, l.Sink, l.DeadLettered = envelope.Attempts, envelope.Sink, envelope.Last
 	}
 	return l
 }

@@ -195,15 +195,15 @@ sources:
 sinks:
   copy: {type: file, path: "-"}
   parked: {type: file, path: "-"}
-  given-up: {type: mns, endpoint: %[1]s, queue: orders-dead, credentials: *keys}
+  dead-letters: {type: mns, endpoint: %[1]s, queue: orders-dead, credentials: *keys}
 `, r.url, emulator.DemoAccessKeyID, emulator.DemoAccessKeySecret, deadLetter)
-		if deadLetter != "given-up" {
-			text, _, _ = strings.Cut(text, "  given-up: {")
+		if deadLetter != "dead-letters" {
+			text, _, _ = strings.Cut(text, "  dead-letters: {")
 		}
 		require.NoError(t, os.WriteFile(file, []byte(text), 0o600))
 	}
 	setKeys(t, "", "") // those of the file are used
-	write("given-up")
+	write("dead-letters")
 	do := func(more ...string) outcome {
 		return command(t, "", append([]string{"queue", "redrive", "--config", file, "--wait", "1s"}, more...)...)
 	}

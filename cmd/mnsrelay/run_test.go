@@ -20,14 +20,14 @@ import (
 
 const floodToken = "a-token-for-the-test-of-the-flood"
 
-// flooded is a relay of two queues, whose bodies are not what they should be: it gives up those
+// flooded is a relay of two queues, whose bodies are not what they should be: it dead-letters those
 // of one, and keeps those of the other.
 const flooded = `
 server: {listen: "127.0.0.1:0", admin_token: "` + floodToken + `"}
 sources:
-  given-up:
+  refused:
     endpoint: EMULATOR
-    queue: given-up
+    queue: refused
     credentials: {type: static, access_key_id: emulator, access_key_secret: emulator-secret}
     body: base64
     to: out
@@ -43,13 +43,13 @@ sinks:
 // letter is where it should be, and the lines say how many there were.
 func TestAFloodOfFailuresIsFewLines(t *testing.T) {
 	const messages = 3000
-	url, _ := startEmulator(t, "--queue", "given-up", "--queue", "kept")
+	url, _ := startEmulator(t, "--queue", "refused", "--queue", "kept")
 	setKeys(t, emulator.DemoAccessKeyID, emulator.DemoAccessKeySecret)
 	bodies := make([]string, messages)
 	for i := range bodies {
 		bodies[i] = fmt.Sprintf("!%d", i)
 	}
-	send(t, url, "given-up", bodies...)
+	send(t, url, "refused", bodies...)
 	send(t, url, "kept", bodies[:500]...)
 	folder := t.TempDir()
 	path := written(t, map[string]string{"mnsrelay.yaml": strings.NewReplacer("EMULATOR", url, "FOLDER", folder).Replace(flooded)})("mnsrelay.yaml")
@@ -81,14 +81,14 @@ func TestAFloodOfFailuresIsFewLines(t *testing.T) {
 	// A message is deleted after its line was logged.
 	deleted := func(n int) func() bool {
 		return func() bool {
-			return strings.Contains(metrics(t, base), fmt.Sprintf("mnsrelay_messages_deleted_total{source=\"given-up\"} %d\n", n))
+			return strings.Contains(metrics(t, base), fmt.Sprintf("mnsrelay_messages_deleted_total{source=\"refused\"} %d\n", n))
 		}
 	}
 	require.Eventually(t, deleted(messages), time.Minute, 20*time.Millisecond)
 
 	// The level holds from the moment it is set.
 	setLevel(t, base, "error")
-	send(t, url, "given-up", "!the last one")
+	send(t, url, "refused", "!the last one")
 	require.Eventually(t, deleted(messages+1), time.Minute, 20*time.Millisecond)
 	setLevel(t, base, "info")
 	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
@@ -105,7 +105,7 @@ func TestAFloodOfFailuresIsFewLines(t *testing.T) {
 	for kind, n := range kinds {
 		require.LessOrEqual(t, n, 20, kind) // ten, and one every ten seconds
 	}
-	require.Equal(t, messages, counted["message dead-lettered given-up"], "what was left out is counted, the one at level error aside")
+	require.Equal(t, messages, counted["message dead-lettered refused"], "what was left out is counted, the one at level error aside")
 	require.GreaterOrEqual(t, counted["message rejected; it stays in the queue, for later and later kept"], 1, "one source does not hide the other")
 	require.Equal(t, 1, counted["drained <nil>"])
 }

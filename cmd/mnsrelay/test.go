@@ -33,7 +33,7 @@ of a configuration. "-" is what is expected, "+" what would be.
           routing_key: sms.failed  # what is not written is not compared
           headers: {x-phone: "138", x-none: null}   # null: it is not sent
           body: {success: false, phone: "138"}      # a mapping is compared as JSON
-    - name: what is no JSON is given up
+    - name: what is no JSON stays in the queue
       message: {source: sms, body: hello}
       rejected: expression         # the reason
       deliveries: []

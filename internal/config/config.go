@@ -154,13 +154,13 @@ type Source struct {
 	// message is deleted before it is delivered, and lost where that fails.
 	Guarantee  string     `yaml:"guarantee" schema:"enum=at_least_once|at_most_once"`
 	Redelivery Redelivery `yaml:"redelivery"`
-	// MaxReceives is after how many receives a message that fails is given up; 0: never.
+	// MaxReceives is after how many receives a message that fails is dead-lettered; 0: never.
 	// It is more than 0 only where there is a DeadLetter, and 16 there unless it is written.
 	MaxReceives int `yaml:"max_receives" schema:"min=0"`
-	// DeadLetter names the sink that takes what is given up; empty: the queue keeps it.
+	// DeadLetter names the sink that takes dead letters; empty: the queue keeps what fails.
 	// It is none of those that a route takes the source to.
 	DeadLetter string `yaml:"dead_letter"`
-	// DeadLetterLimit pauses the source when more is given up.
+	// DeadLetterLimit pauses the source when more is dead-lettered.
 	DeadLetterLimit Limit `yaml:"dead_letter_limit"`
 	// Unmatched is what becomes of a message that no route takes: delete, dead_letter
 	// or retain; empty only where every message has a route.

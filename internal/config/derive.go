@@ -23,7 +23,7 @@ const (
 	atMostOnce  = "at_most_once"
 )
 
-// deadLetterReceives is after how many receives a message that fails is given up where
+// deadLetterReceives is after how many receives a message that fails is dead-lettered where
 // there is a sink to take it.
 const deadLetterReceives = 16
 

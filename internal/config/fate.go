@@ -16,7 +16,7 @@ func (d *decoder) checkFate(c *Config, s *Source) {
 
 	switch {
 	case s.MaxReceives < 0:
-		d.checked(at("max_receives"), "must be 0, for never giving up, or more, not %s", d.plain(at("max_receives"), s.MaxReceives))
+		d.checked(at("max_receives"), "must be 0, for never, or more, not %s", d.plain(at("max_receives"), s.MaxReceives))
 	case s.MaxReceives == 0:
 	case s.Guarantee == atMostOnce:
 		d.checked(at("max_receives"), "has no meaning with guarantee: at_most_once, where a message is received once: remove it")
@@ -37,7 +37,7 @@ func (d *decoder) checkFate(c *Config, s *Source) {
 	d.checkUnmatched(c, s, at("unmatched"))
 }
 
-// checkDeadLetter checks the sink for what is given up. One that the source is delivered
+// checkDeadLetter checks the sink for dead letters. One that the source is delivered
 // to anyway would be asked again for what it has just refused, and a dead-letter sink
 // that is down must not stop the source, which a required one does.
 func (d *decoder) checkDeadLetter(c *Config, s *Source, path string) {

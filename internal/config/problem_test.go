@@ -118,7 +118,7 @@ func TestProblems(t *testing.T) {
 			`10:37: sources.sms.in_flight.bytes: must be at least 512KiB, what 8 messages of 64KiB need, not 511KiB`,
 			`11:27: sources.sms.redelivery.initial: must be from 1s to 12h, not 1ms`,
 			`11:37: sources.sms.redelivery.max: must be at least initial and at most 12h, not 13h`,
-			`13:19: sources.sms.max_receives: must be 0, for never giving up, or more, not -1`,
+			`13:19: sources.sms.max_receives: must be 0, for never, or more, not -1`,
 			`14:11: sources.sms.body: must be auto, base64 or raw, not "base46"; did you mean "base64"?`,
 			`15:13: sources.sms.unwrap: must be auto or none, not "sometimes"`,
 			`16:13: sources.sms.preset: must be alicom-cn, alicom-intl or none, not "alicom"; did you mean "alicom-cn"?`,

@@ -114,7 +114,7 @@ func TestProblemsOfRoutes(t *testing.T) {
 		{"limits of dead letters", routed("dead_letter: dead\n    dead_letter_limit: {count: 0, per: 0s}\n    max_receives: -1", all), []string{
 			`7:32: sources.sms.dead_letter_limit.count: must be at least 1, not 0`,
 			`7:40: sources.sms.dead_letter_limit.per: must be longer than 0s, as in 5m`,
-			`8:19: sources.sms.max_receives: must be 0, for never giving up, or more, not -1`,
+			`8:19: sources.sms.max_receives: must be 0, for never, or more, not -1`,
 		}},
 		{"a guarantee that is not there", routed("guarantee: exactly_once", all), []string{
 			`6:16: sources.sms.guarantee: must be at_least_once or at_most_once, not "exactly_once"`,

@@ -126,7 +126,7 @@ var inSchema = []string{
 	"must be true or false",
 	"must be text",
 	"must be longer than 0s",
-	"must be 0, for never giving up",
+	"must be 0, for never",
 	"must be debug",
 	"must be json",
 	"must be auto",

@@ -11,7 +11,7 @@ type Explanation struct {
 	Message relay.Message
 	// Routes are those of its source, in order; none where it cannot be decoded.
 	Routes []Route
-	// Rejected is why the message is given up, nil if it is not.
+	// Rejected is why the message is rejected, nil if it is not.
 	Rejected error
 	// DeadLetter is what its dead-letter sink would get; nil: nothing.
 	DeadLetter *Delivery

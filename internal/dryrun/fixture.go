@@ -35,7 +35,7 @@ type Test struct {
 	Message Message `yaml:"message"`
 	// Deliveries are all that are expected, in any order.
 	Deliveries []Expected `yaml:"deliveries"`
-	// Rejected is the reason for which the message is given up; empty: it is not.
+	// Rejected is the reason for which the message is rejected; empty: it is not.
 	Rejected string `yaml:"rejected"`
 	// End is what becomes of the message in its queue, EndDeleted or EndRetained; empty:
 	// either.

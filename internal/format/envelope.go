@@ -23,7 +23,7 @@ type envelope struct {
 	BodyBase64 []byte            `json:"body_base64,omitempty"`
 }
 
-// dead is why a dead letter was given up.
+// dead is why a message was dead-lettered.
 type dead struct {
 	Reason string `json:"reason"`
 	Error  string `json:"error"`

@@ -10,7 +10,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// DeadLetterLimit bounds how many messages may be given up in a stretch of time: more
+// DeadLetterLimit bounds how many messages may be dead-lettered in a stretch of time: more
 // means that something is wrong with the receiver, not with the messages. A Count of 0
 // is no limit.
 type DeadLetterLimit struct {
@@ -18,13 +18,13 @@ type DeadLetterLimit struct {
 	Per   time.Duration
 }
 
-// deadLetters brings what was given up to the dead-letter sink.
+// deadLetters brings dead letters to their sink.
 type deadLetters struct {
 	*target
 	limit DeadLetterLimit
 
 	mu sync.Mutex
-	// recent holds when the last Count messages were given up, optional those that
+	// recent holds when the last Count messages were dead-lettered, optional those that
 	// optional sinks would not take: they have a limit of their own, for they must not
 	// pause the source.
 	recent, optional []time.Time
@@ -56,15 +56,15 @@ func (d *deadLetters) refund(recent *[]time.Time) {
 	}
 }
 
-// reset forgets what was given up before: an operator has looked.
+// reset forgets what was dead-lettered before: an operator has looked.
 func (d *deadLetters) reset() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.recent, d.optional = nil, nil
 }
 
-// doomed tells whether a message is given up, and under which reason. A message is
-// given up only after a failed try: a sink that is down, a lease that was lost and a
+// doomed tells whether a message is dead-lettered, and under which reason. A message is
+// dead-lettered only after a failed try: a sink that is down, a lease that was lost and a
 // drain are none.
 func (p *Pipeline) doomed(work context.Context, v *verdict, attempt int) (reason string, yes bool) {
 	switch {
@@ -79,7 +79,7 @@ func (p *Pipeline) doomed(work context.Context, v *verdict, attempt int) (reason
 	return "", false
 }
 
-// divide tells the messages that are given up from the others.
+// divide tells the messages that are dead-lettered from the others.
 func (p *Pipeline) divide(work context.Context, b *batch, index []int) (doomed, others []int) {
 	if p.dead == nil {
 		return nil, index

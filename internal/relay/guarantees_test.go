@@ -194,7 +194,7 @@ func TestALedgerThatFailsCostsDuplicatesOnly(t *testing.T) {
 	})
 }
 
-// withDeadLetter adds a dead-letter sink; give up after three receives.
+// withDeadLetter adds a dead-letter sink, for what fails three times.
 func withDeadLetter(dead *relaytest.Recorder, limit relay.DeadLetterLimit) option {
 	return func(c *relay.Config, d *relay.Deps) {
 		c.MaxReceives = 3
@@ -289,7 +289,7 @@ func TestADeadLetterThatIsNotConfirmedStays(t *testing.T) {
 	}
 }
 
-// A message is never given up for the receive count alone: a sink that was down is no
+// A message is never dead-lettered for the receive count alone: a sink that was down is no
 // failed try.
 func TestAnOutageDeadLettersNothing(t *testing.T) {
 	t.Parallel()
@@ -698,11 +698,11 @@ func TestTheQueuesOwnDeadLetterPolicyIsWarnedOf(t *testing.T) {
 		ours, queues int
 		warned       int
 	}{
-		"the queue has none":       {16, 0, 0},
-		"the relay gives up first": {16, 17, 0},
-		"both at once":             {16, 16, 1},
-		"the queue first":          {16, 3, 1},
-		"the relay never gives up": {0, 100, 1},
+		"the queue has none":      {16, 0, 0},
+		"the relay's comes first": {16, 17, 0},
+		"both at once":            {16, 16, 1},
+		"the queue first":         {16, 3, 1},
+		"the relay has none":      {0, 100, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -875,7 +875,7 @@ func TestAnOptionalSinkDoesNotUseUpTheDeadLetterLimit(t *testing.T) {
 	})
 }
 
-// What the dead-letter sink did not take was not given up.
+// What the dead-letter sink did not take was not dead-lettered.
 func TestAFailedBurialDoesNotUseUpTheLimit(t *testing.T) {
 	t.Parallel()
 	for name, answer := range map[string]relay.Result{

@@ -52,13 +52,13 @@ func (m *Message) Memo(work func() any) any {
 	return m.memo.value
 }
 
-// DeadLetter is why a message was given up.
+// DeadLetter is why a message was dead-lettered.
 type DeadLetter struct {
 	// Reason is the name under which it is counted, Error the last error in words.
 	Reason, Error string
 	// Sink is the sink that would not take it; empty where none was asked.
 	Sink string
-	// First is when the message was enqueued, Last when it was given up.
+	// First is when the message was enqueued, Last when it was dead-lettered.
 	First, Last time.Time
 }
 

@@ -25,10 +25,10 @@ type Config struct {
 	// full; on an empty queue one is left.
 	MinPollers, MaxPollers int
 	Redelivery             Redelivery
-	// MaxReceives is after how many receives a message whose delivery fails is given up,
+	// MaxReceives is after how many receives a message whose delivery fails is dead-lettered,
 	// given that there is a dead-letter sink; 0: never.
 	MaxReceives int
-	// DeadLetterLimit pauses the source where more is given up.
+	// DeadLetterLimit pauses the source where more is dead-lettered.
 	DeadLetterLimit DeadLetterLimit
 	// Unmatched says what becomes of a message that no route takes.
 	Unmatched Unmatched
@@ -63,7 +63,7 @@ type Deps struct {
 	// Decode unwraps a message and decodes its body. Its error rejects the message.
 	Decode func(Message) (Message, error)
 	Routes []Route
-	// DeadLetter takes what is given up; nil: it stays in the queue.
+	// DeadLetter takes dead letters; nil: what fails stays in the queue.
 	DeadLetter *Target
 	// Ledger, if not nil, remembers confirms until the message is deleted.
 	Ledger Ledger
@@ -172,7 +172,7 @@ func New(cfg Config, deps Deps) *Pipeline {
 // Pause stops receiving for the given reason until Resume; what is in flight goes on.
 func (p *Pipeline) Pause(reason string) { p.gate.pause(reason) }
 
-// Resume receives again. What was given up before no longer counts towards the limit
+// Resume receives again. What was dead-lettered before no longer counts towards the limit
 // of dead letters.
 func (p *Pipeline) Resume() {
 	if p.dead != nil {

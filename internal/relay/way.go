@@ -135,7 +135,7 @@ func (p *Pipeline) reject(b *batch, i int, err error) {
 	b.decide(i, Result{Outcome: Rejected, Err: err})
 }
 
-// ErrUnmatched is why a message that no route takes is given up, or stays in its queue.
+// ErrUnmatched is why a message that no route takes is dead-lettered, or stays in its queue.
 var ErrUnmatched = Fail("unmatched", errors.New("no route takes the message"))
 
 // route gives, for each target, the messages that go to it: every route that matches

@@ -96,7 +96,7 @@ func TestSink(t *testing.T, h SinkHarness) {
 		test    func(*testing.T, SinkHarness)
 	}{
 		{"a body arrives byte for byte", testBodies},
-		{"a dead letter says why it was given up", testDeadLetter},
+		{"a dead letter says why it is one", testDeadLetter},
 		{"an id arrives as it is, at each redelivery", testIDs},
 		{"an empty batch is nothing", testEmptyBatch},
 		{"concurrent deliveries all arrive, once", testConcurrent},

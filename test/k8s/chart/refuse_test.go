@@ -118,15 +118,15 @@ func TestRefused(t *testing.T) {
 		},
 		"dead letters in a file without a volume": {
 			"persistence", "persistence: {enabled: false}",
-			"config.sinks.given-up takes dead letters in the file /var/lib/mnsrelay/dead.jsonl, which ends with its pod: set persistence.enabled",
+			"config.sinks.dead-letters takes dead letters in the file /var/lib/mnsrelay/dead.jsonl, which ends with its pod: set persistence.enabled",
 		},
 		"dead letters beside the volume": {
-			"persistence", "config: {sinks: {given-up: {path: /var/lib/mnsrelay-dead.jsonl}}}",
-			"config.sinks.given-up takes dead letters in the file /var/lib/mnsrelay-dead.jsonl",
+			"persistence", "config: {sinks: {dead-letters: {path: /var/lib/mnsrelay-dead.jsonl}}}",
+			"config.sinks.dead-letters takes dead letters in the file /var/lib/mnsrelay-dead.jsonl",
 		},
 		"dead letters on a volume that ends with the pod": {
-			"existing-claim", "config: {sinks: {given-up: {path: /scratch/dead.jsonl}}}",
-			"config.sinks.given-up takes dead letters in the file /scratch/dead.jsonl",
+			"existing-claim", "config: {sinks: {dead-letters: {path: /scratch/dead.jsonl}}}",
+			"config.sinks.dead-letters takes dead letters in the file /scratch/dead.jsonl",
 		},
 		"dead letters of several replicas": {
 			"persistence", "replicas: 2",
@@ -193,12 +193,12 @@ func TestRefused(t *testing.T) {
 			"",
 		},
 		"a type that is not known": {
-			"persistence", "config: {sinks: {given-up: {type: '${T:-file}'}}}",
-			`config.sinks.given-up.type is "${T:-file}": the chart decides by it whether the sink needs a volume, so write the type`,
+			"persistence", "config: {sinks: {dead-letters: {type: '${T:-file}'}}}",
+			`config.sinks.dead-letters.type is "${T:-file}": the chart decides by it whether the sink needs a volume, so write the type`,
 		},
 		"a dead letter that is not known": {
-			"persistence", "config: {sources: {orders: {dead_letter: '${D:-given-up}'}}}",
-			`config.sources.orders.dead_letter is "${D:-given-up}": the chart decides by it which files need a volume, so write the sink's name`,
+			"persistence", "config: {sources: {orders: {dead_letter: '${D:-dead-letters}'}}}",
+			`config.sources.orders.dead_letter is "${D:-dead-letters}": the chart decides by it which files need a volume, so write the sink's name`,
 		},
 		"an HPA without a request": {
 			"autoscaling", "resources: {requests: {cpu: null}}",
