@@ -21,7 +21,7 @@ var _ relay.Auditor = (*Logged)(nil)
 // NewLogged takes what makes keys and the log. Its lines are written whatever the log's
 // level is: an audit must not end because somebody wants to read less.
 func NewLogged(keys *Keys, log *zap.Logger, counter *Counter) *Logged {
-	return &Logged{keys: keys, counter: counter, log: log.Named("audit").WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
+	return &Logged{keys: keys, counter: counter, log: log.Named(relay.AuditLogger).WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return always{core}
 	}))}
 }

@@ -22,6 +22,9 @@ const (
 	AuditWouldRetain     AuditEvent = "would_retain" // it would stay in the queue
 )
 
+// AuditLogger is the name of the logger whose lines are an audit: none of them is left out.
+const AuditLogger = "audit"
+
 // AuditEntry is one event of one message.
 type AuditEntry struct {
 	Event AuditEvent

@@ -9,6 +9,8 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"mnsrelay/internal/relay"
 )
 
 // What repeats is bounded: of the lines that are alike, the first repeatFirst are written, and
@@ -19,9 +21,6 @@ const (
 	// maxKinds bounds what is remembered. Above it lines are alike by their message alone.
 	maxKinds = 1000
 )
-
-// LoggerAudit names the logger whose lines are records: none of them is left out.
-const LoggerAudit = "audit"
 
 // fieldSuppressed counts the lines that were left out, beside the one that has it.
 const fieldSuppressed = "suppressed"
@@ -54,7 +53,7 @@ func (r *repeats) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zap
 
 // Write is part of zapcore.Core.
 func (r *repeats) Write(entry zapcore.Entry, fields []zapcore.Field) error {
-	if entry.Level < zapcore.InfoLevel || entry.Level > zapcore.ErrorLevel || entry.LoggerName == LoggerAudit {
+	if entry.Level < zapcore.InfoLevel || entry.Level > zapcore.ErrorLevel || entry.LoggerName == relay.AuditLogger {
 		return r.Core.Write(entry, fields)
 	}
 	k := kind{level: entry.Level, logger: entry.LoggerName, message: entry.Message, place: r.place + placeOf(fields)}

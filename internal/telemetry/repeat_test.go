@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"mnsrelay/internal/relay"
 	"mnsrelay/internal/telemetry"
 )
 
@@ -171,7 +172,7 @@ func TestWhatIsNeverLeftOut(t *testing.T) {
 	log, out := newLog(t, "debug")
 	for i := range 100 {
 		log.Debug("queue attributes not read", zap.Int("n", i))
-		log.Named(telemetry.LoggerAudit).Info("delivered", zap.Int("n", i))
+		log.Named(relay.AuditLogger).Info("delivered", zap.Int("n", i))
 	}
 	require.Len(t, out.lines(t), 200)
 	for range 100 {
