@@ -67,8 +67,6 @@ func completeValues(cmd *cobra.Command) {
 			values = namesOf(func(o config.Outline) []config.Named { return o.Sources })
 		case flag.Name == "sink":
 			values = namesOf(func(o config.Outline) []config.Named { return o.Sinks })
-		case flag.Name == "route":
-			values = namesOf(func(o config.Outline) []config.Named { return o.Routes })
 		case what == "FILE":
 			values = anyFile
 		}

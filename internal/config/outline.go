@@ -10,11 +10,11 @@ import (
 
 // Outline is the names that a file of configuration has, for shells that complete them.
 type Outline struct {
-	Sources, Sinks, Routes []Named
+	Sources, Sinks []Named
 }
 
 // Named is a name with what tells it from others: the queue of a source, the type of a sink,
-// the condition of a route, as they are written.
+// as they are written.
 type Named struct {
 	Name, About string
 }
@@ -39,13 +39,6 @@ func ReadOutline(path string) Outline {
 	root := aliased(document.Content[0])
 	o.Sources = outlined(entry(root, "sources"), "queue")
 	o.Sinks = outlined(entry(root, "sinks"), "type")
-	if routes := entry(root, "routes"); routes != nil && routes.Kind == yaml.SequenceNode {
-		for _, route := range routes.Content {
-			if name := scalar(entry(aliased(route), "name")); isName(name) {
-				o.Routes = append(o.Routes, Named{name, scalar(entry(aliased(route), "when"))})
-			}
-		}
-	}
 	return o
 }
 
