@@ -241,19 +241,21 @@ func readPolicy(s *scanner, data []byte) (policy DeadLetterPolicy, err error) {
 	return policy, err
 }
 
-// readSent reads the answer to a send of one message or of several (MNS: SendMessage,
-// BatchSendMessage).
+// readSent reads the answer to a send (MNS: BatchSendMessage).
 func readSent(s *scanner, data []byte) ([]Sent, error) {
 	s.reset(data)
 	root, err := s.root()
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, err
+	case string(root) != "Messages":
+		return nil, errMalformed
 	}
 	var (
 		sent   []Sent
 		fields [3]field
 	)
-	one := func() error {
+	err = s.children("Message", func() error {
 		if err := s.record([]string{"MessageId", "ErrorCode", "ErrorMessage"}, fields[:]); err != nil {
 			return err
 		}
@@ -267,15 +269,7 @@ func readSent(s *scanner, data []byte) ([]Sent, error) {
 		}
 		sent = append(sent, entry)
 		return nil
-	}
-	switch string(root) {
-	case "Message":
-		err = one()
-	case "Messages":
-		err = s.children("Message", one)
-	default:
-		err = errMalformed
-	}
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -300,28 +294,18 @@ func appendHandles(dst []byte, receipts []string) []byte {
 
 var errNotText = errors.New("the body has bytes that no XML document can carry: encode it as base64")
 
-// appendMessage writes one message to send, as the outermost element or not (MNS:
-// SendMessage).
-func appendMessage(dst []byte, m Outgoing, outermost bool) ([]byte, error) {
+// appendMessage writes one of the messages to send (MNS: BatchSendMessage).
+func appendMessage(dst []byte, m Outgoing) ([]byte, error) {
 	if !isText(m.Body) {
 		return nil, errNotText
 	}
-	dst = append(dst, "<Message"...)
-	if outermost {
-		dst = append(dst, namespace...)
-	}
-	dst = append(dst, "><MessageBody>"...)
+	dst = append(dst, "<Message><MessageBody>"...)
 	dst = appendEscaped(dst, m.Body)
 	dst = append(dst, "</MessageBody>"...)
 	if m.Delay > 0 {
 		dst = append(dst, "<DelaySeconds>"...)
 		dst = strconv.AppendInt(dst, seconds(m.Delay), 10)
 		dst = append(dst, "</DelaySeconds>"...)
-	}
-	if m.Priority != 0 {
-		dst = append(dst, "<Priority>"...)
-		dst = strconv.AppendInt(dst, int64(m.Priority), 10)
-		dst = append(dst, "</Priority>"...)
 	}
 	return append(dst, "</Message>"...), nil
 }

@@ -71,10 +71,11 @@ func TestBodiesArriveByteForByte(t *testing.T) {
 	for _, body := range []string{
 		"plain", `<a b="c">&amp;&#65;]]></a>`, "<![CDATA[x]]>", "a\r\nb\rc\td\n", " spaces ", "短信\U0001F600", strings.Repeat("&\"<", 64<<10/3),
 	} {
-		id, err := s.Queue().Send(t.Context(), mns.Outgoing{Body: []byte(body)})
+		sent, err := s.Queue().BatchSend(t.Context(), []mns.Outgoing{{Body: []byte(body)}})
 		require.NoError(t, err)
-		want[id] = body
-		id, err = server.Send("q", []byte(body))
+		require.NoError(t, sent[0].Err)
+		want[sent[0].ID] = body
+		id, err := server.Send("q", []byte(body))
 		require.NoError(t, err)
 		want[id] = body
 	}

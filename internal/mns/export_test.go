@@ -49,7 +49,7 @@ func ReadRecord(data []byte, root string, names ...string) ([]string, error) {
 }
 
 // EncodeMessage writes a message to send.
-func EncodeMessage(m Outgoing) ([]byte, error) { return appendMessage(nil, m, true) }
+func EncodeMessage(m Outgoing) ([]byte, error) { return appendMessage(nil, m) }
 
 // EncodeHandles writes the body of a batch delete.
 func EncodeHandles(receipts []string) []byte { return appendHandles(nil, receipts) }

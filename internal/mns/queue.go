@@ -620,8 +620,6 @@ type Outgoing struct {
 	// Delay is how long it stays invisible, up to 7 days, rounded up to seconds; 0:
 	// the queue's own delay.
 	Delay time.Duration
-	// Priority is 1, the highest, to 16; 0: 8.
-	Priority int
 }
 
 // Sent is what became of one message of a BatchSend.
@@ -631,22 +629,9 @@ type Sent struct {
 	Err error
 }
 
-// Send sends one message and gives its id (MNS: SendMessage). A body that no XML
-// document can carry is refused before anything is sent.
-func (q *Queue) Send(ctx context.Context, m Outgoing) (id string, err error) {
-	body, err := appendMessage([]byte(xmlHead), m, true)
-	if err != nil {
-		return "", &Error{Op: OpSend, Err: err}
-	}
-	sent, err := q.send(ctx, body, 1)
-	if err != nil {
-		return "", err
-	}
-	return sent[0].ID, sent[0].Err
-}
-
 // BatchSend sends up to 16 messages and tells what became of each, in order (MNS:
-// BatchSendMessage). The last result is the error of the request as a whole.
+// BatchSendMessage). The last result is the error of the request as a whole. Where there is
+// a body that no XML document can carry, nothing is sent.
 func (q *Queue) BatchSend(ctx context.Context, ms []Outgoing) ([]Sent, error) {
 	if len(ms) == 0 {
 		return nil, nil
@@ -654,25 +639,21 @@ func (q *Queue) BatchSend(ctx context.Context, ms []Outgoing) ([]Sent, error) {
 	body := append([]byte(nil), xmlHead+"<Messages"+namespace+">"...)
 	var err error
 	for i := range ms {
-		if body, err = appendMessage(body, ms[i], false); err != nil {
+		if body, err = appendMessage(body, ms[i]); err != nil {
 			return nil, &Error{Op: OpSend, Err: fmt.Errorf("message %d: %w", i, err)}
 		}
 	}
-	return q.send(ctx, append(body, "</Messages>"...), len(ms))
-}
-
-func (q *Queue) send(ctx context.Context, body []byte, n int) ([]Sent, error) {
 	var sent []Sent
-	c := call{op: OpSend, method: ali_mns.POST, resource: q.path("/messages"), body: body}
-	err := q.call(ctx, c, func(l *lane, status int, body []byte) error {
+	c := call{op: OpSend, method: ali_mns.POST, resource: q.path("/messages"), body: append(body, "</Messages>"...)}
+	err = q.call(ctx, c, func(l *lane, status int, body []byte) error {
 		var err error
 		// A batch of which a part was refused has a status of failure and the same
 		// document as one that was taken.
 		sent, err = readSent(&l.scan, body)
 		switch {
-		case status/100 != 2 && (err != nil || len(sent) != n):
+		case status/100 != 2 && (err != nil || len(sent) != len(ms)):
 			return q.refused(l, OpSend, status, body)
-		case err != nil || len(sent) != n:
+		case err != nil || len(sent) != len(ms):
 			return q.malformed(OpSend, status, errMalformed)
 		}
 		q.answered(OpSend)

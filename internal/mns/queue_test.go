@@ -730,16 +730,16 @@ func TestSend(t *testing.T) {
 	q := s.Queue()
 
 	status.Store(201)
-	answer.Store(`<Message xmlns="x"><MessageId>i</MessageId><MessageBodyMD5>M</MessageBodyMD5></Message>`)
-	id, err := q.Send(t.Context(), mns.Outgoing{Body: []byte("a<b")})
+	answer.Store(`<Messages xmlns="x"><Message><MessageId>i</MessageId><MessageBodyMD5>M</MessageBodyMD5></Message></Messages>`)
+	sent, err := q.BatchSend(t.Context(), []mns.Outgoing{{Body: []byte("a<b")}})
 	require.NoError(t, err)
-	require.Equal(t, "i", id)
+	require.Equal(t, []mns.Sent{{ID: "i"}}, sent)
 	require.Contains(t, asked.Load(), "POST /queues/q/messages <?xml")
-	require.Contains(t, asked.Load(), "<MessageBody>a&lt;b</MessageBody></Message>")
+	require.Contains(t, asked.Load(), "<Message><MessageBody>a&lt;b</MessageBody></Message></Messages>")
 
 	status.Store(500)
 	answer.Store(`<Messages><Message><MessageId>i</MessageId></Message><Message><ErrorCode>InternalError</ErrorCode><ErrorMessage>m</ErrorMessage></Message></Messages>`)
-	sent, err := q.BatchSend(t.Context(), []mns.Outgoing{{Body: []byte("a")}, {Body: []byte("b")}})
+	sent, err = q.BatchSend(t.Context(), []mns.Outgoing{{Body: []byte("a")}, {Body: []byte("b")}})
 	require.NoError(t, err)
 	require.Equal(t, "i", sent[0].ID)
 	require.NoError(t, sent[0].Err)
@@ -749,12 +749,16 @@ func TestSend(t *testing.T) {
 	_, err = q.BatchSend(t.Context(), []mns.Outgoing{{}, {}})
 	require.Error(t, err, "an answer that tells of fewer messages")
 
+	answer.Store(`<Message><MessageId>i</MessageId></Message>`)
+	_, err = q.BatchSend(t.Context(), []mns.Outgoing{{}})
+	require.Error(t, err, "an answer to something else")
+
 	status.Store(400)
 	answer.Store(`<Error><Code>InvalidArgument</Code></Error>`)
-	_, err = q.Send(t.Context(), mns.Outgoing{Body: []byte("a")})
+	_, err = q.BatchSend(t.Context(), []mns.Outgoing{{Body: []byte("a")}})
 	require.ErrorContains(t, err, "InvalidArgument")
 	require.NotErrorIs(t, err, relay.ErrLeaseLost)
 
-	_, err = q.Send(t.Context(), mns.Outgoing{Body: []byte{0}})
+	_, err = q.BatchSend(t.Context(), []mns.Outgoing{{Body: []byte{0}}})
 	require.ErrorContains(t, err, "base64")
 }

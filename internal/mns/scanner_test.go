@@ -135,17 +135,16 @@ func TestWhatIsSentReadsBack(t *testing.T) {
 		"plain": "abc", "markup": `<a b="c">&amp;]]></a>`, "lines": "a\r\nb\rc\n\td", "empty": "", "unicode": string(all),
 	} {
 		t.Run(name, func(t *testing.T) {
-			doc, err := mns.EncodeMessage(mns.Outgoing{Body: []byte(body), Delay: 1500e6, Priority: 3})
+			doc, err := mns.EncodeMessage(mns.Outgoing{Body: []byte(body), Delay: 1500e6})
 			require.NoError(t, err)
 
 			var theirs struct {
-				MessageBody            string
-				DelaySeconds, Priority int
+				MessageBody  string
+				DelaySeconds int
 			}
 			require.NoError(t, xml.Unmarshal(doc, &theirs))
 			require.Equal(t, body, theirs.MessageBody)
 			require.Equal(t, 2, theirs.DelaySeconds)
-			require.Equal(t, 3, theirs.Priority)
 
 			ours, err := mns.ReadRecord(doc, "Message", "MessageBody")
 			require.NoError(t, err)
