@@ -206,21 +206,19 @@ func (r *Refresher) Ready() <-chan struct{} { return r.ready }
 // Status is what the status API and the metrics tell of a credential. Times are UTC;
 // the zero time means never.
 type Status struct {
-	Type Type `json:"type"`
-	// AccessKeyID has its middle left out.
-	AccessKeyID string    `json:"access_key_id,omitempty"`
-	Expires     time.Time `json:"expires,omitzero"`
-	LastRefresh time.Time `json:"last_refresh,omitzero"`
+	Type        Type
+	Expires     time.Time
+	LastRefresh time.Time
 	// NextRefresh is when the next attempt begins.
-	NextRefresh time.Time `json:"next_refresh,omitzero"`
+	NextRefresh time.Time
 	// RefusedSince is when MNS first refused the keys that are in force.
-	RefusedSince time.Time `json:"refused_since,omitzero"`
+	RefusedSince time.Time
 	// LastError says why the last attempt failed; empty if it did not.
-	LastError    string    `json:"last_error,omitempty"`
-	FailingSince time.Time `json:"failing_since,omitzero"`
+	LastError    string
+	FailingSince time.Time
 	// Refreshes and Failures count attempts that got keys and that did not.
-	Refreshes uint64 `json:"refreshes"`
-	Failures  uint64 `json:"failures"`
+	Refreshes uint64
+	Failures  uint64
 }
 
 // Status tells how the credential stands.
@@ -233,7 +231,6 @@ func (r *Refresher) Status() Status {
 	defer r.mu.Unlock()
 	s := Status{
 		Type:         r.kind,
-		AccessKeyID:  r.keys.ShortID(),
 		Expires:      r.keys.Expires.UTC(),
 		LastRefresh:  r.obtained.UTC(),
 		NextRefresh:  next.UTC(),

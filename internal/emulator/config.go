@@ -21,9 +21,11 @@ const (
 // Defaults of a Config.
 const (
 	DefaultAccountID = "1234567890123456"
-	DefaultRegion    = "cn-hangzhou"
 	DefaultTokenLife = time.Hour
 )
+
+// region is what HostId names.
+const region = "cn-hangzhou"
 
 // AccessKey is a key pair that does not expire.
 type AccessKey struct {
@@ -64,8 +66,6 @@ type Config struct {
 	// AccountID is the owner of the queues, in the names that AlicomQueue makes and
 	// in role ARNs. Empty: DefaultAccountID.
 	AccountID string
-	// Region is what HostId and role answers name. Empty: DefaultRegion.
-	Region string
 	// Queues exist from the start, by name.
 	Queues map[string]QueueConfig
 	// TokenLife is how long a token lives: whole seconds, at least 2. It also caps
@@ -100,9 +100,6 @@ type Config struct {
 	// Issued is told of what is secret in each credential that is issued: secret and
 	// token. Tests look for it where it must not be. It is called concurrently.
 	Issued func(secrets ...string)
-	// Now is the clock; nil: time.Now. Waiting polls use timers of package time: a
-	// clock that does not run with them wakes nobody by itself.
-	Now func() time.Time
 	// Log gets what changes by the controls at info and every request at debug,
 	// never a secret or a body. Nil: no log.
 	Log *zap.Logger
@@ -115,9 +112,6 @@ func (c *Config) setDefaults() {
 	if c.AccountID == "" {
 		c.AccountID = DefaultAccountID
 	}
-	if c.Region == "" {
-		c.Region = DefaultRegion
-	}
 	if c.TokenLife == 0 {
 		c.TokenLife = DefaultTokenLife
 	}
@@ -128,9 +122,6 @@ func (c *Config) setDefaults() {
 		c.TokenPolicy = PolicyFull
 	}
 	c.OIDC.setDefaults()
-	if c.Now == nil {
-		c.Now = time.Now
-	}
 	if c.Log == nil {
 		c.Log = zap.NewNop()
 	}

@@ -87,7 +87,7 @@ func (s *Server) putMetadataToken(c *call) answer {
 	if err != nil || seconds < 1 || seconds > maxMetadataTTL {
 		return failed(metadataRefused(http.StatusBadRequest, "Missing or Invalid Parameters"))
 	}
-	token, now := rand.Text()+rand.Text(), s.config.Now()
+	token, now := rand.Text()+rand.Text(), time.Now()
 	s.metadata.mu.Lock()
 	defer s.metadata.mu.Unlock()
 	for old, expires := range s.metadata.tokens {
@@ -117,7 +117,7 @@ func (s *Server) getMetadata(c *call) answer {
 	s.metadata.mu.Lock()
 	defer s.metadata.mu.Unlock()
 	if token := c.Header.Get(metadataTokenHeader); token != "" {
-		if expires, found := s.metadata.tokens[token]; !found || !s.config.Now().Before(expires) {
+		if expires, found := s.metadata.tokens[token]; !found || !time.Now().Before(expires) {
 			return failed(metadataRefused(http.StatusUnauthorized, "Unauthorized"))
 		}
 	} else if s.metadata.tokenRequired {

@@ -345,17 +345,17 @@ func (s *Server) SendAll(queue string, messages []Message) ([]string, error) {
 }
 
 // clock is the server's own time in milliseconds, without the offset.
-func (s *Server) clock() int64 { return s.config.Now().UnixMilli() }
+func (s *Server) clock() int64 { return time.Now().UnixMilli() }
 
 // wireTime is the time that the server shows.
-func (s *Server) wireTime() time.Time { return s.config.Now().Add(s.ClockOffset()) }
+func (s *Server) wireTime() time.Time { return time.Now().Add(s.ClockOffset()) }
 
 // wireMillis is how a time of clock's is shown.
 func (s *Server) wireMillis(t int64) int64 { return t + s.ClockOffset().Milliseconds() }
 
 // hostID is what error documents name as the host.
 func (s *Server) hostID() string {
-	return "http://" + s.config.AccountID + ".mns." + s.config.Region + ".aliyuncs.com"
+	return "http://" + s.config.AccountID + ".mns." + region + ".aliyuncs.com"
 }
 
 func (s *Server) nextRequestID() string {

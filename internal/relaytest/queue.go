@@ -3,7 +3,6 @@ package relaytest
 import (
 	"context"
 	"fmt"
-	"maps"
 	"sync"
 	"time"
 
@@ -31,7 +30,6 @@ type Queue struct {
 	sent     int
 	receipts int
 	receives []Receive
-	deleted  map[string]int
 	arrived  chan struct{}
 }
 
@@ -54,7 +52,7 @@ type queued struct {
 func NewQueue(name string) *Queue {
 	return &Queue{
 		Name: name, Visibility: 30 * time.Second, Wait: 30 * time.Second,
-		deleted: make(map[string]int), arrived: make(chan struct{}),
+		arrived: make(chan struct{}),
 	}
 }
 
@@ -168,7 +166,6 @@ func (q *Queue) settle(s relay.Settlement) error {
 	}
 	if s.Delete {
 		q.messages = append(q.messages[:at], q.messages[at+1:]...)
-		q.deleted[s.ID]++
 		return nil
 	}
 	q.lease(m)
@@ -221,13 +218,6 @@ func (q *Queue) Visible() (n int) {
 		}
 	}
 	return n
-}
-
-// Deleted tells how often each message was deleted.
-func (q *Queue) Deleted() map[string]int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return maps.Clone(q.deleted)
 }
 
 // Receives gives every ended call of Receive.

@@ -65,13 +65,12 @@ type Collector struct {
 	address string
 	server  *http.Server
 
-	mu       sync.Mutex
-	answer   Answer
-	changed  chan struct{} // closed when answer changes
-	spans    []Span
-	raw      strings.Builder
-	headers  []http.Header
-	requests int
+	mu      sync.Mutex
+	answer  Answer
+	changed chan struct{} // closed when answer changes
+	spans   []Span
+	raw     strings.Builder
+	headers []http.Header
 }
 
 // Start runs a collector until the test ends.
@@ -114,13 +113,6 @@ func (c *Collector) Spans() []Span {
 	return append([]Span(nil), c.spans...)
 }
 
-// Requests counts what was asked, answered well or not.
-func (c *Collector) Requests() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.requests
-}
-
 // Raw is all that was sent, unpacked; Headers are those of the requests.
 func (c *Collector) Raw() string {
 	c.mu.Lock()
@@ -139,7 +131,6 @@ func (c *Collector) Headers() []http.Header {
 func (c *Collector) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.mu.Lock()
 	answer, changed := c.answer, c.changed
-	c.requests++
 	c.headers = append(c.headers, r.Header.Clone())
 	c.mu.Unlock()
 	body, err := read(r)
