@@ -16,10 +16,6 @@ import (
 	"mnsrelay/internal/mns"
 )
 
-// maxBody is what MNS takes as one body, and as all bodies of one request, in bytes
-// (MNS: SendMessage, BatchSendMessage).
-const maxBody = 64 << 10
-
 func newQueueSend() *cobra.Command {
 	var f queueFlags
 	var encode bool
@@ -62,14 +58,14 @@ func bodies(args []string, stdin io.Reader) iter.Seq2[[]byte, error] {
 			return
 		}
 		lines := bufio.NewScanner(stdin)
-		lines.Buffer(nil, maxBody+2) // and the line's end
+		lines.Buffer(nil, mns.MaxBody+2) // and the line's end
 		for lines.Scan() {
 			if len(lines.Bytes()) > 0 && !yield(bytes.Clone(lines.Bytes()), nil) {
 				return
 			}
 		}
 		if err := lines.Err(); errors.Is(err, bufio.ErrTooLong) {
-			yield(nil, fmt.Errorf("read standard input: a line is longer than %d bytes, which MNS does not take", maxBody))
+			yield(nil, fmt.Errorf("read standard input: a line is longer than %d bytes, which MNS does not take", mns.MaxBody))
 		} else if err != nil {
 			yield(nil, fmt.Errorf("read standard input: %w", err))
 		}
@@ -97,10 +93,10 @@ func (s *sender) run(ctx context.Context, bodies iter.Seq2[[]byte, error]) error
 		if s.base64 {
 			body = base64.StdEncoding.AppendEncode(nil, body)
 		}
-		if len(body) > maxBody {
-			return errors.Join(s.flush(ctx), fmt.Errorf("message %d: the body has %d bytes, and MNS takes %d", s.sent+1, len(body), maxBody))
+		if len(body) > mns.MaxBody {
+			return errors.Join(s.flush(ctx), fmt.Errorf("message %d: the body has %d bytes, and MNS takes %d", s.sent+1, len(body), mns.MaxBody))
 		}
-		if len(s.batch) == mns.MaxBatch || s.size+len(body) > maxBody {
+		if len(s.batch) == mns.MaxBatch || s.size+len(body) > mns.MaxBody {
 			if err := s.flush(ctx); err != nil {
 				return err
 			}

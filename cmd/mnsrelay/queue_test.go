@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"mnsrelay/internal/emulator"
+	"mnsrelay/internal/mns"
 )
 
 const alicomQueue = "Alicom-Queue-1234567890123456-SmsReport"
@@ -162,11 +163,11 @@ func TestSendGathersRequestsWithinTheLimits(t *testing.T) {
 	require.Equal(t, int64(2), total(server, emulator.OpSend))
 
 	// The largest body is sent; what is larger is not, and what came before it is.
-	got = send(strings.Repeat("x", maxBody) + "\nx\n" + strings.Repeat("x", maxBody+1) + "\n")
+	got = send(strings.Repeat("x", mns.MaxBody) + "\nx\n" + strings.Repeat("x", mns.MaxBody+1) + "\n")
 	require.Equal(t, exitFailed, got.code)
 	require.Len(t, strings.Fields(got.stdout), 2)
-	require.Contains(t, got.stderr, strconv.Itoa(maxBody+1))
-	got = send("x\n" + strings.Repeat("x", maxBody+100) + "\n")
+	require.Contains(t, got.stderr, strconv.Itoa(mns.MaxBody+1))
+	got = send("x\n" + strings.Repeat("x", mns.MaxBody+100) + "\n")
 	require.Equal(t, exitFailed, got.code)
 	require.Len(t, strings.Fields(got.stdout), 1)
 	require.Contains(t, got.stderr, "a line is longer")

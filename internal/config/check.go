@@ -18,16 +18,6 @@ import (
 	"mnsrelay/internal/sink"
 )
 
-// maxBody is the most bytes that a message's body has in the queue (MNS: 64 KB).
-const maxBody = 64 * setting.KiB
-
-// maxBatch is the most messages that one request receives (MNS: BatchReceiveMessage).
-const maxBatch = 16
-
-// maxInvisible is the longest that a message can be made invisible (MNS:
-// ChangeMessageVisibility).
-const maxInvisible = 12 * time.Hour
-
 // check reports what the types alone do not show.
 func (d *decoder) check(c *Config) {
 	d.checkProcess(c)
@@ -109,7 +99,7 @@ func (d *decoder) checkProcess(c *Config) {
 	d.checkTracing(&c.Tracing)
 	batch := 1
 	for _, s := range c.Sources {
-		batch = max(batch, min(s.BatchSize, maxBatch))
+		batch = max(batch, min(s.BatchSize, mns.MaxBatch))
 	}
 	d.room("in_flight", c.InFlight, batch, "the largest batch_size")
 }
@@ -125,8 +115,8 @@ func (d *decoder) room(path string, room InFlight, batch int, why string) {
 	if at := join(path, "messages"); room.Messages < batch {
 		d.checked(at, "must be at least %d, %s, not %s", batch, why, d.plain(at, room.Messages))
 	}
-	if at, need := join(path, "bytes"), maxBody*setting.Size(batch); room.Bytes < need {
-		d.checked(at, "must be at least %s, what %d messages of %s need, not %s", need, batch, maxBody, d.plain(at, room.Bytes))
+	if at, need := join(path, "bytes"), mns.MaxBody*setting.Size(batch); room.Bytes < need {
+		d.checked(at, "must be at least %s, what %d messages of %s need, not %s", need, batch, setting.Size(mns.MaxBody), d.plain(at, room.Bytes))
 	}
 }
 
@@ -137,14 +127,14 @@ func (d *decoder) checkSource(s *Source) {
 	d.oneOf(at("type"), s.Type, sourceTypeMNS)
 	d.oneOf(at("mode"), s.Mode, modeRelay, modeShadow)
 	d.oneOf(at("preset"), s.Preset, credentials.PresetAlicomCN, credentials.PresetAlicomIntl, presetNone)
-	if s.BatchSize < 1 || s.BatchSize > maxBatch {
-		d.checked(at("batch_size"), "must be from 1 to %d, not %s", maxBatch, d.plain(at("batch_size"), s.BatchSize))
+	if s.BatchSize < 1 || s.BatchSize > mns.MaxBatch {
+		d.checked(at("batch_size"), "must be from 1 to %d, not %s", mns.MaxBatch, d.plain(at("batch_size"), s.BatchSize))
 	}
 	if s.Wait < 0 || s.Wait > mns.MaxWait || s.Wait%time.Second != 0 {
 		d.checked(at("wait"), "must be whole seconds from 0s to %s, not %s", DurationText(mns.MaxWait), d.plain(at("wait"), s.Wait))
 	}
 	d.checkPollers(at("pollers"), s.Pollers)
-	d.room(at("in_flight"), s.InFlight, min(max(s.BatchSize, 1), maxBatch), "the batch_size")
+	d.room(at("in_flight"), s.InFlight, min(max(s.BatchSize, 1), mns.MaxBatch), "the batch_size")
 	d.oneOf(at("body"), s.Body, "auto", "base64", "raw")
 	d.oneOf(at("unwrap"), s.Unwrap, "auto", "none")
 	d.checkRedelivery(at("redelivery"), s.Redelivery)
@@ -202,11 +192,11 @@ func (d *decoder) checkPollers(path string, p Pollers) {
 }
 
 func (d *decoder) checkRedelivery(path string, r Redelivery) {
-	if at := join(path, "initial"); r.Initial < time.Second || r.Initial > maxInvisible {
-		d.checked(at, "must be from 1s to %s, not %s", DurationText(maxInvisible), d.plain(at, r.Initial))
+	if at := join(path, "initial"); r.Initial < time.Second || r.Initial > mns.MaxVisibility {
+		d.checked(at, "must be from 1s to %s, not %s", DurationText(mns.MaxVisibility), d.plain(at, r.Initial))
 	}
-	if at := join(path, "max"); r.Max < r.Initial || r.Max > maxInvisible {
-		d.checked(at, "must be at least initial and at most %s, not %s", DurationText(maxInvisible), d.plain(at, r.Max))
+	if at := join(path, "max"); r.Max < r.Initial || r.Max > mns.MaxVisibility {
+		d.checked(at, "must be at least initial and at most %s, not %s", DurationText(mns.MaxVisibility), d.plain(at, r.Max))
 	}
 }
 
