@@ -161,8 +161,8 @@ lint: ## Check formatting, lint, go.mod and the shell scripts.
 	go run $(GOLANGCI_LINT) run
 	go mod tidy -diff
 	mkdir -p $(BIN)
-	cd api && go tool -modfile=tools.mod oapi-codegen -config oapi-codegen.yaml -o ../$(BIN)/server.gen.go openapi.yaml
-	diff $(BIN)/server.gen.go api/server.gen.go >&2
+	cd api && go tool -modfile=tools.mod oapi-codegen -config oapi-codegen.yaml -o ../$(BIN)/server.gen openapi.yaml
+	diff $(BIN)/server.gen api/server.gen.go >&2
 	cd test/k8s && go run $(GOLANGCI_LINT) fmt --diff && go run $(GOLANGCI_LINT) run && go mod tidy -diff
 	go mod tidy -C test/k8s/kubernetes -diff
 	cd image && go run $(GOLANGCI_LINT) run && go mod tidy -diff
