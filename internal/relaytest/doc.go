@@ -1,3 +1,3 @@
-// Package relaytest holds what tests of sources, sinks and ledgers share: the conformance
-// suites that every one of them passes, and the means to break the way to a far side.
+// Package relaytest holds what tests of the core, of sinks and of ledgers share: the
+// conformance suites that every sink and every ledger passes, a source in memory, and the means to break the way to a far side.
 package relaytest
