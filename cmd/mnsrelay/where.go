@@ -59,7 +59,7 @@ Exit codes: 0 found, 1 not found, or a file or the relay could not be read, 2 wr
 	cmd.Flags().StringArrayVar(&w.files, "file", nil, "read the `FILE`; - reads standard input; more than once for several")
 	cmd.Flags().StringVar(&w.url, "url", "", "ask the relay whose API is at this `URL`, one process")
 	cmd.Flags().StringVar(&w.caFile, "ca-file", "", "trust the certificates in this `FILE` for --url https://..., not the system's")
-	cmd.Flags().BoolVar(&w.asJSON, "json", false, "print JSON")
+	jsonFlag(cmd, &w.asJSON)
 	return cmd
 }
 
@@ -381,10 +381,7 @@ func whereJSON(out io.Writer, search *audit.Search, states []api.MessageState) e
 	if states == nil {
 		states = []api.MessageState{}
 	}
-	encoder := json.NewEncoder(out)
-	encoder.SetEscapeHTML(false)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(struct {
+	return printJSON(out, struct {
 		Events []audit.Line       `json:"events"`
 		Left   int                `json:"left_out"`
 		Relay  []api.MessageState `json:"relay"`

@@ -124,7 +124,7 @@ func (a *App) newSource(c config.Source, routes config.Routes, sinks map[string]
 		MaxReceives:     c.MaxReceives,
 		DeadLetterLimit: relay.DeadLetterLimit{Count: c.DeadLetterLimit.Count, Per: c.DeadLetterLimit.Per},
 		Unmatched:       unmatched(c.Unmatched),
-		AtMostOnce:      c.Guarantee == "at_most_once",
+		AtMostOnce:      c.AtMostOnce(),
 		Paused:          c.Paused,
 	}, deps)
 	return s, nil

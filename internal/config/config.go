@@ -14,7 +14,7 @@
 //	         sink is tried on it
 //
 // Where each value came from is remembered on the way: problems point at it, and YAML
-// and JSON print the effective configuration with it, secrets as ***.
+// prints the effective configuration with it, secrets as ***.
 package config
 
 import (
@@ -170,6 +170,9 @@ type Source struct {
 	// To makes a route of the source's name, without a condition: one sink or several.
 	To Targets `yaml:"to"`
 }
+
+// AtMostOnce tells whether a message is deleted before it is delivered.
+func (s *Source) AtMostOnce() bool { return s.Guarantee == atMostOnce }
 
 // Shadow tells whether the source only looks.
 func (s *Source) Shadow() bool { return s.Mode == modeShadow }

@@ -97,7 +97,7 @@ func (d *decoder) deriveSource(s *Source) {
 		}
 		d.deriveCredentials(&s.Credentials, join(path, "credentials"), p, s.Queue)
 	}
-	if s.DeadLetter != "" && s.Guarantee != atMostOnce && !d.written(join(path, "max_receives")) {
+	if s.DeadLetter != "" && !s.AtMostOnce() && !d.written(join(path, "max_receives")) {
 		s.MaxReceives = deadLetterReceives
 		d.derived(join(path, "max_receives"), "default with a dead_letter")
 	}

@@ -18,7 +18,7 @@ func (d *decoder) checkFate(c *Config, s *Source) {
 	case s.MaxReceives < 0:
 		d.checked(at("max_receives"), "must be 0, for never, or more, not %s", d.plain(at("max_receives"), s.MaxReceives))
 	case s.MaxReceives == 0:
-	case s.Guarantee == atMostOnce:
+	case s.AtMostOnce():
 		d.checked(at("max_receives"), "has no meaning with guarantee: at_most_once, where a message is received once: remove it")
 	case s.DeadLetter == "" && !d.suspect(at("dead_letter")):
 		d.checked(at("max_receives"), "has a meaning with a dead_letter only, for without one the queue keeps what fails: write dead_letter too, or remove it")
@@ -64,7 +64,7 @@ func (d *decoder) checkDeadLetter(c *Config, s *Source, path string) {
 		d.checked(path, "%s to this sink too, which would be asked again for what it has refused: write a sink of its own", by)
 		break
 	}
-	if s.Guarantee == atMostOnce {
+	if s.AtMostOnce() {
 		d.warn(path, "takes only what cannot be decoded or routed: with guarantee: at_most_once a message whose delivery fails is gone by then")
 	}
 }
@@ -243,7 +243,7 @@ func (d *decoder) checkLedger(c *Config) {
 	}
 	d.validated("ledger", c.Ledger.Validate())
 	for _, s := range c.Sources {
-		if c.Ledger.TTL < s.Redelivery.Max && s.Guarantee != atMostOnce && !d.suspect("ledger") && !d.suspect(join("sources", s.Name)+".redelivery") {
+		if c.Ledger.TTL < s.Redelivery.Max && !s.AtMostOnce() && !d.suspect("ledger") && !d.suspect(join("sources", s.Name)+".redelivery") {
 			d.warn("ledger.ttl", "is shorter than the redelivery.max of the source %s: what comes again later goes to the sinks that have it, too", s.Name)
 			return
 		}

@@ -176,7 +176,7 @@ func (s *source) end(e *Explanation) {
 	e.End = s.deleted(waited)
 	switch {
 	case refused == nil:
-	case s.cfg.Guarantee == "at_most_once":
+	case s.cfg.AtMostOnce():
 		e.Rejected = refused.Err
 	case refused.Required:
 		s.reject(e, refused.Sink, refused.Err)
@@ -266,7 +266,7 @@ func (s *source) unmatched(e *Explanation) {
 // deleted says when a message is deleted that the named sinks are waited for.
 func (s *source) deleted(waited []string) string {
 	switch {
-	case s.cfg.Guarantee == "at_most_once":
+	case s.cfg.AtMostOnce():
 		return "Deleted from the queue before it is delivered (guarantee: at_most_once)."
 	case len(waited) == 0:
 		return "Deleted from the queue without waiting for anyone: no sink is required."
