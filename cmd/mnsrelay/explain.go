@@ -122,7 +122,7 @@ func explainPeeked(cmd *cobra.Command, cfg *config.Config, flags *queueFlags, mo
 	case mns.NotAllowed(err):
 		return nil, fmt.Errorf("%w; the keys may not peek: grant them mns:PeekMessage; with a token of an Alicom queue, which may only receive and delete, write a message of yours and --message", err)
 	case err != nil:
-		return nil, explain(err)
+		return nil, advise(err)
 	case len(messages) == 0:
 		_, err := fmt.Fprintln(cmd.ErrOrStderr(), "there is no visible message")
 		return nil, err
@@ -383,6 +383,3 @@ func (c concealer) value(v any) any {
 	}
 	return v
 }
-
-// agent is the User-Agent, and the name of connections, that "run" uses, too.
-func agent() string { return fmt.Sprintf("mnsrelay/%s (%s)", buildVersion(), instance()) }

@@ -176,8 +176,8 @@ func (k fixedKeys) Current() (credentials.Keys, error) { return k.keys, nil }
 // Refused is part of mns.Credentials; the command reports the error itself.
 func (k fixedKeys) Refused(credentials.Keys) {}
 
-// explain adds to the error of a request what the user can do about it.
-func explain(err error) error {
+// advise adds to the error of a request what the user can do about it.
+func advise(err error) error {
 	var answer *mns.Error
 	switch {
 	case err == nil || !errors.As(err, &answer):

@@ -55,7 +55,7 @@ not, "error" where the body is not what it should be. --json=false prints for pe
 			defer queue.Close()
 			messages, err := queue.Peek(cmd.Context(), most)
 			if err != nil {
-				return explain(err)
+				return advise(err)
 			}
 			if body == "" {
 				body = source.Body

@@ -108,7 +108,7 @@ func (f *redriveFlags) run(cmd *cobra.Command) error {
 
 	// Before anything is taken: keys that may not ask this may still be good to send.
 	if _, err := destination.Attributes(stop); err != nil && !mns.NotAllowed(err) {
-		return fmt.Errorf("look at %s: %w", to.queue, explain(err))
+		return fmt.Errorf("look at %s: %w", to.queue, advise(err))
 	}
 	total := 0
 	if a, err := origin.Attributes(stop); err == nil && a.Counted {
@@ -134,7 +134,7 @@ func (f *redriveFlags) run(cmd *cobra.Command) error {
 	case err != nil && stop.Err() != nil:
 		return fmt.Errorf("stopped: %w; run the command again to go on", context.Cause(stop))
 	case err != nil:
-		return fmt.Errorf("%w; run the command again to go on", explain(err))
+		return fmt.Errorf("%w; run the command again to go on", advise(err))
 	case done.Stayed > 0 || done.Twofold > 0:
 		return errSilent
 	}
@@ -274,7 +274,7 @@ func (f *redriveFlags) tellLeased(ctx context.Context, w io.Writer, origin *mns.
 func (f *redriveFlags) preview(ctx context.Context, w io.Writer, origin *mns.Queue, from, to end, total int) error {
 	messages, err := origin.Peek(ctx, mns.MaxBatch)
 	if err != nil {
-		return fmt.Errorf("look into %s: %w", from.queue, explain(err))
+		return fmt.Errorf("look into %s: %w", from.queue, advise(err))
 	}
 	letters := make([]letterJSON, len(messages))
 	for i, m := range messages {

@@ -121,12 +121,12 @@ func (s *sender) flush(ctx context.Context) error {
 	}
 	results, err := s.queue.BatchSend(ctx, s.batch)
 	if err != nil {
-		return explain(err)
+		return advise(err)
 	}
 	var errs []error
 	for i, r := range results {
 		if r.Err != nil {
-			errs = append(errs, fmt.Errorf("message %d: %w", s.sent+i+1, explain(r.Err)))
+			errs = append(errs, fmt.Errorf("message %d: %w", s.sent+i+1, advise(r.Err)))
 			continue
 		}
 		if _, err := fmt.Fprintln(s.out, r.ID); err != nil {

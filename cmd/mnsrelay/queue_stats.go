@@ -128,7 +128,7 @@ func (f *queueFlags) stats(cmd *cobra.Command, sources config.Sources, watch, as
 		_, _ = fmt.Fprintln(cmd.ErrOrStderr(), noteUncounted)
 	}
 	if len(now) == 1 {
-		return explain(now[0].err)
+		return advise(now[0].err)
 	}
 	return failures(now)
 }
@@ -138,7 +138,7 @@ func failures(now []reading) error {
 	var errs []error
 	for _, c := range now {
 		if c.err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", c.name(), explain(c.err)))
+			errs = append(errs, fmt.Errorf("%s: %w", c.name(), advise(c.err)))
 		}
 	}
 	return errors.Join(errs...)
@@ -263,7 +263,7 @@ func (c *reading) json() any {
 	a := &c.attributes
 	out := counted{Time: c.at.UTC().Format("2006-01-02T15:04:05.000Z"), Source: c.of.source, Queue: c.of.queue, Change: c.change}
 	if c.err != nil {
-		out.Error = explain(c.err).Error()
+		out.Error = advise(c.err).Error()
 		return out
 	}
 	if c.known {

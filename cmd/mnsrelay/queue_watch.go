@@ -115,7 +115,7 @@ func (r *reporter) sayTroubles(now []reading) {
 
 // trouble is what is wrong, in a line.
 func (c *reading) trouble() string {
-	return c.name() + ": " + oneLine(shown(explain(c.err).Error()))
+	return c.name() + ": " + oneLine(shown(advise(c.err).Error()))
 }
 
 // layout is the widths of a table whose lines do not come at once.

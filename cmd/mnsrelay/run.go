@@ -122,3 +122,6 @@ func instance() string {
 	}
 	return name
 }
+
+// agent is what "run" calls itself to the far sides, for commands that ask them, too.
+func agent() string { return app.Agent(buildVersion(), instance()) }

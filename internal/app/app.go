@@ -55,8 +55,13 @@ type Deps struct {
 	Load func() (*config.Config, error)
 }
 
-// agent is what the relay calls itself to the far sides.
-func (d *Deps) agent() string { return fmt.Sprintf("mnsrelay/%s (%s)", d.Version, d.Instance) }
+// Agent is what a relay calls itself to the far sides: its User-Agent, and the name of its
+// connections.
+func Agent(version, instance string) string {
+	return fmt.Sprintf("mnsrelay/%s (%s)", version, instance)
+}
+
+func (d *Deps) agent() string { return Agent(d.Version, d.Instance) }
 
 // App is one relay: all sources, sinks and routes of a configuration.
 type App struct {

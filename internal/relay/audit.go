@@ -86,8 +86,8 @@ func (t *target) begun() time.Time {
 	return time.Now()
 }
 
-// confirmed records that a target has confirmed a message.
-func (t *target) confirmed(m *Message, r Result, begun time.Time) {
+// auditConfirm records that a target has confirmed a message, for an audit if there is one.
+func (t *target) auditConfirm(m *Message, r Result, begun time.Time) {
 	if t.audit == nil {
 		return
 	}

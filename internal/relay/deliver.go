@@ -299,6 +299,14 @@ func (d *delivery) giveBack(left *failures) {
 	}
 }
 
+// finish gives a message its result.
+func (d *delivery) finish(i int, r Result) {
+	if d.spans != nil {
+		d.spans[i].End(r)
+	}
+	d.answer(i, r)
+}
+
 // send makes one try with the messages that index names. It answers for what was
 // delivered or rejected, as soon as that is known, and gives the others.
 func (d *delivery) send(ctx context.Context, index []int) failures {
@@ -342,7 +350,7 @@ func (d *delivery) send(ctx context.Context, index []int) failures {
 		if r.Outcome == Rejected {
 			d.failed(&sent[k], r)
 		} else {
-			d.confirmed(&sent[k], r, begun)
+			d.auditConfirm(&sent[k], r, begun)
 		}
 		d.finish(index[k], r)
 	})

@@ -183,11 +183,3 @@ func (d *delivery) traceRetry(left *failures) {
 		}
 	}
 }
-
-// finish gives a message its result.
-func (d *delivery) finish(i int, r Result) {
-	if d.spans != nil {
-		d.spans[i].End(r)
-	}
-	d.answer(i, r)
-}
