@@ -202,7 +202,6 @@ func (s *Sink) prepare(m *relay.Message) (address string, message *amqp.Message,
 	if address, err = s.address.Render(in); err != nil {
 		return "", nil, fmt.Errorf("work out the address: %w", err)
 	}
-	size := len(address)
 	if address == "" {
 		return "", nil, invalid("the address", errors.New("it is empty"))
 	}
@@ -212,22 +211,12 @@ func (s *Sink) prepare(m *relay.Message) (address string, message *amqp.Message,
 	message.Properties.MessageID = m.ID
 	enqueued := m.EnqueuedAt
 	message.Properties.CreationTime = &enqueued
-	for _, property := range s.properties {
-		text, err := property.value.Render(in)
-		if err != nil {
-			return "", nil, fmt.Errorf("work out the property %s: %w", property.name, err)
-		}
-		if text == "" {
-			continue
-		}
-		size += len(text)
-		if err := property.set(message, text); err != nil {
-			return "", nil, invalid("the property "+property.name, err)
-		}
-		if !utf8.ValidString(text) {
-			return "", nil, invalid("the property "+property.name, errNoText)
-		}
+	size := len(address)
+	n, err := s.setProperties(message, in)
+	if err != nil {
+		return "", nil, err
 	}
+	size += n
 	payload, err := s.format.Format(m)
 	if err != nil {
 		return "", nil, err
@@ -242,34 +231,14 @@ func (s *Sink) prepare(m *relay.Message) (address string, message *amqp.Message,
 	}
 	message.Properties.ContentType = &contentType
 
-	message.ApplicationProperties = make(map[string]any, len(s.values)+len(payload.Attributes)+maxRelayProperties)
-	for _, a := range payload.Attributes {
-		// The time, too, is text, which every reader has to take (binding, 3.1.3.2): JMS has no
-		// properties that are timestamps.
-		message.ApplicationProperties[broker.EventPrefix+a.Name] = a.Value
-		size += len(broker.EventPrefix) + len(a.Name) + len(a.Value)
+	if n, err = s.setApplicationProperties(message, payload.Attributes, in); err != nil {
+		return "", nil, err
 	}
-	for _, v := range s.values {
-		rendered, n, err := v.render(in)
-		if err != nil {
-			return "", nil, fmt.Errorf("work out the application property %s: %w", v.name, err)
-		}
-		if size += n; rendered != nil {
-			message.ApplicationProperties[v.name] = rendered
-		}
+	size += n
+	if n, err = s.setAnnotations(message, in); err != nil {
+		return "", nil, err
 	}
-	if len(s.annotations) > 0 {
-		message.Annotations = make(amqp.Annotations, len(s.annotations))
-	}
-	for _, v := range s.annotations {
-		rendered, n, err := v.render(in)
-		if err != nil {
-			return "", nil, fmt.Errorf("work out the annotation %s: %w", v.name, err)
-		}
-		if size += n; rendered != nil {
-			message.Annotations[amqp.Symbol(v.name)] = rendered
-		}
-	}
+	size += n
 	if size > maxProperties {
 		return "", nil, invalid("address, properties and annotations", fmt.Errorf("%d bytes long, at most %d fit", size, maxProperties))
 	}
@@ -284,6 +253,66 @@ func (s *Sink) prepare(m *relay.Message) (address string, message *amqp.Message,
 		return "", nil, invalid("the message id or the address", errNoText)
 	}
 	return address, message, nil
+}
+
+// setProperties works out the properties, and gives how many bytes they have.
+func (s *Sink) setProperties(message *amqp.Message, in *expr.Input) (size int, err error) {
+	for _, property := range s.properties {
+		text, err := property.value.Render(in)
+		if err != nil {
+			return 0, fmt.Errorf("work out the property %s: %w", property.name, err)
+		}
+		if text == "" {
+			continue
+		}
+		size += len(text)
+		if err := property.set(message, text); err != nil {
+			return 0, invalid("the property "+property.name, err)
+		}
+		if !utf8.ValidString(text) {
+			return 0, invalid("the property "+property.name, errNoText)
+		}
+	}
+	return size, nil
+}
+
+// setApplicationProperties sets the attributes of an event and works out what is configured,
+// which wins, and gives how many bytes they have.
+func (s *Sink) setApplicationProperties(message *amqp.Message, attributes []format.Attribute, in *expr.Input) (size int, err error) {
+	message.ApplicationProperties = make(map[string]any, len(s.values)+len(attributes)+maxRelayProperties)
+	for _, a := range attributes {
+		// The time, too, is text, which every reader has to take (binding, 3.1.3.2): JMS has no
+		// properties that are timestamps.
+		message.ApplicationProperties[broker.EventPrefix+a.Name] = a.Value
+		size += len(broker.EventPrefix) + len(a.Name) + len(a.Value)
+	}
+	for _, v := range s.values {
+		rendered, n, err := v.render(in)
+		if err != nil {
+			return 0, fmt.Errorf("work out the application property %s: %w", v.name, err)
+		}
+		if size += n; rendered != nil {
+			message.ApplicationProperties[v.name] = rendered
+		}
+	}
+	return size, nil
+}
+
+// setAnnotations works out the annotations, and gives how many bytes they have.
+func (s *Sink) setAnnotations(message *amqp.Message, in *expr.Input) (size int, err error) {
+	if len(s.annotations) > 0 {
+		message.Annotations = make(amqp.Annotations, len(s.annotations))
+	}
+	for _, v := range s.annotations {
+		rendered, n, err := v.render(in)
+		if err != nil {
+			return 0, fmt.Errorf("work out the annotation %s: %w", v.name, err)
+		}
+		if size += n; rendered != nil {
+			message.Annotations[amqp.Symbol(v.name)] = rendered
+		}
+	}
+	return size, nil
 }
 
 const (
