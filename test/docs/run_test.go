@@ -94,7 +94,7 @@ func newReader(t *testing.T) *reader {
 		"127.0.0.1:8091", "127.0.0.1:"+strconv.Itoa(ports[2]),
 		rabbitMQ, broker.URL(t),
 	)
-	r.environment = append(slices.Clone(surroundings), "PATH="+folder+string(os.PathListSeparator)+os.Getenv("PATH"), "PWD="+r.folder)
+	r.environment = append(slices.Clone(surroundings), "PATH="+filepath.Dir(binary)+string(os.PathListSeparator)+os.Getenv("PATH"), "PWD="+r.folder)
 	t.Cleanup(func() {
 		for _, b := range r.running {
 			_ = b.process.End(context.WithoutCancel(t.Context()), syscall.SIGKILL)

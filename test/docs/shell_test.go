@@ -20,8 +20,8 @@ import (
 	"mnsrelay/test/rig"
 )
 
-// binary is the program, built once; folder is where it is.
-var binary, folder string
+// binary is the program, built once.
+var binary string
 
 // surroundings are the variables of the environment, and rrsa those that ACK sets in a pod:
 // for configurations, not for what is run.
@@ -37,27 +37,15 @@ var (
 // patience is how long one command may take on a busy machine.
 const patience = 60 * time.Second
 
-func TestMain(m *testing.M) { os.Exit(buildAndRun(m)) }
-
-func buildAndRun(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "mnsrelay-docs-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	folder, surroundings = dir, os.Environ()
+func TestMain(m *testing.M) {
+	surroundings = os.Environ()
 	for name, value := range rrsa {
 		if err := os.Setenv(name, value); err != nil {
 			fmt.Fprintln(os.Stderr, err)
-			return 1
+			os.Exit(1)
 		}
 	}
-	if binary, err = rig.Build(dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return m.Run()
+	os.Exit(rig.BuildAndRun(m, &binary))
 }
 
 // others are the programs that pages call, beside mnsrelay and make. A name that is none of

@@ -28,21 +28,7 @@ import (
 // binary is the program under test, built once.
 var binary string
 
-func TestMain(m *testing.M) { os.Exit(buildAndRun(m)) }
-
-func buildAndRun(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "mnsrelay-e2e-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	if binary, err = rig.Build(dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return broker.Closing(m, nodes).Run()
-}
+func TestMain(m *testing.M) { os.Exit(rig.BuildAndRun(broker.Closing(m, nodes), &binary)) }
 
 // nodes are lent to tests that take their broker away or look into it.
 var nodes = broker.NewPool(broker.Config{})

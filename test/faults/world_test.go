@@ -38,21 +38,7 @@ import (
 // program is the path of the program under test, built once.
 var program string
 
-func TestMain(m *testing.M) { os.Exit(buildAndRun(m)) }
-
-func buildAndRun(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "mnsrelay-faults-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	if program, err = rig.Build(dir); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return broker.Closing(m, nodes).Run()
-}
+func TestMain(m *testing.M) { os.Exit(rig.BuildAndRun(broker.Closing(m, nodes), &program)) }
 
 // nodes are lent to tests that do something to their broker.
 var nodes = broker.NewPool(broker.Config{})

@@ -34,6 +34,22 @@ func Build(dir string) (string, error) {
 	return binary, nil
 }
 
+// BuildAndRun builds the program for the tests of a package, says where it is in binary,
+// runs them and gives what TestMain exits with.
+func BuildAndRun(tests interface{ Run() int }, binary *string) int {
+	dir, err := os.MkdirTemp("", "mnsrelay-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	if *binary, err = Build(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return tests.Run()
+}
+
 // described is what every answer is held against.
 var described = sync.OnceValues(contract.New) //nolint:gochecknoglobals // read once for all relays
 
