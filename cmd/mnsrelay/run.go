@@ -78,7 +78,7 @@ func reloadConfig(path string, log *zap.Logger) (*config.Config, error) {
 	}
 	cfg, warnings, err := config.LoadToRun(path)
 	for _, w := range warnings {
-		log.Warn("configuration", zap.Stringer("warning", w))
+		log.Warn("configuration warning", zap.Stringer("warning", w))
 	}
 	return cfg, err
 }

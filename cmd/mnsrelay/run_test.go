@@ -106,7 +106,7 @@ func TestAFloodOfFailuresIsFewLines(t *testing.T) {
 		require.LessOrEqual(t, n, 20, kind) // ten, and one every ten seconds
 	}
 	require.Equal(t, messages, counted["message dead-lettered refused"], "what was left out is counted, the one at level error aside")
-	require.GreaterOrEqual(t, counted["message rejected; it stays in the queue, for later and later kept"], 1, "one source does not hide the other")
+	require.GreaterOrEqual(t, counted["message rejected; it stays in the queue and is retried at growing intervals kept"], 1, "one source does not hide the other")
 	require.Equal(t, 1, counted["drained <nil>"])
 }
 

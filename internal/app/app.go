@@ -234,7 +234,7 @@ func (a *App) drain(cut context.Context, stopWork context.CancelFunc) error {
 	begun := time.Now()
 	now := a.present()
 	timeout := now.cfg.DrainTimeout
-	a.log.Info("draining: receiving has ended, what is in flight is delivered", zap.Duration("timeout", timeout))
+	a.log.Info("draining: receiving has stopped, messages in flight are being delivered", zap.Duration("timeout", timeout))
 	drained := make(chan struct{})
 	go func() {
 		defer close(drained)

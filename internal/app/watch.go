@@ -46,7 +46,7 @@ func (a *App) Watch(ctx context.Context, path string) error {
 				return nil
 			}
 			// Events may have been lost: look.
-			a.log.Warn("watching the configuration", zap.Error(err))
+			a.log.Warn("watching the configuration failed; it is read again", zap.Error(err))
 			quiet.Reset(watchSettle)
 		case <-quiet.C:
 			// A file that is away for a moment is about to come back.

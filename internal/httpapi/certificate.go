@@ -96,14 +96,14 @@ func (c *certificate) look() {
 	case err != nil:
 		if text := err.Error(); text != c.failure {
 			c.failure = text
-			c.log.Error("the certificate cannot be renewed; the one before is shown on", zap.Error(err), zap.Time("until", c.pair.Load().Leaf.NotAfter))
+			c.log.Error("the certificate files cannot be used; the previous certificate stays in use", zap.Error(err), zap.Time("until", c.pair.Load().Leaf.NotAfter))
 		}
 	case changed:
 		c.failure = ""
 		c.log.Info("the certificate was renewed", zap.Time("until", c.pair.Load().Leaf.NotAfter))
 	case c.failure != "":
 		c.failure = ""
-		c.log.Info("the certificate's files are again those that are shown")
+		c.log.Info("the certificate files match the certificate in use again")
 	}
 }
 

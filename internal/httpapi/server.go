@@ -182,7 +182,7 @@ func (s *Server) serve(ctx context.Context, e *endpoint) error {
 	err := e.http.Shutdown(stopping)
 	if err != nil {
 		// A client that reads slowly does not hold up the end of the process.
-		s.log.Warn("cut answers of the API that were under way", zap.Error(err))
+		s.log.Warn("API responses still in progress were cut off", zap.Error(err))
 		err = e.http.Close()
 	}
 	if served := <-served; err == nil && !errors.Is(served, http.ErrServerClosed) {

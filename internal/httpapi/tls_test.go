@@ -127,7 +127,7 @@ func (m *mount) swap(cert, key string) {
 }
 
 // A Secret that is swapped is shown without a restart; one that is broken is said once, and
-// the last that was good is shown on.
+// the last that was good stays in use.
 func TestACertificateIsRenewed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -184,15 +184,15 @@ func TestACertificateIsRenewed(t *testing.T) {
 		secret.swap(third.ServerCert, second.ServerKey)
 		ticks(10)
 		shows(second)
-		said("cannot be renewed; the one before is shown on: read server.tls: tls: private key does not match")
+		said("cannot be used; the previous certificate stays in use: read server.tls: tls: private key does not match")
 		secret.swap(third.ServerCert, "")
 		ticks(10)
 		shows(second)
-		said("cannot be renewed; the one before is shown on: read server.tls.key_file: ")
+		said("cannot be used; the previous certificate stays in use: read server.tls.key_file: ")
 		secret.swap(second.ServerCert, second.ServerKey)
 		ticks(2)
 		shows(second)
-		said("again those that are shown")
+		said("match the certificate in use again")
 		secret.swap(third.ServerCert, third.ServerKey)
 		ticks(1)
 		shows(third)

@@ -157,11 +157,11 @@ func (b *Breaker) Hold(d time.Duration, cause error) {
 	case d == UntilResumed:
 		until = time.Time{}
 		b.resume.Stop()
-		b.log.Error("stopped: nothing is sent before the configuration is reloaded", zap.Error(cause))
+		b.log.Error("stopped: nothing is sent until the configuration is reloaded", zap.Error(cause))
 	default:
 		b.resume.Reset(d)
 		if b.held == nil {
-			b.log.Warn("left alone for a while, as was asked for", zap.Duration("for", d), zap.Error(cause))
+			b.log.Warn("paused for a while, as the far side asked", zap.Duration("for", d), zap.Error(cause))
 		}
 	}
 	b.held, b.heldUntil = cause, until

@@ -409,7 +409,7 @@ func (p *Pipeline) stays(m *Message, v *verdict) {
 	if !p.stayed.add(m.ID) {
 		return
 	}
-	p.log.Warn("message rejected; it stays in the queue, for later and later", zap.String("message_id", m.ID), zap.String("reason", ReasonOf(v.err)),
+	p.log.Warn("message rejected; it stays in the queue and is retried at growing intervals", zap.String("message_id", m.ID), zap.String("reason", ReasonOf(v.err)),
 		zap.Error(v.err), zap.String("sink", v.sink), zap.Int("attempt", m.Attempt))
 }
 

@@ -163,7 +163,7 @@ func TestKindsDoNotHideEachOther(t *testing.T) {
 func TestWarningsOfAConfigurationAreAllSaid(t *testing.T) {
 	log, out := newLog(t, "info")
 	for i := range 30 {
-		log.Warn("configuration", zap.Stringer("warning", time.Duration(i)))
+		log.Warn("configuration warning", zap.Stringer("warning", time.Duration(i)))
 	}
 	require.Len(t, out.lines(t), 30)
 }

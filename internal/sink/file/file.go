@@ -180,7 +180,7 @@ func (e *Endpoint) serve(ctx context.Context) {
 		case <-ctx.Done():
 			if out != nil {
 				if err := out.close(); err != nil {
-					e.log.Warn("close the file", zap.Error(err))
+					e.log.Warn("closing the file failed", zap.Error(err))
 				}
 			}
 			return

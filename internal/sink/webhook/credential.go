@@ -57,7 +57,7 @@ func (r *renewed[T]) current() T {
 		}
 	}
 	if err != nil && !r.failed {
-		r.log.Error("a secret was replaced by what is none, or cannot be read; the last one stays in use",
+		r.log.Error("the new secret is not valid or cannot be read; the previous one stays in use",
 			zap.String("setting", r.setting), zap.Error(err))
 	}
 	r.failed = err != nil

@@ -80,7 +80,7 @@ func (l *limit) release(began time.Time, said load) {
 	switch {
 	case said == loadHeavy && began.After(l.lowered):
 		if l.now == most && l.most > 1 {
-			l.log.Warn("the webhook asks for less: fewer requests at once until it takes them again", zap.Int("concurrency", max(1, l.most/2)))
+			l.log.Warn("the webhook is overloaded (429 or 503): sending fewer requests at once", zap.Int("concurrency", max(1, l.most/2)))
 		}
 		l.now, l.lowered = max(1, l.now/2), time.Now()
 	case said == loadFine && l.now < most:
