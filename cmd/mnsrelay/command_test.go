@@ -73,7 +73,7 @@ func TestWrongUsage(t *testing.T) {
 		{"completion for another shell", []string{"completion", "tcsh"}, "there is no script for \"tcsh\": write one of: bash, zsh, fish, powershell\n"},
 		{"completion for two", []string{"completion", "bash", "zsh"}, "for which shell?"},
 		{"watch too often", []string{"queue", "stats", "--watch", "--interval", "10ms"}, "--interval 10ms is too short: write 1s or more"},
-		{"an interval of nothing", []string{"queue", "stats", "--interval", "5s"}, "--interval is of --watch: write both"},
+		{"an interval of nothing", []string{"queue", "stats", "--interval", "5s"}, "--interval needs --watch"},
 		{"print and JSON", []string{"validate", "--config", "x", "--print", "--json"}, "write --print or --json, not both"},
 		{"JSON of nothing", []string{"validate", "--json"}, "which configuration? write --config FILE"},
 		{"test nothing", []string{"test"}, "name one file of tests or more"},

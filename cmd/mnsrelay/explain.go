@@ -188,7 +188,7 @@ func explainText(w io.Writer, e *dryrun.Explanation, paint painter, conceal func
 		case r.Err != nil:
 			_, _ = fmt.Fprintf(w, "route %s %s: %s\n", r.Name, paint.paint(red, "cannot tell"), r.When)
 		case !r.Matches:
-			_, _ = fmt.Fprintf(w, "route %s %s, for this is not true: %s\n", r.Name, paint.paint(yellow, "does not take it"), r.When)
+			_, _ = fmt.Fprintf(w, "route %s %s, because this is not true: %s\n", r.Name, paint.paint(yellow, "does not take it"), r.When)
 		case r.When == "":
 			_, _ = fmt.Fprintf(w, "route %s %s, as every message\n", r.Name, paint.paint(green, "takes it"))
 		default:

@@ -51,7 +51,7 @@ Exit codes: 0 done, 1 a queue could not be asked (with --watch its line says so)
 			case interval < leastInterval:
 				return usagef(cmd, "--interval %v is too short: write %v or more, as MNS bills each request", interval, leastInterval)
 			case cmd.Flags().Changed("interval") && !watch:
-				return usagef(cmd, "--interval is of --watch: write both")
+				return usagef(cmd, "--interval needs --watch")
 			}
 			sources, err := f.candidates(cmd)
 			if err != nil {
