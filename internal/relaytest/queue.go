@@ -127,7 +127,10 @@ func (q *Queue) lease(m *queued) {
 }
 
 // Extend is part of relay.Source.
-func (q *Queue) Extend(_ context.Context, d relay.Delivery) (relay.Delivery, error) {
+func (q *Queue) Extend(ctx context.Context, d relay.Delivery) (relay.Delivery, error) {
+	if ctx.Err() != nil {
+		return relay.Delivery{}, ctx.Err()
+	}
 	if err := q.fault("extend", d.ID); err != nil {
 		return relay.Delivery{}, err
 	}
@@ -143,9 +146,12 @@ func (q *Queue) Extend(_ context.Context, d relay.Delivery) (relay.Delivery, err
 }
 
 // Settle is part of relay.Source.
-func (q *Queue) Settle(_ context.Context, ss []relay.Settlement) []error {
+func (q *Queue) Settle(ctx context.Context, ss []relay.Settlement) []error {
 	errs := make([]error, len(ss))
 	for i, s := range ss {
+		if errs[i] = ctx.Err(); errs[i] != nil {
+			continue
+		}
 		op := "return"
 		if s.Delete {
 			op = "delete"
