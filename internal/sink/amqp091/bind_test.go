@@ -64,9 +64,11 @@ func TestUnbindForgetsTheExchange(t *testing.T) {
 	r.AwaitReason(relay.Down, `exchange "nobody-made-this" does not exist`)
 
 	in.with(func(ch *amqp.Channel) { require.NoError(t, ch.ExchangeDelete("removed-later", false, false)) })
+	connected := func() int { return strings.Count(r.Logged(), "connected to the broker") }
+	before := connected()
 	_, err = b.Ctl(bounded(t), "close_all_connections", "test")
 	require.NoError(t, err)
-	r.AwaitReason(relay.Down, "connection")
+	require.Eventually(t, func() bool { return connected() > before }, relaytest.Patience, 10*time.Millisecond)
 	r.AwaitReason(relay.Down, `exchange "nobody-made-this" does not exist`)
 	exchanges, err := b.Ctl(bounded(t), "list_exchanges", "name")
 	require.NoError(t, err)
