@@ -135,8 +135,9 @@ type denial struct {
 }
 
 // deniedFor: keys that may not renew cost no request for each message; and where somebody
-// grants what the log says is missing, it is found out without a restart.
-const deniedFor = 5 * time.Minute
+// grants what the log says is missing, it is found out without a restart. A little less than the
+// five minutes from one look at the attributes of an idle queue to the next.
+const deniedFor = 5*time.Minute - 20*time.Second
 
 // NewQueue makes a Queue. It opens no connection.
 func NewQueue(cfg Config, deps Deps) (*Queue, error) {
@@ -309,26 +310,34 @@ func (q *Queue) forbidden(keys credentials.Keys, e *Error) {
 	}
 }
 
-// permitted gives an error, without a request, for an operation that was refused to
-// the present keys a while ago. After that one call finds out whether it still is.
+// permitted gives an error for an operation that was refused to the present keys a while
+// ago.
 func (q *Queue) permitted(op string) error {
 	q.mu.Lock()
 	denied, found := q.denied[op]
 	q.mu.Unlock()
-	if !found {
+	if !found || time.Since(denied.at) >= q.deniedFor {
 		return nil
 	}
 	keys, err := q.credentials.Current()
 	if err != nil || !keys.Same(denied.keys) {
-		return nil // the call itself reports that there are no keys
+		return nil //nolint:nilerr // the call itself reports that there are no keys
+	}
+	return &Error{Op: op, Err: relay.ErrNotPermitted, class: relay.ClassUnknown}
+}
+
+// ask is permitted for who makes a request if it is: after a while that finds out whether the
+// operation still is refused, and those that come later go by its answer.
+func (q *Queue) ask(op string) error {
+	if err := q.permitted(op); err != nil {
+		return err
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if d, found := q.denied[op]; found && time.Since(d.at) >= q.deniedFor {
 		q.denied[op] = denial{keys: d.keys, at: time.Now()}
-		return nil
 	}
-	return &Error{Op: op, Err: relay.ErrNotPermitted, class: relay.ClassUnknown}
+	return nil
 }
 
 // BatchReceive leases up to n messages, 1 to 16, and waits up to wait for the first
@@ -482,7 +491,7 @@ type Lease struct {
 // dead (MNS: ChangeMessageVisibility). relay.ErrLeaseLost: the old one was dead
 // before. relay.ErrNotPermitted: the keys may only receive and delete.
 func (q *Queue) ChangeVisibility(ctx context.Context, receipt string, timeout time.Duration) (Lease, error) {
-	if err := q.permitted(OpVisibility); err != nil {
+	if err := q.ask(OpVisibility); err != nil {
 		return Lease{}, err
 	}
 	timeout = min(max(timeout, MinVisibility), MaxVisibility)
@@ -558,7 +567,7 @@ type DeadLetterPolicy struct {
 // Attributes reads the queue's attributes. relay.ErrNotPermitted: the keys may only
 // receive and delete.
 func (q *Queue) Attributes(ctx context.Context) (Attributes, error) {
-	if err := q.permitted(OpAttributes); err != nil {
+	if err := q.ask(OpAttributes); err != nil {
 		return Attributes{}, err
 	}
 	var attributes Attributes
@@ -580,7 +589,7 @@ func (q *Queue) Attributes(ctx context.Context) (Attributes, error) {
 // empty queue gives nil, nil. relay.ErrNotPermitted: the keys may only receive and
 // delete.
 func (q *Queue) Peek(ctx context.Context, n int) ([]relay.Message, error) {
-	if err := q.permitted(OpPeek); err != nil {
+	if err := q.ask(OpPeek); err != nil {
 		return nil, err
 	}
 	var messages []relay.Message

@@ -72,7 +72,6 @@ func (l *lease) lost() bool {
 }
 
 // renew extends a held lease, and tells whether it was one: it does nothing with any other.
-// A renewal takes no longer than the lease lasts.
 func (l *lease) renew(ctx context.Context, source Source) (asked bool, err error) {
 	l.mu.Lock()
 	if l.state != leaseHeld || l.claimed {
@@ -84,8 +83,6 @@ func (l *lease) renew(ctx context.Context, source Source) (asked bool, err error
 	d := l.delivery
 	l.mu.Unlock()
 
-	ctx, cancel := context.WithDeadline(ctx, d.Deadline)
-	defer cancel()
 	extended, err := source.Extend(ctx, d)
 
 	l.mu.Lock()

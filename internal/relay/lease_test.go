@@ -76,29 +76,6 @@ func TestARenewalHoldsUpOnlyItsOwnMessage(t *testing.T) {
 	})
 }
 
-// A renewal that hangs ends with its lease.
-func TestARenewalTakesNoLongerThanItsLease(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		var source *slowRenewals
-		r := newRig(t, 1, func(_ *relay.Config, d *relay.Deps) {
-			source = &slowRenewals{Queue: d.Source.(*relaytest.Queue), takes: time.Hour}
-			d.Source = source
-		})
-		begun := time.Now()
-		r.sinks[0].Answer(func(context.Context, relay.Message) relay.Result {
-			time.Sleep(time.Until(begun.Add(20 * time.Second))) //nolint:forbidigo // the bubble's time
-			return relay.Result{Outcome: relay.Delivered}
-		})
-		r.queue.Send("one")
-		r.start()
-		pass(31 * time.Second)
-		require.NotEmpty(t, source.settled, "its delete is tried all the same")
-		require.Equal(t, 30*time.Second, source.settled[0].Sub(begun))
-		r.stop()
-	})
-}
-
 // bounded confirms all but the first message of a batch at once, and that after a while. It
 // notes whether a delivery had to end.
 type bounded struct {

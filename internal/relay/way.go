@@ -92,11 +92,17 @@ func (p *Pipeline) carry(work, settle context.Context, draining <-chan struct{},
 	p.recall(work, b, plans)
 	defer p.deliver(work, draining, b, plans)()
 	b.completions(settle, settleLinger, func(ctx context.Context, index []int) {
-		// What waits for the dead-letter sink does not hold up the others.
+		// What waits for the dead-letter sink does not hold up the others, nor they it.
 		doomed, others := p.divide(work, b, index)
+		var ending sync.WaitGroup
+		if len(doomed) > 0 {
+			ending.Go(func() {
+				p.bury(ctx, work, b, doomed)
+				p.end(ctx, work, b, doomed)
+			})
+		}
 		p.end(ctx, work, b, others)
-		p.bury(ctx, work, b, doomed)
-		p.end(ctx, work, b, doomed)
+		ending.Wait()
 	})
 	close(b.settled)
 }
@@ -108,9 +114,10 @@ func (p *Pipeline) end(ctx, work context.Context, b *batch, index []int) {
 	}
 	p.record(ctx, b, index)
 	p.flushAudit(ctx)
-	deleted := p.settle(ctx, work, b, index)
-	p.give(b, index)
-	p.forget(ctx, b, deleted)
+	p.settle(ctx, work, b, index, func(part, gone []int) {
+		p.give(b, part)
+		p.forget(ctx, b, gone)
+	})
 }
 
 // decode unwraps and decodes each message and gives the index of those that can be
@@ -304,7 +311,7 @@ func (p *Pipeline) once(work, settle context.Context, draining <-chan struct{}, 
 	}
 	p.bury(settle, work, b, all)
 	p.flushAudit(settle)
-	p.settle(settle, work, b, all)
+	p.settle(settle, work, b, all, func([]int, []int) {})
 	var deliveries sync.WaitGroup
 	for _, t := range p.targets {
 		var index []int
@@ -336,23 +343,23 @@ func (p *Pipeline) confirmed(m *Message) {
 }
 
 // settle deletes what every required target or the dead-letter sink has confirmed, and
-// gives the rest back to the queue. It gives the index of what was deleted. A renewal that
-// hangs holds up its own message, and none of the others.
-func (p *Pipeline) settle(ctx, work context.Context, b *batch, index []int) (gone []int) {
-	var now, later []int
-	for _, i := range index {
+// gives the rest back to the queue. It calls done with each part that is settled, and with what
+// of it was deleted: a message whose lease is being renewed waits for that alone.
+func (p *Pipeline) settle(ctx, work context.Context, b *batch, index []int, done func(part, gone []int)) {
+	now := make([]int, 0, len(index))
+	var renewing sync.WaitGroup
+	for k, i := range index {
 		if b.leases[i].claim() {
-			later = append(later, i)
+			alone := index[k : k+1 : k+1]
+			renewing.Go(func() { done(alone, p.settleClaimed(ctx, work, b, alone)) })
 		} else {
 			now = append(now, i)
 		}
 	}
-	for _, part := range [][]int{now, later} {
-		if len(part) > 0 {
-			gone = append(gone, p.settleClaimed(ctx, work, b, part)...)
-		}
+	if len(now) > 0 {
+		done(now, p.settleClaimed(ctx, work, b, now))
 	}
-	return gone
+	renewing.Wait()
 }
 
 func (p *Pipeline) settleClaimed(ctx, work context.Context, b *batch, index []int) (gone []int) {

@@ -74,7 +74,6 @@ func TestUnbindForgetsTheExchange(t *testing.T) {
 	require.NoError(t, err)
 	require.NotContains(t, exchanges, "removed-later")
 
-	// With nothing bound, the endpoint tells of its own.
 	unbind(t, r.Sink)
 	r.AwaitReason(relay.Down, `exchange "nobody-made-this" does not exist`)
 }

@@ -117,7 +117,10 @@ func (e *Endpoint) wake() {
 func (e *Endpoint) Run(ctx context.Context) error {
 	e.mu.Lock()
 	e.running = true
-	e.watchOwn()
+	if len(e.exchanges) == 0 {
+		// Nothing is bound: report on the sink's own.
+		e.exchanges[e.config.Exchange.key()] = newExchange(e.config.Exchange)
+	}
 	e.mu.Unlock()
 	defer e.finish()
 

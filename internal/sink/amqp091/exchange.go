@@ -188,25 +188,15 @@ func (e *Endpoint) use(x Exchange) *exchange {
 }
 
 // leave forgets the exchange with the last sink that was bound to it: it is no longer declared,
-// nor does it tell of the health.
+// nor does it tell of the health. The last of all stays until there is another, for something
+// has to.
 func (e *Endpoint) leave(x *exchange) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if x.users--; x.users > 0 {
-		return
-	}
-	if e.exchanges[x.key()] == x {
+	x.users--
+	if x.users == 0 && len(e.exchanges) > 1 && e.exchanges[x.key()] == x {
 		delete(e.exchanges, x.key())
-	}
-	e.watchOwn()
-	e.report()
-}
-
-// watchOwn reports on the endpoint's own exchange where nothing is bound. Call it with mu held.
-func (e *Endpoint) watchOwn() {
-	if len(e.exchanges) == 0 {
-		e.exchanges[e.config.Exchange.key()] = newExchange(e.config.Exchange)
-		e.wake()
+		e.report()
 	}
 }
 

@@ -299,6 +299,27 @@ func TestTheEndWhileTheBrokerBlocks(t *testing.T) {
 	require.NoError(t, b.Unblock(bounded(t)))
 }
 
+// A source that ends gives back its channel of answers, and does not wait for a broker that
+// answers nothing.
+func TestUnbindWhileTheBrokerBlocks(t *testing.T) {
+	t.Parallel()
+	b := nodes.Private(t)
+	in := newInbox(t, b.URL())
+	in.consumer(func(amqp.Delivery) []byte { return []byte("ok") })
+	r := run(t, replying(in))
+	r.Await(relay.Up)
+	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 1, 10)))
+	require.NoError(t, b.Block(bounded(t)))
+	relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 1, 10))
+	r.AwaitReason(relay.Down, "the broker blocks publishers")
+	began := time.Now()
+	unbind(t, r.Sink)
+	require.Less(t, time.Since(began), time.Second)
+	r.End()
+	require.Less(t, time.Since(began), 4*time.Second)
+	require.NoError(t, b.Unblock(bounded(t)))
+}
+
 // A connection that ends again and again leaves nothing behind; goleak looks.
 func TestFlapping(t *testing.T) {
 	in := newInbox(t, broker.URL(t))

@@ -217,7 +217,17 @@ func (r *replies) open(c *connection) (*replyChannel, error) {
 	return ch, nil
 }
 
-// close ends the channel. Nothing waits for an answer any more.
+// unbind ends the channel; nothing waits for an answer any more. A broker that blocks publishers
+// answers nothing, so it is left behind, until the connection ends at the latest.
+func (r *replies) unbind() {
+	e := r.sink.endpoint
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.running {
+		e.workers.Go(r.close)
+	}
+}
+
 func (r *replies) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()

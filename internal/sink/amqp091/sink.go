@@ -93,7 +93,7 @@ func newSink(e *Endpoint, s Settings) (*Sink, error) {
 // Unbind is part of relay.Unbinder.
 func (s *Sink) Unbind() {
 	if s.replies != nil {
-		s.replies.close()
+		s.replies.unbind()
 	}
 	s.endpoint.leave(s.exchange)
 }

@@ -298,8 +298,7 @@ func (s *Sink) notSent(ctx, caller context.Context, c *connection, err error) re
 		return s.late(caller)
 	case ctx.Err() != nil:
 		// Its turn did not come, or there was no credit: the broker takes nothing.
-		// Not that the sink is down: another address may be up. Where none is, its health tells.
-		failure := fmt.Errorf("send to %q: the broker granted no credit within %v", s.settings.Address, s.settings.Timeout)
+		failure := fmt.Errorf("send to %q: %w: the broker granted no credit within %v", s.settings.Address, relay.ErrSinkDown, s.settings.Timeout)
 		s.endpoint.fails(s.fixed, reasonNoCredit, failure, true)
 		return relay.Result{Err: relay.Fail(reasonNoCredit, failure)}
 	case !ended(err) && errors.As(err, &remote) && remote.Condition == amqp.ErrCondMessageSizeExceeded:
