@@ -306,7 +306,9 @@ func TestUnbindWhileTheBrokerBlocks(t *testing.T) {
 	b := nodes.Private(t)
 	in := newInbox(t, b.URL())
 	in.consumer(func(amqp.Delivery) []byte { return []byte("ok") })
-	r := run(t, replying(in))
+	c := replying(in)
+	c.Reply.Timeout = 2 * time.Second
+	r := run(t, c)
 	r.Await(relay.Up)
 	relaytest.RequireDelivered(t, relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 1, 10)))
 	require.NoError(t, b.Block(bounded(t)))
