@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 	"github.com/stretchr/testify/require"
 
+	"mnsrelay/api"
 	"mnsrelay/internal/emulator"
 	"mnsrelay/test/broker"
 	"mnsrelay/test/redisserver"
@@ -100,6 +102,9 @@ func TestDeadLettersTellAllAndTooManyPauseTheSource(t *testing.T) {
 	file := newConfigFile(t, toWebhook(url, queue, hook.URL, "    dead_letter: dead\n    dead_letter_limit: {count: 3, per: 1h}")+
 		fmt.Sprintf("  dead: {type: amqp091, url: %q, exchange: %s, routing_key: dead}\n", b.url, b.exchange))
 	r := runRelay(t, file.path)
+	eventually(t, 10*time.Second, "the dead-letter sink is connected", func() bool {
+		return !slices.ContainsFunc(r.status().Sinks, func(s api.Sink) bool { return s.State != api.SinkStateUp })
+	})
 	before := time.Now().Add(-time.Second).UTC()
 	const poison = "{\"poison\":\"\u00e9\u4e16\"}"
 	ids := make(map[string]bool)
