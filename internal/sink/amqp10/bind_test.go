@@ -20,13 +20,7 @@ func TestUnbindForgetsTheAddress(t *testing.T) {
 		r := run(t, config(p, "refuse"))
 		r.AwaitReason(relay.Down, reason)
 		for _, address := range []string{"accept", "{{ body.to }}"} {
-			s, err := r.Endpoint.Bind(func(settings any) error {
-				s, ok := settings.(*amqp10.Settings)
-				require.True(t, ok)
-				s.Address = address
-				return nil
-			})
-			require.NoError(t, err)
+			s := bind(t, r, func(s *amqp10.Settings) { s.Address = address })
 			if address == "accept" {
 				r.Await(relay.Up)
 			}

@@ -103,13 +103,7 @@ func TestADetachedLinkIsAttachedAgain(t *testing.T) {
 		t.Helper()
 		r := run(t, config(p, "accept"))
 		r.Await(relay.Up)
-		detached, err := r.Endpoint.Bind(func(settings any) error {
-			s, ok := settings.(*amqp10.Settings)
-			require.True(t, ok)
-			s.Address = "detach"
-			return nil
-		})
-		require.NoError(t, err)
+		detached := bind(t, r, func(s *amqp10.Settings) { s.Address = "detach" })
 		// It is looked at in a moment.
 		require.Eventually(t, func() bool {
 			result := relaytest.Deliver(t.Context(), t, detached, relaytest.Messages("first", 1, 10))[0]
@@ -138,13 +132,7 @@ func TestAnAddressThatIsRefused(t *testing.T) {
 		health := r.AwaitReason(relay.Down, `address "refuse" does not exist: create it, or correct address: amqp:not-found`)
 		require.Equal(t, relay.Down, health.State)
 		relaytest.RequireReason(t, "address_unavailable", relaytest.Deliver(t.Context(), t, r.Sink, relaytest.Messages("m", 1, 10))[0])
-		other, err := r.Endpoint.Bind(func(settings any) error {
-			s, ok := settings.(*amqp10.Settings)
-			require.True(t, ok)
-			s.Address = `{{ body.to }}`
-			return nil
-		})
-		require.NoError(t, err)
+		other := bind(t, r, func(s *amqp10.Settings) { s.Address = `{{ body.to }}` })
 		ms := relaytest.Messages("m", 16, 0)
 		for i := range ms {
 			ms[i].Body = fmt.Appendf(nil, `{"to": "%s"}`, []string{"accept", "refuse-hunter2"}[i%2])
@@ -202,13 +190,7 @@ func TestAnAddressWithoutCreditIsNotTheWholeSink(t *testing.T) {
 		c := config(p, "accept")
 		c.Timeout = 300 * time.Millisecond
 		r := run(t, c)
-		full, err := r.Endpoint.Bind(func(settings any) error {
-			s, ok := settings.(*amqp10.Settings)
-			require.True(t, ok)
-			s.Address = "nocredit"
-			return nil
-		})
-		require.NoError(t, err)
+		full := bind(t, r, func(s *amqp10.Settings) { s.Address = "nocredit" })
 		r.Await(relay.Up)
 		for range 2 { // the second is not even sent
 			result := relaytest.Deliver(t.Context(), t, full, relaytest.Messages("m", 1, 10))[0]
